@@ -1,0 +1,229 @@
+"""Every setting of a run and its default, in frozen dataclasses that check themselves and go to JSON and back.
+
+Help, range, unit and choices stand in each field's metadata: the command lines are made from them. `None` means "by the
+task": `Config.resolved` fills it in from the paper's choices.
+"""
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
+
+from hta.errors import UserError
+
+Task = Literal["defect", "class"]
+
+# The paper's choices (section 4): iterations a scale by the number of transformations.
+_ITERATIONS = {54: 1000, 42: 500, 4: 2000}
+
+
+def option(default: Any, text: str, *, low=None, high=None, above=None, below=None, choices=None, unit="") -> Any:
+    """A dataclass field with what a command line and a check need to know about it.
+
+    Args:
+        default: the value when nothing is said.
+        text: help for a person.
+        low, high: inclusive bounds.
+        above, below: exclusive bounds.
+        choices: the only values allowed.
+        unit: of the value, for the help.
+    """
+    metadata = dict(text=text, low=low, high=high, above=above, below=below, choices=choices, unit=unit)
+    return field(default=default, metadata=metadata)
+
+
+def describe_range(metadata) -> str:
+    """The range of a field in words, such as "0 < value <= 1"."""
+    if metadata["choices"]:
+        return "one of " + ", ".join(str(c) for c in metadata["choices"])
+    left = f"{metadata['low']} <= " if metadata["low"] is not None else ""
+    left = f"{metadata['above']} < " if metadata["above"] is not None else left
+    right = f" <= {metadata['high']}" if metadata["high"] is not None else ""
+    right = f" < {metadata['below']}" if metadata["below"] is not None else right
+    return f"{left}value{right}" if left or right else ""
+
+
+def field_type(owner: type, name: str) -> tuple[type, bool]:
+    """The plain type of a field and whether it may be None."""
+    hint = typing.get_type_hints(owner)[name]
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        inner = [a for a in typing.get_args(hint) if a is not type(None)]
+        return inner[0], True
+    return (str, False) if typing.get_origin(hint) is Literal else (hint, False)
+
+
+def _in_range(value: Any, m) -> bool:
+    """Whether a value satisfies the bounds and choices of its field."""
+    if m["choices"] is not None:
+        return value in m["choices"]
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    return (
+        (m["low"] is None or value >= m["low"])
+        and (m["high"] is None or value <= m["high"])
+        and (m["above"] is None or value > m["above"])
+        and (m["below"] is None or value < m["below"])
+    )
+
+
+class Checked:
+    """Base of the dataclasses of settings: checks types and ranges when built."""
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, (kind, optional) = getattr(self, f.name), field_type(type(self), f.name)
+            if value is None and optional:
+                continue
+            right_type = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+            if kind is float and isinstance(value, int) and not isinstance(value, bool):
+                object.__setattr__(self, f.name, float(value))
+                right_type, value = True, float(value)
+            if not right_type or (f.metadata and not _in_range(value, f.metadata)):
+                wanted = (describe_range(f.metadata) if f.metadata else "") or f"a value of type {kind.__name__}"
+                raise UserError(f"--{f.name} {value}: must be {wanted.replace('value ', '', 1)}")
+
+
+@dataclass(frozen=True)
+class ModelConfig(Checked):
+    """What a trained pyramid is: its task, scales and networks."""
+
+    task: str = option("defect", "defects on one's own images, or images of another class", choices=("defect", "class"))
+    num_transforms: int | None = option(
+        None,
+        "number of transformations M that the discriminators tell apart; by default 4 for defects, 54 for colour and 42 "
+        "for gray images of the class task",
+        choices=(54, 42, 4),
+    )
+    min_size: int = option(25, "shorter side of the coarsest scale", low=11, unit="px")
+    max_size: int = option(64, "longer side of the finest scale; a smaller image is not enlarged", low=11, unit="px")
+    scale_factor: float = option(0.75, "nominal ratio between two scales", above=0, below=1)
+    nfc: int = option(32, "channels at the coarsest scale, doubled every four scales, at most 128", low=1)
+    ker_size: int = option(3, "side of the convolution kernels, odd", low=3, high=9, unit="px")
+    num_layer: int = option(5, "convolutions of each network", low=2, high=10)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.ker_size % 2 == 0:
+            raise UserError(f"--ker_size {self.ker_size}: must be odd, such as 3 or 5")
+        if self.min_size > self.max_size:
+            raise UserError(
+                f"--min_size {self.min_size} is above --max_size {self.max_size}: give a smaller --min_size or a larger "
+                "--max_size"
+            )
+
+    @property
+    def margin(self) -> int:
+        """Pixels that the unpadded convolutions of a network lose on every side."""
+        return self.num_layer * (self.ker_size // 2)
+
+    @property
+    def receptive_field(self) -> int:
+        """Side of the patch that one logit of a discriminator sees, pixels."""
+        return 2 * self.margin + 1
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Checked):
+    """How a scale is trained (paper, section 4)."""
+
+    niter: int | None = option(
+        None, "iterations a scale; by default 1000 with 54 transformations, 500 with 42, 2000 with 4", low=1
+    )
+    lr_g: float = option(5e-4, "learning rate of the generators", above=0)
+    lr_d: float = option(5e-4, "learning rate of the discriminators", above=0)
+    beta1: float = option(0.5, "first beta of Adam", low=0, below=1)
+    gamma: float = option(0.1, "factor of both learning rates after their milestones", above=0, high=1)
+    milestone_d: int = option(500, "iterations after which the discriminator's learning rate drops", low=1)
+    milestone_g: int = option(1000, "iterations after which the generator's learning rate drops", low=1)
+    Gsteps: int = option(3, "generator steps in one iteration", low=1)
+    Dsteps: int = option(3, "discriminator steps in one iteration", low=1)
+    alpha: float = option(100.0, "weight of the reconstruction loss", low=0)
+    noise_amp: float = option(0.1, "factor of the noise amplitude of the finer scales", low=0)
+    manualSeed: int = option(0, "seed of the weights and of all noise", low=0, high=2**31 - 1)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(Checked):
+    """Where and how it is computed: nothing here changes what is computed, save for rounding."""
+
+    device: str | None = option(None, "such as cuda:1 or cpu; by default CUDA if there is one, else the CPU")
+    not_cuda: bool = option(False, "run on the CPU even where there is a GPU")
+    threads: int = option(0, "CPU threads, 0 for one a core", low=0, high=1024)
+    precision: str = option(
+        "auto", "auto is bfloat16 where the hardware has it, else float32", choices=("auto", "float32", "bfloat16")
+    )
+    deterministic: bool = option(False, "only deterministic kernels: the same bits on every run, slower on a GPU")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a training run, checked as a whole."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def resolved(self, *, is_gray: bool) -> "Config":
+        """Fill in what depends on the task and the images (paper, section 4).
+
+        Args:
+            is_gray: whether all pixels of all training images have R = G = B.
+
+        Returns:
+            A config without None in its model and training part.
+        """
+        m = self.model.num_transforms
+        if m is None:
+            m = 4 if self.model.task == "defect" else 42 if is_gray else 54
+        niter = self.training.niter if self.training.niter is not None else _ITERATIONS[m]
+        return replace(
+            self, model=replace(self.model, num_transforms=m), training=replace(self.training, niter=niter)
+        )
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain dictionaries, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], source: str) -> "Config":
+        """Build from `to_dict`'s form.
+
+        Args:
+            data: the dictionaries.
+            source: the file's name, for errors.
+
+        Raises:
+            UserError: an unknown or missing key, or a value out of range.
+        """
+        parts = {"model": ModelConfig, "training": TrainingConfig, "runtime": RuntimeConfig}
+        require_keys(data, set(parts), source)
+        return cls(**{name: from_mapping(part, data[name], source) for name, part in parts.items()})
+
+
+def require_keys(data: Any, keys: set[str], source: str) -> None:
+    """Refuse a JSON object that has not exactly these keys.
+
+    Raises:
+        UserError: names the file, and the unknown and missing keys.
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{source}: not a JSON object where the keys {', '.join(sorted(keys))} should be")
+    unknown, missing = sorted(set(data) - keys), sorted(keys - set(data))
+    if unknown or missing:
+        says = [f"unknown key {', '.join(unknown)}"] * bool(unknown) + [f"missing key {', '.join(missing)}"] * bool(missing)
+        raise UserError(f"{source}: {'; '.join(says)}: not written by this version of hta")
+
+
+def from_mapping(cls: type, data: Any, source: str) -> Any:
+    """Build one dataclass of settings from a JSON object.
+
+    Raises:
+        UserError: an unknown or missing key, or a value out of range.
+    """
+    require_keys(data, {f.name for f in fields(cls)}, source)
+    try:
+        return cls(**data)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error

@@ -1,0 +1,1 @@
+"""Images and data sets: finding files, loading them, drawing the training images."""

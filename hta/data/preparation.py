@@ -1,0 +1,79 @@
+"""Resampling and CLAHE of the benchmarks' images, as the protocol's table has them (section 7).
+
+Resampling is Pillow's, on 8-bit images: that is what the named filters mean on the images of these data sets (bicubic has
+a = -0.5; all filters widen when shrinking). CLAHE comes after the resampling, except where the table says otherwise.
+"""
+
+import numpy as np
+from PIL import Image
+
+from hta.data.specs import BenchmarkSpec, Filter, Geometry
+from hta.imaging import clahe
+
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def prepare_training_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
+    """Prepare an image to train on.
+
+    Args:
+        image: `(H, W, 3)` float32 in [0, 1].
+        spec: The data set's row of the table.
+
+    Returns:
+        `(size, size, 3)` float32 in [0, 1].
+    """
+    if spec.geometry != "fit_then_squash":
+        resampled = resample(image, spec.geometry, spec.size, spec.train_filter)
+        return clahe(resampled) if spec.train_clahe else resampled
+    fitted = _shrink_to_fit(image, spec.size)
+    return resample(clahe(fitted) if spec.train_clahe else fitted, "squash", spec.size, spec.train_filter)
+
+
+def prepare_test_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
+    """Prepare an image to score; the same shapes and ranges as `prepare_training_image`, never with CLAHE."""
+    return resample(image, spec.geometry, spec.size, spec.test_filter)
+
+
+def prepare_mask(mask: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
+    """Bring a defect mask to the place that its image takes.
+
+    Args:
+        mask: `(H, W, 3)` float32 in [0, 1], as an image file is read; white is defective.
+        spec: The data set's row of the table.
+
+    Returns:
+        `(size, size)` bool, true on the defect (nearest neighbour).
+    """
+    return resample(mask, spec.geometry, spec.size, "nearest")[..., 0] > 0.5
+
+
+def resample(image: np.ndarray, geometry: Geometry, size: int, filter_name: Filter) -> np.ndarray:
+    """Bring an image `(H, W, 3)` to `(size, size, 3)`, cropped or squashed; float32 in [0, 1] both."""
+    picture = _to_picture(image)
+    if geometry != "crop":
+        return _to_array(picture.resize((size, size), _FILTERS[filter_name]))
+    shorter = min(picture.size)
+    width, height = (side * size // shorter for side in picture.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    return _to_array(picture.resize((width, height), _FILTERS[filter_name]).crop((left, top, left + size, top + size)))
+
+
+def _shrink_to_fit(image: np.ndarray, size: int) -> np.ndarray:
+    """Shrink to at most size x size, aspect ratio kept; a smaller image stays. The table leaves the filter open: bicubic."""
+    picture = _to_picture(image)
+    picture.thumbnail((size, size), Image.Resampling.BICUBIC, reducing_gap=None)
+    return _to_array(picture)
+
+
+def _to_picture(image: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.rint(image * 255).astype(np.uint8))
+
+
+def _to_array(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture, dtype=np.float32) / 255

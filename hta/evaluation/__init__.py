@@ -1,0 +1,1 @@
+"""Scores, decisions and maps from a trained pyramid."""

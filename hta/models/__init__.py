@@ -1,0 +1,1 @@
+"""Generators, discriminators, the pyramid of all scales, and the only save and load."""

@@ -1,0 +1,122 @@
+"""Device, precision, threads and seeds: the machine, kept apart from the method."""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+from dataclasses import dataclass
+
+import torch
+
+from hta.config import RuntimeConfig
+from hta.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_MALLOC_TRIM_THRESHOLD = -1
+_MALLOC_MMAP_THRESHOLD = -3
+_KEEP_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A resolved device and the type that activations are computed in.
+
+    Attributes:
+        device: where everything runs.
+        dtype: of the activations; weights, statistics, losses and optimisers are float32 at least.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _resolve_device(config: RuntimeConfig) -> torch.device:
+    """The device that the settings ask for, checked to exist."""
+    if config.not_cuda:
+        if config.device is not None and not config.device.startswith("cpu"):
+            raise UserError(f"--device {config.device} contradicts --not_cuda: give one of the two")
+        return torch.device("cpu")
+    if config.device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        logger.info("no CUDA device found: running on the CPU")
+        return torch.device("cpu")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError:
+        raise UserError(f"--device {config.device}: not a device; give cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {config.device}: only cpu and cuda are supported")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {config.device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself (CPU: AVX512-BF16 or AMX; CUDA: Ampere or later)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    capabilities = torch.backends.cpu.get_capabilities() if hasattr(torch.backends.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or _cpuinfo_bfloat16())
+
+
+def _cpuinfo_bfloat16() -> bool:
+    """The same question to the kernel, for versions of torch that cannot say."""
+    try:
+        with open("/proc/cpuinfo") as stream:  # noqa: PTH123 (not a user's file)
+            return any(flag in stream.read() for flag in ("avx512_bf16", "amx_bf16"))
+    except OSError:
+        return False
+
+
+def _keep_freed_memory() -> None:
+    """Ask glibc to keep freed memory: activations are allocated anew each step, and fresh pages cost more than maths."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_MALLOC_MMAP_THRESHOLD, _KEEP_BYTES)
+    libc.mallopt(_MALLOC_TRIM_THRESHOLD, _KEEP_BYTES)
+
+
+def set_up(config: RuntimeConfig) -> Runtime:
+    """Resolve the device and precision, and set the process's threads.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The runtime.
+
+    Raises:
+        UserError: a device that does not exist.
+    """
+    device = _resolve_device(config)
+    torch.set_num_threads(config.threads or available_cores())
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    _keep_freed_memory()
+    wants_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_native_bfloat16(device))
+    return Runtime(device, torch.bfloat16 if wants_bfloat16 else torch.float32)
+
+
+def seeded_generator(*keys: int | str) -> torch.Generator:
+    """A CPU generator whose stream depends on the keys alone.
+
+    Noise is always drawn on the CPU, so that a seed means the same on every device.
+
+    Args:
+        keys: such as a seed, a purpose and an index.
+
+    Returns:
+        A generator of its own.
+    """
+    digest = hashlib.sha256("/".join(map(str, keys)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -1,0 +1,1 @@
+"""Training of a pyramid, scale by scale."""

@@ -1,0 +1,112 @@
+"""The transformations that the discriminators tell apart, and the three sets of them (paper, section 3.1).
+
+Each is: horizontal flip, THEN translation, THEN rotation, THEN grayscale. The index of a transformation in its set is
+its class. Coordinates follow the tensors: y runs down, x runs right.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of R, G and B in the gray value."""
+
+
+@dataclass(frozen=True)
+class Transformation:
+    """One transformation: flip, then translation, then rotation, then grayscale.
+
+    Attributes:
+        grayscale: whether the three channels are replaced by their luma.
+        flip: whether the image is flipped left to right.
+        tx: -1, 0 or 1; +1 moves the content right by `shift_px(width)`.
+        ty: -1, 0 or 1; +1 moves the content down by `shift_px(height)`.
+        rotation: number of quarter turns counter-clockwise, 0 to 3.
+    """
+
+    grayscale: bool
+    flip: bool
+    tx: int
+    ty: int
+    rotation: int
+
+
+def shift_px(side: int) -> int:
+    """Pixels of one translation along a side: 15 % of it, rounded down (integer arithmetic, free of float noise)."""
+    return 15 * side // 100
+
+
+def _members(grayscale: bool, flips, txs, tys, rotations) -> list[Transformation]:
+    """All combinations, the rightmost index running fastest."""
+    return [Transformation(grayscale, bool(f), tx, ty, k) for f, tx, ty, k in product(flips, txs, tys, rotations)]
+
+
+_ROTATIONS = _members(False, (0,), (0,), (0,), range(4))
+_GEOMETRIC = (
+    _members(False, (0, 1), (0, 1), (0, 1), range(4))
+    + _members(False, (0, 1), (-1, 1, 0), (-1,), (0,))
+    + _members(False, (0, 1), (-1,), (1, 0), (0,))
+)
+_FULL = (
+    _GEOMETRIC
+    + _members(True, (0, 1), (0,), (0,), range(4))
+    + _members(True, (0,), (1, -1), (0,), (0,))
+    + _members(True, (0,), (0,), (1, -1), (0,))
+)
+
+TRANSFORMATION_SETS: dict[int, tuple[Transformation, ...]] = {
+    54: tuple(_FULL),
+    42: tuple(_GEOMETRIC),
+    4: tuple(_ROTATIONS),
+}
+"""The sets by their size M: 54 "full" (colour images), 42 "geometric" (gray images), 4 "rotations" (defects)."""
+
+
+def mirror_pad(images: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
+    """Pad by mirroring, the edge pixel included.
+
+    Args:
+        images: `(N, C, H, W)`, any dtype.
+        left, right, top, bottom: pixels to add on each side, at most the side they mirror.
+
+    Returns:
+        `(N, C, H + top + bottom, W + left + right)`; differentiable.
+    """
+    if left or right:
+        width = images.shape[-1]
+        sides = [images[..., :left].flip(-1), images, images[..., width - right :].flip(-1)]
+        images = torch.cat([s for s in sides if s.shape[-1]], dim=-1)
+    if top or bottom:
+        height = images.shape[-2]
+        sides = [images[..., :top, :].flip(-2), images, images[..., height - bottom :, :].flip(-2)]
+        images = torch.cat([s for s in sides if s.shape[-2]], dim=-2)
+    return images
+
+
+def to_grayscale(images: Tensor) -> Tensor:
+    """The luma of `(N, 3, H, W)` images, repeated on three channels."""
+    red, green, blue = images.unbind(dim=1)
+    gray = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return gray.unsqueeze(1).expand(-1, 3, -1, -1)
+
+
+def apply_transformation(images: Tensor, transformation: Transformation) -> Tensor:
+    """Apply one transformation the plain way (paper, section 3.1).
+
+    Args:
+        images: `(N, 3, H, W)`.
+        transformation: the one to apply.
+
+    Returns:
+        `(N, 3, H, W)`, or `(N, 3, W, H)` for an odd number of quarter turns.
+    """
+    height, width = images.shape[-2:]
+    if transformation.flip:
+        images = images.flip(-1)
+    dx, dy = transformation.tx * shift_px(width), transformation.ty * shift_px(height)
+    padded = mirror_pad(images, max(dx, 0), max(-dx, 0), max(dy, 0), max(-dy, 0))
+    images = padded[..., max(-dy, 0) : max(-dy, 0) + height, max(-dx, 0) : max(-dx, 0) + width]
+    images = torch.rot90(images, transformation.rotation, dims=(-2, -1))
+    return to_grayscale(images) if transformation.grayscale else images
