@@ -126,7 +126,9 @@ class CanvasPlan:
             One `(G * N, 3, H', W')` channels-last batch a group, ordered canvas by canvas; differentiable.
         """
         return [
-            torch.cat([canvas.render(images) for canvas in group.canvases]).contiguous(memory_format=torch.channels_last)
+            torch.cat([canvas.render(images) for canvas in group.canvases]).contiguous(
+                memory_format=torch.channels_last
+            )
             for group in self.groups
         ]
 

@@ -92,8 +92,8 @@ class ModelConfig(Checked):
     task: str = option("defect", "defects on one's own images, or images of another class", choices=("defect", "class"))
     num_transforms: int | None = option(
         None,
-        "number of transformations M that the discriminators tell apart; by default 4 for defects, 54 for colour and 42 "
-        "for gray images of the class task",
+        "number of transformations M that the discriminators tell apart; by default 4 for defects, 54 for colour and "
+        "42 for gray images of the class task",
         choices=(54, 42, 4),
     )
     min_size: int = option(25, "shorter side of the coarsest scale", low=11, unit="px")
@@ -109,8 +109,8 @@ class ModelConfig(Checked):
             raise UserError(f"--ker_size {self.ker_size}: must be odd, such as 3 or 5")
         if self.min_size > self.max_size:
             raise UserError(
-                f"--min_size {self.min_size} is above --max_size {self.max_size}: give a smaller --min_size or a larger "
-                "--max_size"
+                f"--min_size {self.min_size} is above --max_size {self.max_size}: give a smaller --min_size or a "
+                "larger --max_size"
             )
 
     @property
@@ -155,6 +155,9 @@ class RuntimeConfig(Checked):
         "auto", "auto is bfloat16 where the hardware has it, else float32", choices=("auto", "float32", "bfloat16")
     )
     deterministic: bool = option(False, "only deterministic kernels: the same bits on every run, slower on a GPU")
+    checkpoint_every: int = option(
+        100, "iterations between two checkpoints; one is written at each scale's end too", low=1
+    )
 
 
 @dataclass(frozen=True)
@@ -178,9 +181,7 @@ class Config:
         if m is None:
             m = 4 if self.model.task == "defect" else 42 if is_gray else 54
         niter = self.training.niter if self.training.niter is not None else _ITERATIONS[m]
-        return replace(
-            self, model=replace(self.model, num_transforms=m), training=replace(self.training, niter=niter)
-        )
+        return replace(self, model=replace(self.model, num_transforms=m), training=replace(self.training, niter=niter))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain dictionaries, ready for JSON."""
@@ -212,7 +213,9 @@ def require_keys(data: Any, keys: set[str], source: str) -> None:
         raise UserError(f"{source}: not a JSON object where the keys {', '.join(sorted(keys))} should be")
     unknown, missing = sorted(set(data) - keys), sorted(keys - set(data))
     if unknown or missing:
-        says = [f"unknown key {', '.join(unknown)}"] * bool(unknown) + [f"missing key {', '.join(missing)}"] * bool(missing)
+        says = [f"unknown key {', '.join(unknown)}"] * bool(unknown) + [f"missing key {', '.join(missing)}"] * bool(
+            missing
+        )
         raise UserError(f"{source}: {'; '.join(says)}: not written by this version of hta")
 
 

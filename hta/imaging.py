@@ -29,7 +29,7 @@ ALPHA_BACKGROUND = 1.0
 """What shows through the transparent pixels of an image: white, as on a page."""
 
 # Only these are tried on a file, whatever its suffix: some of Pillow's other formats start programs (EPS).
-_FORMATS = ("PNG", "JPEG", "MPO", "TIFF", "BMP", "WEBP")
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 _FORMATS_TEXT = "PNG, JPEG, TIFF, BMP or WebP"
 
 # All that Pillow raises on damaged files; its decoders do not translate the errors of the modules they use.
@@ -55,7 +55,8 @@ def read_image(path: str | Path, background: float = ALPHA_BACKGROUND) -> np.nda
     """Read a PNG, JPEG, TIFF, BMP or WebP file of any common pixel format, upright by its EXIF orientation.
 
     Gray, 1-bit, palette, CMYK and RGB images, with or without transparency, are read at their 8 bits, 16-bit gray
-    ones at 16; 16-bit colour is cut to its high byte, which is all that Pillow gives. Of several frames the first is read.
+    ones at 16; 16-bit colour is cut to its high byte, which is all that Pillow gives. Of several frames the first is
+    read.
 
     Args:
         path: The file.
@@ -183,8 +184,8 @@ def clahe(image: np.ndarray) -> np.ndarray:
     """Equalise contrast locally on V of 8-bit HSV: contrast-limited, 8 x 8 tiles, clip at 2 uniform bins (SPEC 7).
 
     This is the usual 8-bit form of the paper's protocol, written here because the one at hand,
-    `skimage.exposure.equalize_adapthist`, means other things by its arguments: it stretches the image's range first, takes
-    tiles of a size instead of a grid, and clips at a fraction of the tile.
+    `skimage.exposure.equalize_adapthist`, means other things by its arguments: it stretches the image's range first,
+    takes tiles of a size instead of a grid, and clips at a fraction of the tile.
     Against OpenCV on noise and smooth images of nine sizes: HSV equal, V one level off in at most 0.9 % of the pixels
     (ties), the colours one or two levels off in a third of the values, which OpenCV cuts off and this rounds.
 
@@ -262,8 +263,9 @@ def _check_file(path: Path) -> None:
 
 
 def _open_header(path: Path) -> Image.Image:
-    """Read the header; between Pillow's limit and twice that it would only warn, and then decode."""
+    """Read the header; of a damaged one Pillow may also warn, and of a picture up to twice its limit it only warns."""
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(path, formats=_FORMATS)
 
@@ -282,7 +284,7 @@ def _from_pil(image: Image.Image, background: float, name: str) -> np.ndarray:
 
 def _as_16_bit(values: np.ndarray) -> np.ndarray:
     """Narrow 32-bit integers, the way in which Pillow hands over some 16-bit files, where their values allow it."""
-    if values.dtype.kind == "i" and 0 <= values.min() and values.max() <= np.iinfo(np.uint16).max:
+    if values.dtype.kind == "i" and values.min() >= 0 and values.max() <= np.iinfo(np.uint16).max:
         return values.astype(np.uint16)
     return values
 

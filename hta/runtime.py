@@ -77,7 +77,7 @@ def _cpuinfo_bfloat16() -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory: activations are allocated anew each step, and fresh pages cost more than maths."""
+    """Ask glibc to keep freed memory: activations come anew at each step, and fresh pages cost more than maths."""
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)

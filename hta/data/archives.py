@@ -1,14 +1,16 @@
 """Archives of data sets, checked and unpacked so that nothing is written outside the target folder.
 
-Only regular files and folders are taken. A member is refused, and with it the whole archive, when its name is absolute or
-climbs with `..`, or when it is a link, a device or a pipe. Contents are copied out one by one, so that owners, modes and
-times of the archive have no effect, under every version of Python alike.
+Only regular files and folders are taken. A member is refused, and with it the whole archive, when its name is absolute
+or climbs with `..`, or when it is a link, a device or a pipe. Contents are copied out one by one, so that owners, modes
+and times of the archive have no effect, under every version of Python alike.
 """
 
+import gzip
 import hashlib
 import logging
 import lzma
 import shutil
+import stat
 import tarfile
 import tempfile
 import zipfile
@@ -23,7 +25,15 @@ from hta.errors import RunError, UserError
 
 logger = logging.getLogger(__name__)
 
-_BROKEN_ARCHIVE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, RuntimeError)
+_BROKEN_ARCHIVE = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+)
 _CHUNK_BYTES = 1 << 20
 
 
@@ -54,9 +64,10 @@ def check_archive(archive: Path, published: Mapping[str, Checksum] = PUBLISHED) 
     expected = published.get(archive.name)
     if expected is None:
         return
-    if archive.stat().st_size != expected.num_bytes:
+    num_bytes = archive.stat().st_size
+    if num_bytes != expected.num_bytes:
         raise UserError(
-            f"{archive}: {archive.stat().st_size} bytes instead of {expected.num_bytes}; get it again, or unpack it yourself"
+            f"{archive}: {num_bytes} bytes instead of {expected.num_bytes}; get it again or unpack it yourself"
         )
     digest = hashlib.sha256()
     with archive.open("rb") as file:
@@ -91,7 +102,9 @@ def extract_archive(archive: Path, target: Path) -> None:
     except _BROKEN_ARCHIVE as error:
         raise UserError(f"{archive}: broken or no archive ({error}); get it again") from error
     except OSError as error:
-        raise RunError(f"{archive}: unpacking into {target} failed ({error}); make room there or unpack it yourself") from error
+        raise RunError(
+            f"{archive}: unpacking into {target} failed ({error}); make room there or unpack it yourself"
+        ) from error
 
 
 def unpack_into(archives: Sequence[Path], folder: Path) -> None:
@@ -99,7 +112,7 @@ def unpack_into(archives: Sequence[Path], folder: Path) -> None:
 
     Args:
         archives: The files.
-        folder: Where their top-level entries go; an entry that is already there stays as it is.
+        folder: Where their top-level entries go, created where missing; an entry that is already there stays as it is.
 
     Raises:
         UserError: An archive is not the published one, cannot be read, or holds a member that is refused.
@@ -108,12 +121,13 @@ def unpack_into(archives: Sequence[Path], folder: Path) -> None:
     for archive in archives:
         check_archive(archive)
     try:
-        # Beside the target, because only a move within one file system is a rename.
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as workshop:
+        # Close to the target, because only a move within one file system is a rename.
+        place = folder if folder.is_dir() else folder.parent
+        with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place) as workshop:
             for archive in archives:
                 logger.info("unpacking %s into %s", archive, folder)
                 extract_archive(archive, Path(workshop))
+            folder.mkdir(exist_ok=True)
             for entry in Path(workshop).iterdir():
                 if not (folder / entry.name).exists():
                     entry.rename(folder / entry.name)
@@ -126,14 +140,20 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
     with tarfile.open(archive) as tar:
         for member in tar:
             if not (member.isfile() or member.isdir()):
-                raise UserError(f"{archive}: member {member.name!r} is a link or a device, which is refused; unpack it yourself")
+                raise UserError(_refusal(archive, member.name))
             yield member.name, tar.extractfile(member) if member.isfile() else None
+        # The compressed stream carries its checksum at the very end, behind what tar needs to read.
+        while tar.fileobj.read(_CHUNK_BYTES):
+            pass
 
 
 def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Yield name and content of each member, no content for a folder; zip's links come out as small plain files."""
+    """Yield name and content of each member, no content for a folder."""
     with zipfile.ZipFile(archive) as package:
         for member in package.infolist():
+            # The upper half holds the Unix mode; 0 where the archive was made elsewhere.
+            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+                raise UserError(_refusal(archive, member.filename))
             yield member.filename, None if member.is_dir() else package.open(member)
 
 
@@ -141,7 +161,9 @@ def _checked_name(archive: Path, name: str) -> PurePosixPath:
     """Refuse a name that could lead out of the target, whether read the POSIX or the Windows way."""
     windows = PureWindowsPath(name)
     if PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts or "\0" in name:
-        raise UserError(f"{archive}: member {name!r} leads out of the folder, which is refused; get the archive elsewhere")
+        raise UserError(
+            f"{archive}: member {name!r} leads out of the folder, which is refused; get the archive elsewhere"
+        )
     return PurePosixPath(name)
 
 
@@ -152,3 +174,7 @@ def _copy_out(content: IO[bytes] | None, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with content, path.open("wb") as file:
         shutil.copyfileobj(content, file, _CHUNK_BYTES)
+
+
+def _refusal(archive: Path, member: str) -> str:
+    return f"{archive}: member {member!r} is a link or a device, which is refused; get the archive elsewhere"

@@ -22,9 +22,7 @@ __all__ = [
 ]
 
 
-def load_benchmark(
-    name: str, data_root: str | Path, *, download: bool = False, preparation: str = "full"
-) -> Benchmark:
+def load_benchmark(name: str, data_root: str | Path, *, download: bool = False, preparation: str = "full") -> Benchmark:
     """Load a data set; images are decoded and prepared only when they are asked for.
 
     Args:

@@ -12,8 +12,8 @@ from hta.imaging import is_gray, read_image
 def load_class_folders(data_root: Path) -> Benchmark:
     """Load a class-per-folder tree.
 
-    A tree in colour is prepared like CIFAR10, a gray one (judged by the first training image of each class) like
-    MNIST; images that are not square are squashed. Where the folders are classes of CIFAR10, they are named as in the paper.
+    A tree in colour is prepared like CIFAR10, a gray one (judged by the first training image of each class) like MNIST;
+    images that are not square are squashed. Where all folders are classes of CIFAR10, they get the paper's names.
 
     Raises:
         UserError: The tree has another form.
@@ -21,7 +21,9 @@ def load_class_folders(data_root: Path) -> Benchmark:
     train = _class_files(data_root / "train")
     test = _class_files(data_root / "test")
     if odd := sorted(train.keys() ^ test.keys()):
-        raise UserError(f"--data_root {data_root}: class {odd[0]} is not in both train and test; add the missing folder")
+        raise UserError(
+            f"--data_root {data_root}: class {odd[0]} is not in both train and test; add the missing folder"
+        )
     images, labels = _flatten(data_root, train)
     test_images, test_labels = _flatten(data_root, test)
     return labelled_benchmark(_spec_of(data_root, train), images, labels, test_images, test_labels)
@@ -49,8 +51,8 @@ def _flatten(root: Path, files: dict[str, list[Path]]) -> tuple[FileImages, list
 def _spec_of(root: Path, train: dict[str, list[Path]]) -> BenchmarkSpec:
     gray = all(is_gray(read_image(images[0])) for images in train.values())
     spec = replace(FOLDER_GRAY if gray else FOLDER, title=f"{root.resolve().name} (folder)", classes=tuple(train))
-    renamed = tuple(CIFAR.aliases.get(name, name) for name in train)
+    paper_names = dict(CIFAR.aliases)
+    renamed = tuple(paper_names.get(name, name) for name in train)
     if set(renamed) <= set(CIFAR.classes) and len(set(renamed)) == len(renamed):
-        known = {alias: name for alias, name in CIFAR.aliases.items() if name in renamed}
-        return replace(spec, classes=renamed, aliases=known)
+        return replace(spec, classes=renamed, aliases=tuple(pair for pair in CIFAR.aliases if pair[1] in renamed))
     return spec

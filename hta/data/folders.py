@@ -1,4 +1,4 @@
-"""Images in folders: which files to train on, which to test and with what labels and masks; finding apart from reading."""
+"""Images in folders: what to train on, what to test, with which labels and masks; finding apart from reading."""
 
 import csv
 import difflib
@@ -167,7 +167,8 @@ def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Tes
     Args:
         test_dir: A folder, or one image file.
         labels_csv: CSV with the header `path,label`, a row for every image. Paths count from `test_dir`, else from the
-            CSV's folder; labels are 0 or `good` for normal, 1 or a kind of defect for anomalous. It goes before the layout.
+            CSV's folder; labels are 0 or `good` for normal, 1 or a kind of defect for anomalous. They replace the
+            layout's.
 
     Returns:
         Items sorted by their relative path.

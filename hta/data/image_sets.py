@@ -213,7 +213,9 @@ def array_benchmark(spec: BenchmarkSpec, train: Any, test: Any) -> Benchmark:
     for split, dataset in (("train", train), ("test", test)):
         labels = np.asarray(dataset.targets)
         if len(dataset.data) != len(labels) or np.any((labels < 0) | (labels >= len(spec.classes))):
-            raise UserError(f"{spec.title}: images and labels of its {split} files do not fit together; get the files again")
+            raise UserError(
+                f"{spec.title}: images and labels of its {split} files do not fit together; get the files again"
+            )
     return labelled_benchmark(
         spec, ArrayImages(train.data, "train"), _ints(train), ArrayImages(test.data, "test"), _ints(test)
     )

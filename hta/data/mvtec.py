@@ -49,7 +49,8 @@ def load_mvtec(spec: BenchmarkSpec, data_root: Path) -> Benchmark:
         test=FileImages(tree, tuple(file.path for file in tests)),
         train_members=_consecutive([len(train.get(label, ())) for label in labels]),
         normals=tuple(
-            frozenset(i for i, file in enumerate(tests) if file.label == label and file.defect == _GOOD) for label in labels
+            frozenset(i for i, file in enumerate(tests) if file.label == label and file.defect == _GOOD)
+            for label in labels
         ),
         strata=tuple(file.defect for file in tests),
         scored=tuple(tuple(i for i, file in enumerate(tests) if file.label == label) for label in labels),
@@ -69,7 +70,9 @@ def _find_tree(classes: Sequence[str], data_root: Path) -> Path:
         tree = tree or data_root / "mvtec"
         unpack_into(found, tree)
     if tree is None or not any((tree / name).is_dir() for name in classes):
-        raise UserError(f"--data_root {data_root}: no class of MVTec AD in its folder mvtec; unpack {_ARCHIVE} into that")
+        raise UserError(
+            f"--data_root {data_root}: no class of MVTec AD in its folder mvtec; unpack {_ARCHIVE} into that"
+        )
     return tree
 
 

@@ -1,7 +1,7 @@
 """Paris Buildings (Philbin et al. 2008) under the protocol, from its published files.
 
-Normal for a landmark is the union of its five ok-lists. An image that is only in good or junk lists, or in none, counts as
-anomalous for every landmark. The training images are drawn from the test images and leave the test set.
+Normal for a landmark is the union of its five ok-lists. An image that is only in good or junk lists, or in none, counts
+as anomalous for every landmark. The training images are drawn from the test images and leave the test set.
 """
 
 from collections.abc import Mapping
@@ -16,13 +16,28 @@ _QUERIES = range(1, 6)
 _REMEDY = "unpack paris_1.tgz, paris_2.tgz and paris_120310.tgz into it"
 # The published archives hold error pages in place of these twenty; the data set's own page lists them.
 _CORRUPT = frozenset(
-    f"paris_{name}"
-    for name in (
-        "louvre_000136 louvre_000146 moulinrouge_000422 museedorsay_001059 notredame_000188 pantheon_000284 "
-        "pantheon_000960 pantheon_000974 pompidou_000195 pompidou_000196 pompidou_000201 pompidou_000467 pompidou_000640 "
-        "sacrecoeur_000299 sacrecoeur_000330 sacrecoeur_000353 triomphe_000662 triomphe_000833 triomphe_000863 "
-        "triomphe_000867"
-    ).split()
+    {
+        "paris_louvre_000136",
+        "paris_louvre_000146",
+        "paris_moulinrouge_000422",
+        "paris_museedorsay_001059",
+        "paris_notredame_000188",
+        "paris_pantheon_000284",
+        "paris_pantheon_000960",
+        "paris_pantheon_000974",
+        "paris_pompidou_000195",
+        "paris_pompidou_000196",
+        "paris_pompidou_000201",
+        "paris_pompidou_000467",
+        "paris_pompidou_000640",
+        "paris_sacrecoeur_000299",
+        "paris_sacrecoeur_000330",
+        "paris_sacrecoeur_000353",
+        "paris_triomphe_000662",
+        "paris_triomphe_000833",
+        "paris_triomphe_000863",
+        "paris_triomphe_000867",
+    }
 )
 
 
@@ -32,13 +47,14 @@ def load_paris(spec: BenchmarkSpec, data_root: Path) -> Benchmark:
     Args:
         spec: Its row of the table.
         data_root: Holds `paris/` with the images (`paris_<landmark>_NNNNNN.jpg`, in subfolders or not) and the lists
-            (`<landmark>_{1..5}_ok.txt`, which may also lie in data_root), or the published archives.
+            (`<landmark>_{1..5}_ok.txt`, which may lie anywhere in data_root), or the published archives.
 
     Raises:
         UserError: Images or lists are missing.
     """
     folder = _image_folder(data_root)
-    ok_names = {name: _ok_list_union(name, folder, data_root) for name in spec.classes}
+    lists = {path.name: path for path in _files(data_root, "*_ok.txt")}
+    ok_names = {name: _ok_list_union(name, lists, folder) for name in spec.classes}
     files = _kept_files(folder, frozenset().union(*ok_names.values()))
     index = {path.stem: position for position, path in enumerate(files)}
     members = tuple(_positions(ok_names[name], index, folder) for name in spec.classes)
@@ -58,22 +74,43 @@ def load_paris(spec: BenchmarkSpec, data_root: Path) -> Benchmark:
 def _image_folder(data_root: Path) -> Path:
     """Find the folder of the images, unpacking the archives where only they are there."""
     folder = data_root / "paris"
-    # The newer copies of the image archives are called paris_1-v1.tgz and paris_2-v1.tgz.
-    archives = [path for pattern in ("paris_1*.tgz", "paris_2*.tgz") for path in sorted(data_root.glob(pattern))]
-    if not folder.is_dir() and archives:
-        unpack_into([path for path in dict.fromkeys(archives)], folder)
+    _unpack_missing(folder, data_root)
     for place in (folder, data_root):
-        if next(place.rglob("paris_*.jpg"), None) is not None:
+        if _files(place, "paris_*.jpg"):
             return place
-    raise UserError(f"--data_root {data_root}: no images of Paris (paris_<landmark>_NNNNNN.jpg) in its folder paris; {_REMEDY}")
+    raise UserError(
+        f"--data_root {data_root}: no images of Paris (paris_<landmark>_NNNNNN.jpg) in its folder paris; {_REMEDY}"
+    )
 
 
-def _ok_list_union(landmark: str, folder: Path, data_root: Path) -> frozenset[str]:
+def _unpack_missing(folder: Path, data_root: Path) -> None:
+    """Unpack the archives of data_root whose contents are not there yet."""
+    # The newer copies of the image archives have -v1 in their names.
+    images = [_first_file(data_root / f"paris_{part}.tgz", data_root / f"paris_{part}-v1.tgz") for part in (1, 2)]
+    lists = _first_file(data_root / "paris_120310.tgz")
+    # One half alone would pass for the whole the next time.
+    if all(images) and not _files(data_root, "paris_*.jpg"):
+        unpack_into([path for path in images if path], folder)
+    if lists and not _files(data_root, "*_ok.txt"):
+        unpack_into([lists], folder)
+
+
+def _first_file(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """List the files below a folder, less what an interrupted unpacking may have left in a hidden folder."""
+    below = sorted(folder.rglob(pattern))
+    return [path for path in below if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+
+
+def _ok_list_union(landmark: str, lists: Mapping[str, Path], folder: Path) -> frozenset[str]:
     """Return the names in a landmark's five ok-lists."""
     names: set[str] = set()
     for query in _QUERIES:
         file_name = f"{landmark}_{query}_ok.txt"
-        found = next(folder.rglob(file_name), data_root / file_name)
+        found = lists.get(file_name, folder / file_name)
         try:
             lines = found.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
@@ -84,7 +121,7 @@ def _ok_list_union(landmark: str, folder: Path, data_root: Path) -> frozenset[st
 
 def _kept_files(folder: Path, ok_names: frozenset[str]) -> tuple[Path, ...]:
     """Return the images in order of their names, less the corrupt ones and the general views in no ok-list."""
-    files: Mapping[str, Path] = {path.stem: path for path in sorted(folder.rglob("paris_*.jpg"), reverse=True)}
+    files = {path.stem: path for path in _files(folder, "paris_*.jpg")}
     kept = (name for name in files if name not in _CORRUPT and (name in ok_names or "_general_" not in name))
     return tuple(files[name] for name in sorted(kept))
 

@@ -1,7 +1,7 @@
 """Resampling and CLAHE of the benchmarks' images, as the protocol's table has them (section 7).
 
-Resampling is Pillow's, on 8-bit images: that is what the named filters mean on the images of these data sets (bicubic has
-a = -0.5; all filters widen when shrinking). CLAHE comes after the resampling, except where the table says otherwise.
+Resampling is Pillow's, on 8-bit images: that is what the named filters mean on the images of these data sets (bicubic
+has a = -0.5; all filters widen when shrinking). CLAHE comes after the resampling where the table says nothing else.
 """
 
 import numpy as np
@@ -65,7 +65,10 @@ def resample(image: np.ndarray, geometry: Geometry, size: int, filter_name: Filt
 
 
 def _shrink_to_fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Shrink to at most size x size, aspect ratio kept; a smaller image stays. The table leaves the filter open: bicubic."""
+    """Shrink to at most size x size, aspect ratio kept; a smaller image stays.
+
+    The table leaves the filter open: bicubic, as in the squash that follows.
+    """
     picture = _to_picture(image)
     picture.thumbnail((size, size), Image.Resampling.BICUBIC, reducing_gap=None)
     return _to_array(picture)

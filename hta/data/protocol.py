@@ -1,8 +1,8 @@
 """Which images a run trains on and which it scores (section 7).
 
-Random choices are made by sorting on SHA-256 of (what is chosen for, index), not by a random generator: they are the same
-on every machine and under every version of every library. A draw depends on data set, class, draw number and seed alone,
-so all variants of the method see the same images; a draw of 5 images begins with the draw of 1.
+Random choices are made by sorting on SHA-256 of (what is chosen for, index), not by a random generator: they are the
+same on every machine and under every version of every library. A draw depends on data set, class, draw number and seed
+alone, so all variants of the method see the same images; a draw of 5 images begins with the draw of 1.
 """
 
 import hashlib
@@ -40,7 +40,9 @@ def draw_training_images(
     """
     indices = benchmark.train_indices(pos_class)
     if not 1 <= num_images <= len(indices):
-        raise UserError(f"--num_images {num_images}: class {pos_class} has {len(indices)} images; choose 1 to {len(indices)}")
+        raise UserError(
+            f"--num_images {num_images}: class {pos_class} has {len(indices)} images; choose 1 to {len(indices)}"
+        )
     if (draw is None) == (index_download is None):
         raise UserError("--index_download: give either it or the number of a random draw")
     if draw is not None:
@@ -54,7 +56,7 @@ def draw_training_images(
     return indices[(index_download - 1) * num_images : index_download * num_images]
 
 
-def test_indices(
+def choose_test_images(
     benchmark: Benchmark,
     pos_class: str | int,
     *,
@@ -92,7 +94,8 @@ def test_indices(
         strata[benchmark.strata[index]].append(index)
     shares = _largest_remainder({name: len(members) for name, members in strata.items()}, test_limit)
     chosen = (
-        _shuffled(members, f"test|{benchmark.spec.name}|{name}|{seed}")[: shares[name]] for name, members in strata.items()
+        _shuffled(members, f"test|{benchmark.spec.name}|{name}|{seed}")[: shares[name]]
+        for name, members in strata.items()
     )
     return sorted(index for part in chosen for index in part)
 

@@ -1,8 +1,8 @@
-"""What the protocol fixes for each data set: class names, preparation of the images, the paper's schedule (section 7)."""
+"""What the protocol fixes for each data set: class names, preparation of images, the paper's schedule (section 7)."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -10,7 +10,6 @@ from hta.errors import UserError
 
 Geometry = Literal["squash", "fit_then_squash", "crop"]
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
-_NO_ALIASES: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class BenchmarkSpec:
         table_name: The data set's name in the file of the paper's values.
         classes: Class names in label order, in the paper's spelling.
         geometry: "squash" (to a square, whatever the aspect ratio), "crop" (shorter side to `size`, then the centre) or
-            "fit_then_squash" (training images first shrink to fit `size`, aspect kept; test images are squashed at once).
+            "fit_then_squash" (training images shrink to fit `size`, aspect kept, before they are squashed).
         size: Side of a prepared image in pixels.
         train_filter: Resampling of training images.
         test_filter: Resampling of test images.
@@ -31,7 +30,7 @@ class BenchmarkSpec:
         num_transforms: The paper's number of transformations.
         niter: The paper's number of iterations a scale.
         is_gray: Whether the images are gray (R = G = B).
-        aliases: Other spellings of a class -> the paper's spelling.
+        aliases: Pairs of another spelling of a class and the paper's.
     """
 
     name: str
@@ -46,7 +45,7 @@ class BenchmarkSpec:
     num_transforms: int = 54
     niter: int = 1000
     is_gray: bool = False
-    aliases: Mapping[str, str] = field(default_factory=lambda: _NO_ALIASES, hash=False)
+    aliases: tuple[tuple[str, str], ...] = ()
 
 
 CIFAR = BenchmarkSpec(
@@ -54,7 +53,7 @@ CIFAR = BenchmarkSpec(
     title="CIFAR10",
     table_name="cifar10",
     classes=("plane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-    aliases=MappingProxyType({"airplane": "plane", "automobile": "car"}),
+    aliases=(("airplane", "plane"), ("automobile", "car")),
 )
 
 _DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -68,7 +67,7 @@ MNIST = BenchmarkSpec(
     num_transforms=42,
     niter=500,
     is_gray=True,
-    aliases=MappingProxyType({text: str(n) for n, word in enumerate(_DIGITS) for text in (word, f"{n} - {word}")}),
+    aliases=tuple((text, str(n)) for n, word in enumerate(_DIGITS) for text in (word, f"{n} - {word}")),
 )
 
 FASHION_MNIST = replace(
@@ -76,16 +75,26 @@ FASHION_MNIST = replace(
     name="fashionmnist",
     title="FashionMNIST",
     table_name="fashionmnist",
-    classes=tuple("t_shirt trouser pullover dress coat sandals shirt sneaker bag ankle_boot".split()),
-    aliases=MappingProxyType({"T-shirt/top": "t_shirt", "Sandal": "sandals"}),
+    classes=("t_shirt", "trouser", "pullover", "dress", "coat", "sandals", "shirt", "sneaker", "bag", "ankle_boot"),
+    aliases=(("T-shirt/top", "t_shirt"), ("Sandal", "sandals")),
 )
 
 PARIS = BenchmarkSpec(
     name="paris",
     title="Paris",
     table_name="paris",
-    classes=tuple(
-        "defense eiffel invalides louvre moulinrouge museedorsay notredame pantheon pompidou sacrecoeur triomphe".split()
+    classes=(
+        "defense",
+        "eiffel",
+        "invalides",
+        "louvre",
+        "moulinrouge",
+        "museedorsay",
+        "notredame",
+        "pantheon",
+        "pompidou",
+        "sacrecoeur",
+        "triomphe",
     ),
     geometry="fit_then_squash",
     size=450,
@@ -96,9 +105,22 @@ MVTEC = BenchmarkSpec(
     name="mvtec",
     title="MVTec AD",
     table_name="mvtec",
-    classes=tuple(
-        "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw "
-        "tile toothbrush transistor wood zipper".split()
+    classes=(
+        "bottle",
+        "cable",
+        "capsule",
+        "carpet",
+        "grid",
+        "hazelnut",
+        "leather",
+        "metal_nut",
+        "pill",
+        "screw",
+        "tile",
+        "toothbrush",
+        "transistor",
+        "wood",
+        "zipper",
     ),
     geometry="crop",
     train_filter="lanczos",
@@ -109,7 +131,7 @@ MVTEC_ROTATIONS = replace(MVTEC, train_clahe=False, num_transforms=4, niter=2000
 
 # Any other data set, as a tree of one folder a class; the tree fills in the title and the classes.
 FOLDER = BenchmarkSpec(name="folder", title="folder", table_name="folder", classes=())
-FOLDER_GRAY = replace(MNIST, name="folder", title="folder", table_name="folder", classes=(), aliases=_NO_ALIASES)
+FOLDER_GRAY = replace(MNIST, name="folder", title="folder", table_name="folder", classes=(), aliases=())
 
 SPECS: Mapping[str, BenchmarkSpec] = MappingProxyType(
     {spec.name: spec for spec in (CIFAR, MNIST, FASHION_MNIST, PARIS, MVTEC, FOLDER)}
@@ -150,7 +172,7 @@ def class_index(spec: BenchmarkSpec, pos_class: str | int) -> int:
         UserError: No such class; the line lists the choices.
     """
     labels = {_fold(name): label for label, name in enumerate(spec.classes)}
-    spellings = {_fold(alias): labels[_fold(name)] for alias, name in spec.aliases.items()} | labels
+    spellings = {_fold(alias): labels[_fold(name)] for alias, name in spec.aliases} | labels
     key = _fold(str(pos_class))
     if key in spellings:
         return spellings[key]

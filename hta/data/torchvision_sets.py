@@ -1,12 +1,10 @@
 """CIFAR10, MNIST and FashionMNIST through torchvision's own classes.
 
-CIFAR10's published files are pickles: torchvision compares each with its published checksum before it opens it. hta itself
-opens no pickle.
+CIFAR10's published files are pickles: torchvision compares each with its published checksum before it opens it. hta
+itself opens no pickle.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from hta.data.image_sets import Benchmark, array_benchmark
 from hta.data.specs import BenchmarkSpec
@@ -14,7 +12,7 @@ from hta.errors import RunError, UserError
 
 _IDX_FILES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte"
 _LAYOUT = {
-    "cifar": ("CIFAR10", "the folder cifar-10-batches-py"),
+    "cifar": ("CIFAR10", "the folder cifar-10-batches-py of cifar-10-python.tar.gz"),
     "mnist": ("MNIST", f"MNIST/raw/ with {_IDX_FILES}"),
     "fashionmnist": ("FashionMNIST", f"FashionMNIST/raw/ with {_IDX_FILES}"),
 }
@@ -37,23 +35,17 @@ def load_torchvision(spec: BenchmarkSpec, data_root: Path, download: bool) -> Be
 
     class_name, layout = _LAYOUT[spec.name]
     dataset = getattr(datasets, class_name)
-    if not download:
-        return _load(spec, dataset, data_root, layout)
     try:
-        for train in (True, False):
-            dataset(str(data_root), train=train, download=True)
+        train, test = (dataset(str(data_root), train=train, download=download) for train in (True, False))
     except (OSError, RuntimeError) as error:
-        raise RunError(f"--download: {spec.title} cannot be fetched ({error}); put {layout} into {data_root}") from error
-    return _load(spec, dataset, data_root, layout)
-
-
-def _load(spec: BenchmarkSpec, dataset: Callable[..., Any], data_root: Path, layout: str) -> Benchmark:
-    try:
-        train, test = (dataset(str(data_root), train=train, download=False) for train in (True, False))
-    except RuntimeError as error:
+        if download:
+            reason = " ".join(str(error).split())  # torchvision's text has several lines
+            raise RunError(f"--download: {spec.title} not fetched ({reason}); put {layout} into {data_root}") from error
         raise UserError(
-            f"--data_root {data_root}: no {spec.title} there; put {layout} into it, or fetch it with --download"
+            f"--data_root {data_root}: {spec.title} is not there or not whole; put {layout} into it, or use --download"
         ) from error
-    except (OSError, ValueError, IndexError, KeyError, AssertionError, EOFError) as error:
-        raise UserError(f"--data_root {data_root}: files of {spec.title} are damaged; delete them and use --download") from error
+    except (ValueError, LookupError, AssertionError, EOFError) as error:
+        raise UserError(
+            f"--data_root {data_root}: files of {spec.title} are damaged; delete them and use --download"
+        ) from error
     return array_benchmark(spec, train, test)

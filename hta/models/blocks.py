@@ -7,6 +7,7 @@ running mean alone; its gradient is zero, as it is by definition.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -114,7 +115,9 @@ class _NormLeaky(torch.autograd.Function):
             grad_gamma += partial_gamma
             grad_beta += partial_beta
         if needs_input:
-            _subtract_statistics_gradient(grad_inputs, batches, ctx.coverage, ctx.eps, mean, var, gamma, grad_gamma, grad_beta)
+            _subtract_statistics_gradient(
+                grad_inputs, batches, ctx.coverage, ctx.eps, mean, var, gamma, grad_gamma, grad_beta
+            )
         return None, None, None, None, grad_gamma, grad_beta, *grad_inputs
 
 
@@ -125,9 +128,7 @@ def _subtract_statistics_gradient(grad_inputs, batches, coverage, eps, mean, var
     """
     factor = gamma * torch.rsqrt(var + eps) / coverage.total
     for grad_input, batch, weight in zip(grad_inputs, batches, coverage.maps, strict=True):
-        through = torch.native_batch_norm(
-            batch, factor * grad_gamma, factor * grad_beta, mean, var, False, 0.0, eps
-        )[0]
+        through = torch.native_batch_norm(batch, factor * grad_gamma, factor * grad_beta, mean, var, False, 0.0, eps)[0]
         grad_input.addcmul_(through, weight, value=-1)
 
 
@@ -192,9 +193,7 @@ class ConvBody(nn.Module):
     def __init__(self, in_channels: int, width: int, out_channels: int, ker_size: int, num_layer: int):
         super().__init__()
         channels = [in_channels] + [width] * (num_layer - 1)
-        self.blocks = nn.ModuleList(
-            ConvNormLeaky(before, after, ker_size) for before, after in zip(channels[:-1], channels[1:], strict=True)
-        )
+        self.blocks = nn.ModuleList(ConvNormLeaky(before, after, ker_size) for before, after in pairwise(channels))
         self.tail = nn.Conv2d(width, out_channels, ker_size)
 
     def forward(self, batches: Sequence[Tensor], coverages: Sequence[Coverage] | None = None) -> list[Tensor]:

@@ -79,7 +79,9 @@ class Pyramid:
             D.load_state_dict(self.scales[n - 1].discriminator.state_dict())
         fixed_noise = torch.randn(1, 1, *self.plan.sizes[n], generator=generator)
         place = dict(device=self.device, memory_format=torch.channels_last)
-        return Scale(G.to(**place), D.to(**place), fixed_noise.to(self.device), torch.ones(self.num_images).to(self.device))
+        return Scale(
+            G.to(**place), D.to(**place), fixed_noise.to(self.device), torch.ones(self.num_images).to(self.device)
+        )
 
     @torch.no_grad()
     def reconstruct(self, num_scales: int | None = None, index: Tensor | None = None) -> Tensor:

@@ -1,0 +1,259 @@
+"""The library: train a model, load a model, use a model. The scripts go through here too."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
+from hta.errors import UserError
+from hta.imaging import is_gray, resize, to_array, to_tensor
+from hta.models.pyramid import Pyramid, plan_of
+from hta.models.storage import RunFolder, RunRecord
+from hta.runtime import Runtime, set_up
+from hta.training.trainer import train_pyramid
+
+logger = logging.getLogger(__name__)
+
+ImageLike = str | Path | Image.Image | np.ndarray
+
+MODELS_DIR = Path("TrainedModels")
+
+
+@dataclass
+class Model:
+    """A trained pyramid with its record.
+
+    Attributes:
+        record: settings and training images' names.
+        pyramid: the frozen networks.
+        runtime: device and precision.
+        training_images: `(N, 3, h, w)` in [-1, 1], at the working size.
+        folder: the run folder; None for a model that was trained in memory.
+    """
+
+    record: RunRecord
+    pyramid: Pyramid
+    runtime: Runtime
+    training_images: Tensor
+    folder: RunFolder | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Training images, ready to train on.
+
+    Attributes:
+        record: of the run to come.
+        images: `(N, 3, h, w)` float32 in [-1, 1], at the working size.
+    """
+
+    record: RunRecord
+    images: Tensor
+
+
+def prepare(images: Sequence[np.ndarray], sources: Sequence[str], config: Config) -> TrainingSet:
+    """Check images and settings against each other, and fill in what the settings leave to the task.
+
+    Args:
+        images: N arrays `(H, W, 3)`, float32 in [0, 1], of one size.
+        sources: their names.
+        config: the settings.
+
+    Returns:
+        The training set.
+
+    Raises:
+        UserError: the scale plan does not fit the images.
+    """
+    size = images[0].shape[:2]
+    for image, source in zip(images, sources, strict=True):
+        if image.shape[:2] != size:
+            raise UserError(
+                f"{source}: {image.shape[1]} x {image.shape[0]} px, the first image has {size[1]} x {size[0]} px; give "
+                "images of one size"
+            )
+    gray = all(is_gray(image) for image in images)
+    resolved = config.resolved(is_gray=gray)
+    plan = plan_of(resolved.model, size)
+    record = RunRecord(resolved, tuple(sources), tuple(size), gray)
+    return TrainingSet(record, resize(to_tensor(images), plan.working_size))
+
+
+def train(
+    images: ImageLike | Sequence[ImageLike],
+    config: Config | None = None,
+    *,
+    folder: str | Path | None = None,
+    overwrite: bool = False,
+) -> Model:
+    """Train a model on one normal image, or a few.
+
+    Args:
+        images: paths, PIL images or arrays: `(H, W)`, `(H, W, 3)`, uint8 or float in [0, 1]; all of one size.
+        config: settings; the defaults are the paper's choices for defects.
+        folder: run folder to keep the model in; None keeps it in memory.
+        overwrite: replace a model that is there.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: an image or a setting that does not fit, or a folder that holds a model.
+        RunError: the training broke.
+    """
+    several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    if not several:
+        raise UserError("images: none given; give one normal image, or a few")
+    sources = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(several)]
+    training_set = prepare([to_array(image) for image in several], sources, config or Config())
+    if folder is None:
+        runtime = set_up(training_set.record.config.runtime)
+        pyramid = train_pyramid(training_set.images, training_set.record, runtime)
+        return Model(training_set.record, pyramid, runtime, training_set.images)
+    run_folder = RunFolder(Path(folder))
+    begin(run_folder, training_set, overwrite=overwrite)
+    model = go_on(run_folder)
+    run_folder.finish()
+    return model
+
+
+def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
+    """Refuse a folder in which a new run would destroy something.
+
+    Raises:
+        UserError: a model is there and `overwrite` is off, or something that is not a model.
+    """
+    path = folder.path
+    for parent in (path, *path.parents):
+        if parent.exists():
+            if not parent.is_dir():
+                raise UserError(
+                    f"{parent}: is a file where the run folder should be; give another --name or --models_dir"
+                )
+            break
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not folder.exists:
+        raise UserError(f"{path}: exists and is not a model; give another --name")
+    if not overwrite:
+        state = "holds a trained model" if folder.finished else "holds an unfinished run, --resume goes on with it"
+        raise UserError(f"{path}: {state}; give another --name, or --overwrite to replace it")
+
+
+def begin(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = False) -> None:
+    """Make the run folder of a new training, with a first checkpoint.
+
+    Raises:
+        UserError: the folder is taken.
+        RunError: it cannot be written.
+    """
+    check_vacant(folder, overwrite=overwrite)
+    folder.create(training_set.record, training_set.images, replace=folder.path.exists())
+
+
+def check_resumable(folder: RunFolder) -> None:
+    """Refuse to resume where there is nothing to resume.
+
+    Raises:
+        UserError: no run, or a finished one.
+    """
+    if not folder.exists:
+        raise UserError(
+            f"{folder.path}: nothing to resume here; start without --resume, or check --name and --models_dir"
+        )
+    if folder.finished:
+        raise UserError(f"{folder.path}: is finished and has no checkpoint to resume from; --overwrite trains anew")
+
+
+def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Sequence[str]) -> None:
+    """Refuse to resume a run with other settings or images than it was begun with.
+
+    Args:
+        folder: of the run.
+        training_set: images and settings of now.
+        given: names of the settings that were said explicitly; others are taken from the run.
+
+    Raises:
+        UserError: names the first difference.
+    """
+    kept = folder.read_record()
+    for part in ("model", "training", "runtime"):
+        before, now = getattr(kept.config, part), getattr(training_set.record.config, part)
+        for name in (f.name for f in fields(before)):
+            free = name in ("device", "not_cuda", "threads", "checkpoint_every")
+            if name in given and not free and getattr(before, name) != getattr(now, name):
+                raise UserError(
+                    f"--{name} {getattr(now, name)}: the run in {folder.path} was begun with {getattr(before, name)}; "
+                    "leave the option out to resume, or give another --name"
+                )
+    images = folder.read_images()
+    if images.shape != training_set.images.shape or not bool((images == training_set.images).all()):
+        raise UserError(
+            f"{', '.join(training_set.record.sources)}: not the training images of the run in {folder.path}; give "
+            "the same to resume, or another --name"
+        )
+
+
+def go_on(folder: RunFolder, runtime_config: RuntimeConfig | None = None) -> Model:
+    """Train from the folder's checkpoint to the end; the run stays unfinished until `folder.finish()`.
+
+    Args:
+        folder: a run that was begun.
+        runtime_config: device, threads and checkpoints of now; by default as the run was begun.
+
+    Returns:
+        The model.
+    """
+    record, images = folder.read_record(), folder.read_images()
+    runtime = set_up(runtime_config or record.config.runtime)
+    pyramid = train_pyramid(images, record, runtime, folder)
+    return Model(record, pyramid, runtime, images, folder)
+
+
+def find_model(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR) -> RunFolder:
+    """The run folder of a name below `models_dir`, or of a path; an image's suffix is left out of a name."""
+    path = Path(name_or_path)
+    if RunFolder(path).exists:
+        return RunFolder(path)
+    named = Path(models_dir) / path.name
+    return RunFolder(named if named.exists() or not path.suffix else Path(models_dir) / path.stem)
+
+
+def load(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR, runtime: RuntimeConfig | None = None) -> Model:
+    """Load a trained model.
+
+    Args:
+        name_or_path: name of a model below `models_dir`, or path of its run folder.
+        models_dir: folder of the models.
+        runtime: device, precision and threads; by default CUDA if there is one.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: no such model, an unfinished one, or a damaged file.
+    """
+    folder = find_model(name_or_path, models_dir)
+    resolved = set_up(runtime or RuntimeConfig())
+    record, pyramid = folder.load_pyramid(resolved)
+    return Model(record, pyramid, resolved, folder.read_images(), folder)
+
+
+def default_config(**settings) -> Config:
+    """A config from flat settings, such as `default_config(task="class", niter=100)`.
+
+    Raises:
+        UserError: an unknown setting, or a value out of range.
+    """
+    parts = {"model": ModelConfig, "training": TrainingConfig, "runtime": RuntimeConfig}
+    owners = {f.name: part for part, cls in parts.items() for f in fields(cls)}
+    unknown = sorted(set(settings) - set(owners))
+    if unknown:
+        raise UserError(f"{', '.join(unknown)}: no such setting; there are {', '.join(sorted(owners))}")
+    chosen = {part: {name: value for name, value in settings.items() if owners[name] == part} for part in parts}
+    return Config(**{part: cls(**chosen[part]) for part, cls in parts.items()})

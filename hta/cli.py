@@ -1,0 +1,97 @@
+"""Command lines made from the dataclasses of settings, and errors in one line. Only scripts import this."""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from hta.config import describe_range, field_type
+from hta.errors import HtaError, UserError
+
+EXIT_INTERRUPTED = 130
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, like every other mistake of a user, and which guesses no abbreviations."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage and leaving."""
+        raise UserError(f"{message.removeprefix('argument ')}; see --help")
+
+
+def add_settings(parser: argparse.ArgumentParser, title: str, cls: type) -> None:
+    """Add one group of options: a flag for each field of a dataclass of settings.
+
+    Options that are not given leave no trace in the namespace, so that "given" and "default" can be told apart.
+
+    Args:
+        parser: gets the group.
+        title: of the group in the help.
+        cls: a dataclass whose fields were made by `hta.config.option`.
+    """
+    group = parser.add_argument_group(title)
+    for f in dataclasses.fields(cls):
+        kind, _ = field_type(cls, f.name)
+        options: dict[str, Any] = {"help": _help_text(f), "default": argparse.SUPPRESS}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif kind is tuple:
+            options.update(nargs="+", metavar="FILE")
+        else:
+            options.update(type=kind, metavar=(f.metadata["unit"] or kind.__name__).upper())
+        group.add_argument(f"--{f.name}", **options)
+
+
+def _help_text(f: dataclasses.Field) -> str:
+    """The help of a field with its range and default."""
+    limits = describe_range(f.metadata)
+    unit = f" {f.metadata['unit']}" if f.metadata["unit"] else ""
+    default = "" if f.default in (None, (), dataclasses.MISSING) else f"default {f.default}{unit}"
+    notes = "; ".join(note for note in (limits, default) if note)
+    text = f.metadata["text"] + (f" ({notes})" if notes else "")
+    return text.replace("%", "%%")
+
+
+def take_settings(cls: type, given: dict[str, Any]) -> Any:
+    """Build a dataclass of settings from the options that were given.
+
+    Raises:
+        UserError: a value out of range.
+    """
+    names = {f.name for f in dataclasses.fields(cls)}
+    values = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in names
+    }
+    return cls(**values)
+
+
+def run_command(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None, interrupted: str) -> int:
+    """Run a script's work, and turn its errors into one line on stderr and an exit status.
+
+    Args:
+        command: takes the arguments.
+        argv: the arguments; None for those of the process.
+        interrupted: what Ctrl-C leaves behind, for the message.
+
+    Returns:
+        The exit status: 0, 1 for a run that broke, 2 for a mistake of the user, 130 for Ctrl-C.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("hta").setLevel(logging.INFO)
+    try:
+        with logging_redirect_tqdm():
+            command(argv)
+    except HtaError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
+        return error.exit_status
+    except KeyboardInterrupt:
+        print(f"interrupted: {interrupted}", file=sys.stderr)  # noqa: T201
+        return EXIT_INTERRUPTED
+    return 0

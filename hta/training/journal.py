@@ -1,0 +1,145 @@
+"""What a training run tells: losses in metrics.csv, curves, progress bars and the time that is left."""
+
+import csv
+import io
+import logging
+import time
+from dataclasses import astuple, fields
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from hta.canvas import plan_canvases
+from hta.config import ModelConfig
+from hta.errors import UserError
+from hta.files import write_atomically
+from hta.scales import ScalePlan
+from hta.training.scale import IterationLosses
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.csv"
+CURVES_FILE = "curves.png"
+
+_LOSSES = tuple(f.name for f in fields(IterationLosses))
+_HEADER = ("scale", "iteration", *_LOSSES)
+# The first iterations of a scale warm up caches and allocators; the estimate is made from the next ones.
+_WARM_UP, _TIMED = 2, 5
+
+
+class Journal:
+    """Keeps the losses of a run, and reports while it goes on.
+
+    Args:
+        plan: scales of the pyramid.
+        config: of the model.
+        niter: iterations a scale.
+        folder: where metrics.csv is kept; None keeps it in memory.
+    """
+
+    def __init__(self, plan: ScalePlan, config: ModelConfig, niter: int, folder: Path | None = None):
+        self.plan, self.niter, self.folder = plan, niter, folder
+        self.rows: list[tuple] = []
+        self._costs = [_relative_cost(plan, config, n) for n in range(plan.num_scales)]
+        self._bar: tqdm | None = None
+        self._times: list[float] = []
+
+    def resume(self, scale: int, iteration: int) -> None:
+        """Take up the rows of metrics.csv that lie before a checkpoint, and drop the later ones.
+
+        Raises:
+            UserError: metrics.csv is damaged.
+        """
+        path = self.folder / METRICS_FILE
+        if not path.exists():
+            return
+        try:
+            with path.open(newline="", encoding="utf-8") as stream:
+                table = list(csv.reader(stream))
+            rows = [(int(row[0]), int(row[1]), *map(float, row[2:])) for row in table[1:]]
+        except (ValueError, IndexError, OSError) as error:
+            raise UserError(
+                f"{path}: cannot be read ({error}); remove it to go on without the earlier losses"
+            ) from error
+        self.rows = [row for row in rows if row[:2] < (scale, iteration)]
+
+    def begin_scale(self, n: int, iteration: int) -> None:
+        """Show the bar of a scale, from an iteration on."""
+        height, width = self.plan.sizes[n]
+        title = f"scale {n + 1}/{self.plan.num_scales} ({width} x {height} px)"
+        # disable=None: quiet where stderr is no terminal.
+        self._bar = tqdm(total=self.niter, initial=iteration, desc=title, unit="it", disable=None, dynamic_ncols=True)
+        self._times = [time.perf_counter()]
+
+    def record(self, n: int, iteration: int, losses: IterationLosses) -> None:
+        """Take the losses of one iteration."""
+        self.rows.append((n, iteration, *astuple(losses)))
+        self._bar.set_postfix(
+            {name: f"{value:.3f}" for name, value in zip(_LOSSES, astuple(losses), strict=True)}, refresh=False
+        )
+        self._bar.update()
+        self._times.append(time.perf_counter())
+        if len(self._times) == 1 + _WARM_UP + _TIMED:
+            seconds = float(np.median(np.diff(self._times[1 + _WARM_UP :])))
+            self._announce_time(n, iteration, seconds)
+
+    def end_scale(self) -> None:
+        """Close the bar of a scale."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def save(self) -> None:
+        """Write metrics.csv."""
+        if self.folder is None:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_HEADER)
+        writer.writerows((*row[:2], *(f"{value:.6g}" for value in row[2:])) for row in self.rows)
+        write_atomically(self.folder / METRICS_FILE, text.getvalue().encode())
+
+    def draw_curves(self) -> None:
+        """Write curves.png: every loss over the iterations, one panel a scale."""
+        figure = Figure(figsize=(3.2 * self.plan.num_scales, 5), layout="constrained")
+        panels = figure.subplots(2, self.plan.num_scales, squeeze=False, sharey="row", sharex=True)
+        for n, (height, width) in enumerate(self.plan.sizes):
+            table = np.array([row for row in self.rows if row[0] == n]).reshape(-1, len(_HEADER))
+            panels[0, n].set_title(f"scale {n}: {width} x {height} px")
+            for column, name in enumerate(_LOSSES, start=2):
+                panels[int(name == "g_reconstruction"), n].plot(
+                    table[:, 1], table[:, column], label=name, linewidth=0.8
+                )
+            panels[1, n].set_yscale("log")
+            panels[1, n].set_xlabel("iteration")
+        panels[0, 0].set_ylabel("cross-entropy")
+        panels[1, 0].set_ylabel("mean squared error")
+        for row in panels:
+            row[0].legend(fontsize="small")
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=100)
+        write_atomically(self.folder / CURVES_FILE, picture.getvalue())
+
+    def _announce_time(self, n: int, iteration: int, seconds: float) -> None:
+        """Say how long the rest of the run takes, if the coming scales cost what their size says."""
+        here = (self.niter - iteration - 1) * seconds
+        later = sum(self.niter * seconds * cost / self._costs[n] for cost in self._costs[n + 1 :])
+        logger.info("scale %d: %.2f s an iteration; about %s left in all", n, seconds, format_duration(here + later))
+
+
+def _relative_cost(plan: ScalePlan, config: ModelConfig, n: int) -> float:
+    """Multiplications of the discriminator on its canvases, and a share for what does not depend on the size."""
+    width = plan.widths[n]
+    canvases = plan_canvases(*plan.sizes[n], config.num_transforms)
+    pixels = sum(len(group.canvases) * group.size[0] * group.size[1] for group in canvases.groups)
+    hidden = (config.num_layer - 2) * width * width
+    return pixels * (3 * width + hidden + width * (config.num_transforms + 1)) + 5e6
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for a person, such as "2 h 05 min", "3 min 20 s" or "12 s"."""
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"

@@ -1,0 +1,196 @@
+"""Training of one scale (paper, section 3.1 and 4)."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hta.canvas import plan_canvases
+from hta.config import TrainingConfig
+from hta.errors import RunError, UserError
+from hta.models.pyramid import Pyramid, Scale, fresh_noise
+from hta.models.storage import restore_scale, scale_tensors
+from hta.runtime import seeded_generator
+from hta.training.losses import PatchTargets, fake_loss, transformation_loss
+
+
+@dataclass(frozen=True)
+class IterationLosses:
+    """Losses of one iteration, each the mean over its steps.
+
+    Attributes:
+        d_real: cross-entropy of real patches against their transformation.
+        d_fake: cross-entropy of generated patches against "fake".
+        g_adversarial: cross-entropy of generated patches against their transformation.
+        g_reconstruction: mean squared error of the reconstruction, [-1, 1] units squared.
+    """
+
+    d_real: float
+    d_fake: float
+    g_adversarial: float
+    g_reconstruction: float
+
+    def all_finite(self) -> bool:
+        """Whether no loss is infinite or not a number."""
+        return all(math.isfinite(value) for value in asdict(self).values())
+
+
+class ScaleTrainer:
+    """The state of a scale in training: networks, optimisers, noise stream, iteration.
+
+    Args:
+        pyramid: holds the frozen coarser scales.
+        images: `(N, 3, h, w)` training images at this scale, in [-1, 1].
+        config: the settings, resolved.
+    """
+
+    def __init__(self, pyramid: Pyramid, images: Tensor, config: TrainingConfig):
+        self.pyramid, self.config = pyramid, config
+        self.n = len(pyramid.scales)
+        self.size = pyramid.plan.sizes[self.n]
+        self.real = images.to(pyramid.device)
+        self.index = pyramid.all_images()
+        self.noise_stream = seeded_generator(config.manualSeed, "scale", self.n)
+        self.scale: Scale = pyramid.new_scale(self.n, self.noise_stream)
+        self.iteration = 0
+        self._prepare_constants()
+        betas = (config.beta1, 0.999)
+        self.optimizer_g = torch.optim.Adam(self.scale.generator.parameters(), config.lr_g, betas, fused=True)
+        self.optimizer_d = torch.optim.Adam(self.scale.discriminator.parameters(), config.lr_d, betas, fused=True)
+
+    @torch.no_grad()
+    def _prepare_constants(self) -> None:
+        """Compute once what does not change while the scale is trained, the noise amplitudes among it."""
+        pyramid, N = self.pyramid, len(self.real)
+        image = pyramid.reconstruct() if self.n else None
+        self.rebuilt_below = pyramid.upsample(image, self.size, N)
+        if self.n:
+            residual = (self.real - self.rebuilt_below).abs().mean(dim=(1, 2, 3))
+            self.scale.noise_amp.copy_(self.config.noise_amp * residual)
+        self.canvases = plan_canvases(*self.size, pyramid.config.num_transforms)
+        D, G = self.scale.discriminator, self.scale.generator
+        self.real_canvases = [batch.to(pyramid.dtype) for batch in self.canvases.render(self.real)]
+        self.targets = PatchTargets.of_plan(self.canvases, D.margin, N, pyramid.dtype, pyramid.device)
+        self.d_coverages = D.coverages(self.canvases, N, pyramid.device)
+        self.g_coverages = G.coverages(N, self.size, pyramid.device)
+
+    def run(self) -> Iterator[IterationLosses]:
+        """Train to the end, yielding after every iteration; `self.iteration` counts those done.
+
+        Raises:
+            RunError: a loss that is not finite.
+        """
+        while self.iteration < self.config.niter:
+            self._set_learning_rates()
+            losses = self._iterate()
+            if not losses.all_finite():
+                raise RunError(
+                    f"scale {self.n}, iteration {self.iteration}: a loss is not finite ({losses}); the last checkpoint "
+                    "is intact: lower --lr_g and --lr_d, or try --precision float32"
+                )
+            self.iteration += 1
+            yield losses
+
+    def _iterate(self) -> IterationLosses:
+        """One iteration: D's steps, then G's, which reuse the last noise and image below."""
+        config = self.config
+        noise = self._draw_noise()
+        d_losses = []
+        for _ in range(config.Dsteps):
+            below = self._draw_image_below()
+            d_losses.append(self._step_discriminator(noise, below))
+        g_losses = [self._step_generator(noise, below) for _ in range(config.Gsteps)]
+        d_real, d_fake = torch.stack(d_losses).mean(dim=0).tolist()
+        g_adversarial, g_reconstruction = torch.stack(g_losses).mean(dim=0).tolist()
+        return IterationLosses(d_real, d_fake, g_adversarial, g_reconstruction)
+
+    def _step_discriminator(self, noise: Tensor, below: Tensor) -> Tensor:
+        """One step of D on real and generated patches; returns both losses, `(2,)`, detached."""
+        with torch.no_grad():
+            fake = self.scale.generator(noise, below, self.index, self.g_coverages)
+        self.optimizer_d.zero_grad(set_to_none=True)
+        # Real and fake pass separately, so that batch norm sees each on its own; their gradients add up.
+        loss_real = transformation_loss(self._discriminate(self.real_canvases), self.targets)
+        loss_real.backward()
+        loss_fake = fake_loss(self._discriminate(self.canvases.render(fake)), self.targets)
+        loss_fake.backward()
+        self.optimizer_d.step()
+        return torch.stack([loss_real.detach(), loss_fake.detach()])
+
+    def _step_generator(self, noise: Tensor, below: Tensor) -> Tensor:
+        """One step of G, which fools D and rebuilds the images; returns both losses, `(2,)`, detached."""
+        G, D, scale = self.scale.generator, self.scale.discriminator, self.scale
+        self.optimizer_g.zero_grad(set_to_none=True)
+        fake = G(noise, below, self.index, self.g_coverages)
+        D.requires_grad_(False)
+        loss_adversarial = transformation_loss(self._discriminate(self.canvases.render(fake)), self.targets)
+        D.requires_grad_(True)
+        fixed = self._amplify(scale.fixed_noise.expand(len(self.real), 3, -1, -1))
+        loss_rebuilt = F.mse_loss(G(fixed, self.rebuilt_below, self.index, self.g_coverages), self.real)
+        (loss_adversarial + self.config.alpha * loss_rebuilt).backward()
+        self.optimizer_g.step()
+        return torch.stack([loss_adversarial.detach(), loss_rebuilt.detach()])
+
+    def _discriminate(self, canvases: list[Tensor]) -> list[Tensor]:
+        return self.scale.discriminator(canvases, self.d_coverages)
+
+    def _amplify(self, noise: Tensor) -> Tensor:
+        return self.scale.noise_amp.view(-1, 1, 1, 1) * noise
+
+    def _draw_noise(self) -> Tensor:
+        """Fresh noise of this scale, one draw an image, times its amplitude."""
+        return self._amplify(fresh_noise(self.n, len(self.real), self.size, self.noise_stream).to(self.pyramid.device))
+
+    def _draw_image_below(self) -> Tensor:
+        """A random sample of the scales below, at this scale's size."""
+        if not self.n:
+            return self.rebuilt_below
+        sample = self.pyramid.sample(
+            lambda n, size: fresh_noise(n, len(self.index), size, self.noise_stream), self.index
+        )
+        return self.pyramid.upsample(sample, self.size, len(self.index))
+
+    def _set_learning_rates(self) -> None:
+        config = self.config
+        for optimizer, rate, milestone in (
+            (self.optimizer_d, config.lr_d, config.milestone_d),
+            (self.optimizer_g, config.lr_g, config.milestone_g),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * (config.gamma if self.iteration >= milestone else 1.0)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that is needed to go on from here, as tensors under one name each."""
+        tensors = scale_tensors(self.scale) | {"noise_stream": self.noise_stream.get_state()}
+        for prefix, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+            for number, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"{prefix}.{number}.{key}": value for key, value in values.items()}
+        return tensors
+
+    def restore(self, tensors: dict[str, Tensor], iteration: int, source: str) -> None:
+        """Go back to a `state`.
+
+        Args:
+            tensors: from `state`.
+            iteration: the number of iterations done by then.
+            source: the file's name, for errors.
+
+        Raises:
+            UserError: the tensors are of another run.
+        """
+        restore_scale(self.scale, tensors, source)
+        missing = set(self.state()) - set(tensors)
+        if missing:
+            raise UserError(f"{source}: {sorted(missing)[0]} is missing; train again with --overwrite")
+        self.noise_stream.set_state(tensors["noise_stream"])
+        self.iteration = iteration
+        for prefix, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+            state: dict[int, dict[str, Tensor]] = {}
+            for name, value in tensors.items():
+                if name.startswith(prefix + "."):
+                    _, number, key = name.split(".")
+                    state.setdefault(int(number), {})[key] = value
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,78 @@
+"""Training of a whole pyramid, scale by scale, with checkpoints (paper, section 3.2)."""
+
+import logging
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from hta.models.pyramid import Pyramid
+from hta.models.storage import CHECKPOINT_FILE, RunFolder, RunRecord
+from hta.runtime import Runtime
+from hta.scales import image_pyramid
+from hta.training.journal import Journal
+from hta.training.scale import ScaleTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: RunFolder | None = None) -> Pyramid:
+    """Train all scales, or those that are left where the folder holds a checkpoint.
+
+    Args:
+        images: `(N, 3, h, w)` training images at the working size, in [-1, 1].
+        record: of the run; its config is resolved.
+        runtime: device and precision.
+        folder: a run folder with a checkpoint; None keeps everything in memory.
+
+    Returns:
+        The pyramid, frozen.
+
+    Raises:
+        RunError: a loss is not finite, or a file cannot be written; the last checkpoint is intact.
+    """
+    model, training = record.config.model, record.config.training
+    pyramid = Pyramid.planned(model, record.image_size, record.num_images, runtime.device, runtime.dtype)
+    journal = Journal(pyramid.plan, model, training.niter, folder.path if folder else None)
+    state, start, iteration = folder.read_checkpoint() if folder else ({}, 0, 0)
+    if folder:
+        folder.load_scales(pyramid, start)
+        journal.resume(start, iteration)
+    logger.info(
+        "%d scales of %s px, %d transformations, %d iterations a scale, %d training image%s",
+        pyramid.plan.num_scales,
+        pyramid.plan.describe(),
+        model.num_transforms,
+        training.niter,
+        record.num_images,
+        "s" * (record.num_images > 1),
+    )
+    levels: Sequence[Tensor] = image_pyramid(images, pyramid.plan.sizes)
+    for n in range(start, pyramid.plan.num_scales):
+        trainer = ScaleTrainer(pyramid, levels[n], training)
+        if state:
+            trainer.restore(state, iteration, str(folder.path / CHECKPOINT_FILE))
+        state = {}
+        _train_scale(trainer, journal, folder, record.config.runtime.checkpoint_every)
+        trainer.scale.freeze()
+        pyramid.scales.append(trainer.scale)
+        if folder:
+            folder.save_scale(n, trainer.scale)
+            folder.save_checkpoint({}, scale=n + 1, iteration=0)
+    if folder:
+        journal.draw_curves()
+    return pyramid
+
+
+def _train_scale(trainer: ScaleTrainer, journal: Journal, folder: RunFolder | None, checkpoint_every: int) -> None:
+    """Train one scale to its end."""
+    journal.begin_scale(trainer.n, trainer.iteration)
+    try:
+        for losses in trainer.run():
+            journal.record(trainer.n, trainer.iteration - 1, losses)
+            if folder and trainer.iteration % checkpoint_every == 0:
+                # The losses go first: a checkpoint never lies ahead of them.
+                journal.save()
+                folder.save_checkpoint(trainer.state(), scale=trainer.n, iteration=trainer.iteration)
+        journal.save()
+    finally:
+        journal.end_scale()

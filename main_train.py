@@ -1,0 +1,181 @@
+"""Train a model on one normal image, or a few: python main_train.py --input_name brick.png"""
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hta import api
+from hta.cli import Parser, add_settings, run_command, take_settings
+from hta.config import Checked, Config, ModelConfig, RuntimeConfig, TrainingConfig, option
+from hta.data.folders import find_training_images, load_training_images
+from hta.errors import UserError
+from hta.models.storage import RunFolder
+from hta.training.samples import SampleRequest, write_samples
+
+logger = logging.getLogger("hta.main_train")
+
+SAMPLES_FOLDER = "samples"
+
+
+@dataclass(frozen=True)
+class InputOptions(Checked):
+    """Which images, and where the model goes."""
+
+    input_name: tuple = option((), "a file of --input_dir or a path; several files, or a folder, for several shots")
+    input_dir: str = option("Input/Images", "folder in which names are looked for")
+    num_images: int | None = option(None, "at most this many images of a folder", low=1)
+    size_image: int | None = option(None, "resize all images to this shorter side first", low=11, unit="px")
+    name: str | None = option(None, "name of the model; by default the first file's without suffix, or the folder's")
+    models_dir: str = option("TrainedModels", "folder of the models")
+    overwrite: bool = option(False, "replace what is there")
+    resume: bool = option(False, "go on where a stopped run left off")
+    dry_run: bool = option(False, "print the settings and the scales, write nothing")
+
+
+@dataclass(frozen=True)
+class SampleOptions(Checked):
+    """Random samples, after the training or on their own."""
+
+    mode: str = option("train", "random_samples draws more from a trained model", choices=("train", "random_samples"))
+    num_samples: int = option(50, "random samples to draw", low=0, high=100_000)
+    gen_start_scale: int = option(0, "scales below this one reconstruct, noise is fresh from there on", low=0)
+    scale_h: float = option(1.0, "factor of the width of random samples", above=0, high=16)
+    scale_v: float = option(1.0, "factor of the height of random samples", above=0, high=16)
+
+
+GROUPS = {
+    "input and output": InputOptions,
+    "model": ModelConfig,
+    "training": TrainingConfig,
+    "random samples": SampleOptions,
+    "machine": RuntimeConfig,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the script and return its exit status."""
+    return run_command(_command, argv, "the last checkpoint is kept; the same command with --resume goes on from it")
+
+
+def entry_point() -> None:
+    """Run as an installed command."""
+    sys.exit(main())
+
+
+def _command(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="main_train.py", description=__doc__)
+    for title, cls in GROUPS.items():
+        add_settings(parser, title, cls)
+    given = vars(parser.parse_args(argv))
+    parts = {cls: take_settings(cls, given) for cls in GROUPS.values()}
+    options, samples = parts[InputOptions], parts[SampleOptions]
+    config = Config(parts[ModelConfig], parts[TrainingConfig], parts[RuntimeConfig])
+    if not options.input_name:
+        raise UserError("--input_name is missing: name an image of your normal state, such as --input_name brick.png")
+    if samples.mode == "random_samples":
+        _draw_random_samples(options, samples, config)
+    else:
+        _train(options, samples, config, given)
+
+
+def _train(options: InputOptions, samples: SampleOptions, config: Config, given: dict[str, Any]) -> None:
+    """Train, then draw samples and check what was learnt."""
+    folder = RunFolder(Path(options.models_dir) / _model_name(options))
+    paths = find_training_images(options.input_name, Path(options.input_dir), options.num_images)
+    if options.resume:
+        api.check_resumable(folder)
+        config = _settings_of_run(folder, config, given)
+    training_set = api.prepare(load_training_images(paths, options.size_image), [p.name for p in paths], config)
+    if options.resume:
+        api.check_same_run(folder, training_set, tuple(given))
+    else:
+        api.check_vacant(folder, overwrite=options.overwrite)
+    if options.dry_run:
+        _print_plan(folder, training_set)
+        return
+    if not options.resume:
+        api.begin(folder, training_set, overwrite=options.overwrite)
+    model = api.go_on(folder, config.runtime)
+    request = SampleRequest(samples.num_samples, config.training.manualSeed)
+    write_samples(model.pyramid, request, folder.path / SAMPLES_FOLDER, reconstruction=True)
+    _report(model, options)
+    folder.finish()
+
+
+def _settings_of_run(folder: RunFolder, config: Config, given: dict[str, Any]) -> Config:
+    """The settings of a begun run, with those that were given now put over them."""
+    kept = folder.read_record().config
+
+    def over(before, now):
+        said = {name: getattr(now, name) for name in given if hasattr(now, name)}
+        return replace(before, **said)
+
+    return Config(
+        over(kept.model, config.model), over(kept.training, config.training), over(kept.runtime, config.runtime)
+    )
+
+
+def _model_name(options: InputOptions) -> str:
+    """The name of the model, checked to be one plain folder name."""
+    first = Path(options.input_name[0])
+    located = first if first.exists() else Path(options.input_dir) / first
+    name = options.name if options.name is not None else (located.resolve().name if located.is_dir() else first.stem)
+    if not name or name in (".", "..") or name.startswith(".") or set(name) & set("/\\:\0"):
+        raise UserError(f"--name {name!r}: must be a plain folder name, without a path or a leading dot")
+    return name
+
+
+def _print_plan(folder: RunFolder, training_set: api.TrainingSet) -> None:
+    """Print what a run would do."""
+    record = training_set.record
+    plan = api.plan_of(record.config.model, record.image_size)
+    print(json.dumps(record.config.to_dict(), indent=2))
+    print(
+        f"{len(record.sources)} training image(s) of {record.image_size[1]} x {record.image_size[0]} px: "
+        f"{', '.join(record.sources)}"
+    )
+    print(f"{plan.num_scales} scales of {plan.describe()} px, networks of {' '.join(map(str, plan.widths))} channels")
+    print(f"{record.config.model.num_transforms} transformations, {record.config.training.niter} iterations a scale")
+    print(f"would write {folder.path}")
+
+
+def _report(model: api.Model, options: InputOptions) -> None:
+    """Say what was learnt on each scale, and what to type next."""
+    chance = 1 / model.record.config.model.num_transforms
+    print(f"vote share of the right transformation on the training images (chance {chance:.3f}):")
+    for n, share in enumerate(model.vote_shares(model.training_images).mean(axis=0)):
+        height, width = model.pyramid.plan.sizes[n]
+        remark = "  near chance: nothing was learnt here, try more --niter" if share < 1.5 * chance else ""
+        print(f"  scale {n} ({width} x {height} px): {share:.3f}{remark}")
+    print(f"model: {model.folder.path}")
+    print("next: " + _next_command(model, options))
+
+
+def _next_command(model: api.Model, options: InputOptions) -> str:
+    models_dir = "" if Path(options.models_dir) == api.MODELS_DIR else f" --models_dir {options.models_dir}"
+    return f"python main_eval.py --input_name {model.folder.path.name}{models_dir} --test_dir YOUR_TEST_FOLDER"
+
+
+def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: Config) -> None:
+    """Draw more samples from a trained model, into a folder of their own."""
+    name = options.name if options.name is not None else options.input_name[0]
+    model = api.load(name, options.models_dir, config.runtime)
+    last = model.pyramid.plan.num_scales - 1
+    if samples.gen_start_scale > last:
+        raise UserError(f"--gen_start_scale {samples.gen_start_scale}: the model's finest scale is {last}")
+    seed = config.training.manualSeed
+    target = f"random_samples_scale{samples.gen_start_scale}_h{samples.scale_h:g}_v{samples.scale_v:g}_seed{seed}"
+    folder = model.folder.path / target
+    if folder.exists() and not options.overwrite:
+        raise UserError(f"{folder}: exists; give --overwrite to replace it, or another --manualSeed")
+    request = SampleRequest(samples.num_samples, seed, samples.gen_start_scale, samples.scale_v, samples.scale_h)
+    write_samples(model.pyramid, request, folder)
+    print(f"{samples.num_samples} samples: {folder}")
+
+
+if __name__ == "__main__":
+    entry_point()
