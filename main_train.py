@@ -147,7 +147,7 @@ def _report(model: api.Model, options: InputOptions) -> None:
     """Say what was learnt on each scale, and what to type next."""
     chance = 1 / model.record.config.model.num_transforms
     print(f"vote share of the right transformation on the training images (chance {chance:.3f}):")
-    for n, share in enumerate(model.vote_shares(model.training_images).mean(axis=0)):
+    for n, share in enumerate(model.training_vote_shares().mean(axis=0)):
         height, width = model.pyramid.plan.sizes[n]
         remark = "  near chance: nothing was learnt here, try more --niter" if share < 1.5 * chance else ""
         print(f"  scale {n} ({width} x {height} px): {share:.3f}{remark}")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
 from hta.errors import UserError
+from hta.evaluation.evaluator import Evaluator
 from hta.imaging import is_gray, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid, plan_of
 from hta.models.storage import RunFolder, RunRecord
@@ -41,6 +42,14 @@ class Model:
     runtime: Runtime
     training_images: Tensor
     folder: RunFolder | None = None
+
+    def evaluator(self, fractions: Sequence[float] = (1.0,), *, with_maps: bool = True) -> Evaluator:
+        """The model ready to score, for one or more fractions of the patches that vote."""
+        return Evaluator(self.pyramid, fractions, with_maps=with_maps)
+
+    def training_vote_shares(self) -> np.ndarray:
+        """Vote shares of the training images on all patches, `(N, S)` in [0, 1]; chance is 1 / M."""
+        return self.evaluator(with_maps=False).score(self.training_images).shares[0]
 
 
 @dataclass(frozen=True)

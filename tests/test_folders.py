@@ -203,6 +203,7 @@ class TestFindTestImages:
         for path in (mvtec / "test" / "good").iterdir():
             path.unlink()
         (mvtec / "test" / "good").rmdir()
+        (mvtec / "train").rename(mvtec / "other")
         for given in (mvtec, mvtec / "test"):
             items = find_test_images(given)
             assert [item.label for item in items] == [1, 1, 1]
@@ -282,7 +283,7 @@ class TestLabelsCsv:
 
     def test_other_columns_quotes_and_a_byte_order_mark(self, tmp_path):
         make(tmp_path, "a, b.png")
-        labels = self.write(tmp_path / "l.csv", 'x,1,"a, b.png"', header="note,label,path", encoding="utf-8-sig")
+        labels = self.write(tmp_path / "l.csv", '"a, b.png",x,1', header="path,note,label", encoding="utf-8-sig")
         assert find_test_images(tmp_path, labels)[0].label == 1
 
     @pytest.mark.parametrize(

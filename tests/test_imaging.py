@@ -126,6 +126,13 @@ class TestReadImage:
         image = read_image(rgb16_png(tmp_path / "a.png", array))
         np.testing.assert_array_equal(image, (array >> 8).astype(np.float32) / 255)
 
+    def test_32_bit_integers_only_within_16_bits(self, tmp_path):
+        path = save(tmp_path / "a.tif", np.array([[0, 13107, 65535]], dtype=np.int32))
+        np.testing.assert_allclose(read_image(path)[0, :, 0], [0, 0.2, 1], atol=1e-7)
+        path = save(tmp_path / "a.tif", np.array([[0, 65536]], dtype=np.int32))
+        with pytest.raises(UserError, match=r"a\.tif: type int32"):
+            read_image(path)
+
     @pytest.mark.parametrize("suffix", ["png", "bmp", "tif"])
     def test_1_bit(self, tmp_path, rng, suffix):
         bits = rng.integers(0, 2, SHAPE).astype(bool)

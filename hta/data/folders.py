@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
-import torch
 
 from hta.errors import UserError
-from hta.imaging import IMAGE_SUFFIXES, image_size, is_gray, read_image, resize
+from hta.imaging import IMAGE_SUFFIXES, image_size, read_image, resize, to_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -145,13 +144,10 @@ def _shorter_side_to(size: tuple[int, int], length: int) -> tuple[int, int]:
 
 
 def _resize_array(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize (H, W, 3) in [0, 1]; a gray image goes as one channel, so that rounding cannot make it a coloured one."""
+    """Resize (H, W, 3) in [0, 1]; the channels go alike, so a gray image stays gray to the bit."""
     if image.shape[:2] == tuple(size):
         return image
-    channels = image[..., :1] if is_gray(image) else image
-    tensor = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))[None] * 2 - 1
-    resized = (resize(tensor, size)[0].permute(1, 2, 0).numpy() + 1) / 2
-    return np.ascontiguousarray(np.broadcast_to(resized, (*size, 3)))
+    return (resize(to_tensor([image]), size)[0].permute(1, 2, 0).numpy() + 1) / 2
 
 
 # --- test images ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from hta.transforms import to_grayscale
 # Matrix units work on so many channels at once: fewer logits cost more time, not less.
 _CHANNEL_BLOCK = 16
 # Activations of one pass: on a CPU they should stay in its caches, on a GPU they should fill it.
-_PASS_BYTES = {"cpu": 8 << 20, "cuda": 1 << 30}
+_PASS_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class ScaleVoter:
         bytes_per_image = pixels * 2 * network.width * network.dtype.itemsize
         return max(1, _PASS_BYTES.get(network.device.type, _PASS_BYTES["cpu"]) // bytes_per_image)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def votes(self, images: Tensor) -> ScaleVotes:
         """Let every patch of every transformed image vote.
 

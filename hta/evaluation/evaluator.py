@@ -1,0 +1,90 @@
+"""Scores many images with one model, in batches and in bounded memory (paper, section 3.3)."""
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hta.evaluation.localization import anomaly_maps
+from hta.evaluation.scoring import vote_shares
+from hta.evaluation.votes import VoteScorer
+from hta.imaging import resize, to_tensor
+from hta.models.pyramid import Pyramid
+from hta.scales import ScalePlan, image_pyramid
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """What a model says about a batch of images.
+
+    Attributes:
+        shares: `(F, B, S)` float64 vote shares in [0, 1] for every fraction and scale; higher = more normal.
+        maps: `(B, h, w)` float32 anomaly maps in [0, 1] at the working size, higher = more anomalous; None if not asked.
+    """
+
+    shares: np.ndarray
+    maps: np.ndarray | None
+
+
+class Evaluator:
+    """A model ready to score: its networks are folded once.
+
+    Args:
+        pyramid: trained.
+        fractions: parts of the patches that vote, each 0 < fraction <= 1; shares are made for all in one pass.
+        with_maps: whether to make anomaly maps.
+    """
+
+    def __init__(self, pyramid: Pyramid, fractions: Sequence[float] = (1.0,), *, with_maps: bool = True):
+        self.plan: ScalePlan = pyramid.plan
+        self.fractions, self.with_maps = tuple(fractions), with_maps
+        self._scorer = VoteScorer(pyramid)
+
+    @torch.inference_mode()
+    def score(self, images: Tensor) -> BatchScores:
+        """Score a batch.
+
+        Args:
+            images: `(B, 3, h, w)` in [-1, 1], at the working size.
+
+        Returns:
+            Shares and maps. An image's do not depend on the others.
+        """
+        votes = self._scorer.votes(image_pyramid(images, self.plan.sizes))
+        shares = torch.stack([vote_shares(v.probabilities, self.fractions) for v in votes], dim=-1)
+        maps = anomaly_maps(votes, self.plan.working_size).float().cpu().numpy() if self.with_maps else None
+        return BatchScores(shares.double().cpu().numpy(), maps)
+
+    def to_working_size(self, image: np.ndarray) -> Tensor:
+        """One image `(H, W, 3)`, float32 in [0, 1], as a `(3, h, w)` tensor in [-1, 1] at the working size."""
+        return resize(to_tensor([image]), self.plan.working_size)[0]
+
+    def score_stream(
+        self, images: Iterable[np.ndarray], batch_size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Score images as they come, the next ones being read and resized meanwhile.
+
+        Args:
+            images: `(H, W, 3)` float32 arrays in [0, 1], of any sizes.
+            batch_size: images in a batch; memory grows with it, not with the number of images.
+
+        Yields:
+            Shares `(F, S)` and map `(h, w)` or None of every image, in order.
+        """
+        working = (self.to_working_size(image) for image in images)
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            upcoming = reader.submit(_take, working, batch_size)
+            while batch := upcoming.result():
+                upcoming = reader.submit(_take, working, batch_size)
+                scores = self.score(torch.stack(batch))
+                for b in range(len(batch)):
+                    yield scores.shares[:, b], None if scores.maps is None else scores.maps[b]
+
+
+def _take(items: Iterator[Tensor], count: int) -> list[Tensor]:
+    """The next items of an iterator, at most `count`."""
+    return list(itertools.islice(items, count))
