@@ -9,7 +9,7 @@ import math
 import types
 import typing
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from hta.errors import UserError
 
@@ -89,6 +89,9 @@ class Checked:
 class ModelConfig(Checked):
     """What a trained pyramid is: its task, scales and networks."""
 
+    objective: ClassVar[str] = "transformations"
+    """What the discriminators learn; only `AblationConfig` has others."""
+
     task: str = option("defect", "defects on one's own images, or images of another class", choices=("defect", "class"))
     num_transforms: int | None = option(
         None,
@@ -122,6 +125,28 @@ class ModelConfig(Checked):
     def receptive_field(self) -> int:
         """Side of the patch that one logit of a discriminator sees, pixels."""
         return 2 * self.margin + 1
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a discriminator: the transformations and "fake"."""
+        return self.num_transforms + 1
+
+
+@dataclass(frozen=True)
+class AblationConfig(ModelConfig):
+    """A model of the paper's ablation (table 6): never saved, and no option of a command line."""
+
+    objective: str = option(
+        "transformations",
+        "what the discriminators learn: the transformations and fakes; the transformations alone (no generator); real "
+        "against fake; real against fake, on transformed images",
+        choices=("transformations", "transformations_only", "real_fake", "real_fake_augmented"),
+    )
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of a discriminator: "real" and "fake", or those of the model that is not ablated."""
+        return 2 if self.objective.startswith("real_fake") else super().num_classes
 
 
 @dataclass(frozen=True)

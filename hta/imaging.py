@@ -4,8 +4,8 @@ Three forms of an image are used. A file is read into an array (H, W, 3), float3
 tensor (N, 3, H, W), float32 in [-1, 1], which is what the networks see; pictures are written as uint8 or uint16.
 """
 
+import io
 import logging
-import os
 import struct
 import warnings
 import zlib
@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from hta.errors import RunError, UserError
+from hta.errors import UserError
+from hta.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -211,18 +212,9 @@ def write_png(path: str | Path, array: np.ndarray) -> None:
     Raises:
         RunError: The file cannot be written.
     """
-    path = Path(path)
-    picture = Image.fromarray(np.ascontiguousarray(array))
-    # In the same folder, since only a rename within one file system is atomic.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        picture.save(temporary, format="PNG")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(
-            f"{path}: cannot be written ({_brief(error)}); free the place or choose another folder"
-        ) from error
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(content, format="PNG")
+    write_atomically(Path(path), content.getvalue())
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ def copy_parameters(params, network):
     network.body.tail.bias.data.copy_(params[-1]["bias"])
 
 
-def random_pyramid(image_size, num_transforms, *, dtype=torch.float64, min_size=16, max_size=27, nfc=6):
+def random_pyramid(image_size, num_transforms, *, dtype=torch.float64, min_size=14, max_size=22, nfc=6):
     """A frozen pyramid whose discriminators hold the oracle's random parameters, and these parameters."""
     config = ModelConfig(
         task="class", num_transforms=num_transforms, min_size=min_size, max_size=max_size, nfc=nfc, scale_factor=0.6

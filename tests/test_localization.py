@@ -11,7 +11,7 @@ from hta.evaluation.votes import ScaleVotes, VoteScorer
 from hta.scales import image_pyramid
 from hta.transforms import TRANSFORMATION_SETS
 
-CASES = [((27, 27), 16, 27), ((20, 27), 16, 27), ((27, 20), 16, 27)]
+CASES = [((22, 22), 14, 22), ((16, 22), 14, 22), ((22, 16), 14, 22)]
 # From 74 px on a shift outgrows the margin, and a patch can be centred on a mirrored pixel.
 LARGE = [((18, 80), 18, 80), ((80, 18), 18, 80)]
 
@@ -81,6 +81,14 @@ def test_one_pixel_more_than_a_patch_and_shifts_beyond_it():
         for image in votes
     ]
     assert_close_to(result, np.stack(expected))
+
+
+def test_shifts_larger_than_the_map_leave_the_untranslated_votes():
+    # 40 px and a margin of 18 leave 4 x 4 patches, and every translation by 6 px carries them into the mirror.
+    votes = torch.rand(1, 54, 4, 4)
+    still = [not (t.tx or t.ty) for t in TRANSFORMATION_SETS[54]]
+    result = scale_map(ScaleVotes(votes, (40, 40), 18))
+    torch.testing.assert_close(result[0, 18:22, 18:22], 1 - votes[0, still].mean(dim=0))
 
 
 def test_the_frame_takes_the_nearest_value():

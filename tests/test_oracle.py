@@ -3,6 +3,7 @@
 import oracle
 import pytest
 import torch
+from helpers import copy_parameters
 
 from hta.canvas import plan_canvases
 from hta.models.discriminator import Discriminator
@@ -13,19 +14,6 @@ WIDTH = 6
 SHAPES = [(22, 22), (20, 27)]
 CPU = torch.device("cpu")
 EXACT = dict(rtol=0, atol=1e-9)
-
-
-def copy_parameters(params, network):
-    """Load the oracle's parameters into a network of the package."""
-    for block, source in zip(network.body.blocks, params[:-1], strict=True):
-        block.conv.weight.data.copy_(source["weight"])
-        block.conv.bias.data.copy_(source["bias"])
-        block.norm.weight.data.copy_(source["gamma"])
-        block.norm.bias.data.copy_(source["beta"])
-        block.norm.running_mean.copy_(source["running_mean"])
-        block.norm.running_var.copy_(source["running_var"])
-    network.body.tail.weight.data.copy_(params[-1]["weight"])
-    network.body.tail.bias.data.copy_(params[-1]["bias"])
 
 
 def require_grad(params):

@@ -17,10 +17,10 @@ SHARES = torch.tensor([[0.2, 0.9, 0.3], [0.4, 0.5, 0.3], [0.6, 0.7, 0.3]])
 
 
 @pytest.mark.parametrize("num_transforms", [54, 42, 4])
-@pytest.mark.parametrize("size", [(27, 27), (20, 27)])
+@pytest.mark.parametrize("size", [(22, 22), (16, 22)])
 def test_scores_equal_the_explicit_definition(size, num_transforms):
     pyramid, all_params = random_pyramid(size, num_transforms)
-    images = image_pyramid(random_images(size, 3), pyramid.plan.sizes)
+    images = image_pyramid(random_images(size, 2), pyramid.plan.sizes)
     t_list = oracle.transformation_list(num_transforms)
     shares = torch.stack([vote_shares(v.probabilities, FRACTIONS) for v in VoteScorer(pyramid).votes(images)])
     for f, fraction in enumerate(FRACTIONS):
@@ -31,11 +31,12 @@ def test_scores_equal_the_explicit_definition(size, num_transforms):
         for aggregate, explicit in [("mean", oracle.anomaly_score), ("minmax", oracle.minmax_anomaly_score)]:
             score = anomaly_scores(shares[:, f].T, aggregate)
             torch.testing.assert_close(score, explicit(expected), rtol=0, atol=1e-9)
-    assert (shares[:, 1:] - shares[:, :-1]).min() > 0  # the lowest votes come first
+    assert (shares.diff(dim=1) >= 0).all()  # the lowest votes come first
+    assert (shares[:, -1] > shares[:, 0]).all()
 
 
 @pytest.mark.parametrize("num_transforms", [54, 42, 4])
-@pytest.mark.parametrize("size", [(27, 27), (20, 27)])
+@pytest.mark.parametrize("size", [(22, 22), (16, 22)])
 def test_a_flat_gray_image_scores_chance(size, num_transforms):
     pyramid, _ = random_pyramid(size, num_transforms)
     flat = image_pyramid(torch.full((2, 3, *size), -0.4, dtype=torch.float64), pyramid.plan.sizes)

@@ -12,7 +12,7 @@ from hta.models.discriminator import Discriminator
 from hta.scales import image_pyramid
 from hta.transforms import TRANSFORMATION_SETS, apply_transformation
 
-SIZES = [(27, 27), (20, 27), (27, 20)]
+SIZES = [(22, 22), (16, 22), (22, 16)]
 CPU = torch.device("cpu")
 EXACT = dict(rtol=0, atol=1e-9)
 
@@ -26,7 +26,7 @@ def turned_back(vote_map, transformation):
 @pytest.mark.parametrize("size", SIZES)
 def test_votes_equal_the_explicit_definition(size, num_transforms):
     pyramid, all_params = random_pyramid(size, num_transforms)
-    images = image_pyramid(random_images(size, 3), pyramid.plan.sizes)
+    images = image_pyramid(random_images(size, 2), pyramid.plan.sizes)
     assert pyramid.plan.num_scales >= 2
     t_list = oracle.transformation_list(num_transforms)
     scorer = VoteScorer(pyramid)
@@ -55,8 +55,8 @@ def test_other_kernels_and_depths():
 @pytest.mark.parametrize("num_transforms", [54, 42, 4])
 def test_all_votes_of_a_patch_share_its_probability(num_transforms):
     # On an image that no transformation changes, the M votes of a patch are the M classes of one softmax.
-    pyramid, _ = random_pyramid((20, 27), num_transforms, dtype=torch.float32)
-    flat = torch.full((1, 3, 20, 27), 0.3)
+    pyramid, _ = random_pyramid((16, 22), num_transforms, dtype=torch.float32)
+    flat = torch.full((1, 3, 16, 22), 0.3)
     votes = VoteScorer(pyramid).votes(image_pyramid(flat, pyramid.plan.sizes))
     for scale_votes in votes:
         torch.testing.assert_close(
@@ -69,9 +69,9 @@ def test_all_votes_of_a_patch_share_its_probability(num_transforms):
 
 @pytest.mark.parametrize("num_transforms", [54, 4])
 def test_batch_size_order_and_threads_change_nothing(num_transforms):
-    pyramid, _ = random_pyramid((20, 27), num_transforms, dtype=torch.float32, nfc=16)
-    images = random_images((20, 27), 7, dtype=torch.float32)
-    order = torch.tensor([4, 2, 6, 0, 5, 1, 3])
+    pyramid, _ = random_pyramid((16, 22), num_transforms, dtype=torch.float32, nfc=16)
+    images = random_images((16, 22), 5, dtype=torch.float32)
+    order = torch.tensor([4, 2, 0, 1, 3])
 
     def shares(batch, pass_images):
         scorer = VoteScorer(pyramid, pass_images)
@@ -79,15 +79,14 @@ def test_batch_size_order_and_threads_change_nothing(num_transforms):
         return torch.stack([vote_shares(v.probabilities, [0.05, 1.0]) for v in scorer.votes(pyramid_images)])
 
     threads = torch.get_num_threads()
-    reference = shares(images, None)
-    alone = torch.cat([shares(image[None], None) for image in images], dim=-1)
-    assert (alone - reference).abs().max() <= 1e-6
-    torch.testing.assert_close(shares(images[order], 3), shares(images, 3)[..., order], rtol=0, atol=0)
     try:
-        for count in (1, 2):
-            torch.set_num_threads(count)
-            for pass_images in (1, 2, 7):
-                assert (shares(images, pass_images) - reference).abs().max() <= 1e-6
+        torch.set_num_threads(1)
+        reference = shares(images, None)
+        alone = torch.cat([shares(image[None], None) for image in images], dim=-1)
+        assert (alone - reference).abs().max() <= 1e-6
+        torch.testing.assert_close(shares(images[order], 2), shares(images, 2)[..., order], rtol=0, atol=0)
+        torch.set_num_threads(2)
+        assert (shares(images, 3) - reference).abs().max() <= 1e-6
     finally:
         torch.set_num_threads(threads)
 

@@ -71,7 +71,7 @@ class Pyramid:
         """
         config, width = self.config, self.plan.widths[n]
         G = Generator(width, config.ker_size, config.num_layer, self.dtype)
-        D = Discriminator(width, config.num_transforms + 1, config.ker_size, config.num_layer, self.dtype)
+        D = Discriminator(width, config.num_classes, config.ker_size, config.num_layer, self.dtype)
         for network in (G, D):
             init_weights(network, generator)
         if n and width == self.plan.widths[n - 1]:

@@ -8,14 +8,41 @@ patches in all windows, the mean cross-entropy over transformations, images and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hta.canvas import CanvasGroup, CanvasPlan
+from hta.canvas import Canvas, CanvasGroup, CanvasPlan, Window, plan_canvases
+from hta.config import ModelConfig
 from hta.models.blocks import Coverage, statistics_dtype
+
+
+def plan_of_objective(config: ModelConfig, size: tuple[int, int]) -> CanvasPlan:
+    """The windows that the discriminators see, each with the class that it is of.
+
+    Args:
+        config: with the objective "real_fake" D sees the untransformed image alone, with "real_fake_augmented" all
+            windows, of class 0, "real"; else every window is a class of its own.
+        size: (height, width) of the scale, pixels.
+    """
+    if config.objective == "real_fake":
+        canvas = Canvas(False, False, 0, 0, 0, 0, 0, size, (Window(0, 0, 0, *size),))
+        return CanvasPlan(size, 1, (CanvasGroup(size, (canvas,)),))
+    plan = plan_canvases(*size, config.num_transforms)
+    if config.objective != "real_fake_augmented":
+        return plan
+    return replace(plan, groups=tuple(_of_class_zero(group) for group in plan.groups))
+
+
+def _of_class_zero(group: CanvasGroup) -> CanvasGroup:
+    """A group whose windows are all of class 0."""
+    canvases = (
+        replace(canvas, windows=tuple(replace(window, index=0) for window in canvas.windows))
+        for canvas in group.canvases
+    )
+    return replace(group, canvases=tuple(canvases))
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hta.canvas import plan_canvases
 from hta.config import TrainingConfig
 from hta.errors import RunError, UserError
 from hta.models.pyramid import Pyramid, Scale, fresh_noise
 from hta.models.storage import restore_scale, scale_tensors
 from hta.runtime import seeded_generator
-from hta.training.losses import PatchTargets, fake_loss, transformation_loss
+from hta.training.losses import PatchTargets, fake_loss, plan_of_objective, transformation_loss
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ class ScaleTrainer:
         if self.n:
             residual = (self.real - self.rebuilt_below).abs().mean(dim=(1, 2, 3))
             self.scale.noise_amp.copy_(self.config.noise_amp * residual)
-        self.canvases = plan_canvases(*self.size, pyramid.config.num_transforms)
+        self.canvases = plan_of_objective(pyramid.config, self.size)
         D, G = self.scale.discriminator, self.scale.generator
         self.real_canvases = [batch.to(pyramid.dtype) for batch in self.canvases.render(self.real)]
         self.targets = PatchTargets.of_plan(self.canvases, D.margin, N, pyramid.dtype, pyramid.device)
@@ -97,6 +96,9 @@ class ScaleTrainer:
     def _iterate(self) -> IterationLosses:
         """One iteration: D's steps, then G's, which reuse the last noise and image below."""
         config = self.config
+        if self.pyramid.config.objective == "transformations_only":
+            alone = torch.stack([self._step_discriminator_alone() for _ in range(config.Dsteps)])
+            return IterationLosses(alone.mean().item(), 0.0, 0.0, 0.0)
         noise = self._draw_noise()
         d_losses = []
         for _ in range(config.Dsteps):
@@ -119,6 +121,15 @@ class ScaleTrainer:
         loss_fake.backward()
         self.optimizer_d.step()
         return torch.stack([loss_real.detach(), loss_fake.detach()])
+
+    def _step_discriminator_alone(self) -> Tensor:
+        """One step of D on real patches, without the class "fake" (table 6, a); returns the loss, detached."""
+        self.optimizer_d.zero_grad(set_to_none=True)
+        votes = [logits[:, :-1] for logits in self._discriminate(self.real_canvases)]
+        loss = transformation_loss(votes, self.targets)
+        loss.backward()
+        self.optimizer_d.step()
+        return loss.detach()
 
     def _step_generator(self, noise: Tensor, below: Tensor) -> Tensor:
         """One step of G, which fools D and rebuilds the images; returns both losses, `(2,)`, detached."""

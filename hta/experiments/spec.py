@@ -1,0 +1,123 @@
+"""The unit of the tables: one run, and the key of all that its result depends on."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from hta.api import default_config
+from hta.config import AblationConfig, Config, require_keys
+from hta.data.selection import is_defect_set
+from hta.errors import UserError
+from hta.evaluation.scoring import default_fraction
+from hta.experiments.presets import METHOD_VERSION, PRESETS, VARIANTS
+
+Pairs = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run.
+
+    Attributes:
+        dataset: name for `hta.data.selection.load_dataset`.
+        title: the data set's name in tables; where only a part is at hand it says so.
+        pos_class: the normal class, in the paper's spelling.
+        shots: N, the number of training images.
+        draw: number of their random draw.
+        variant, preset: keys of `VARIANTS` and `PRESETS`.
+        num_transforms: M.
+        data_sha256: digest of the training images and of the test images' names.
+        fractions: parts of the patches that vote, ascending; scored in one pass.
+        test_limit: number of test images; None for all.
+        seed: of draws and test images; with the draw, of the training.
+        precision: as asked for; "auto" depends on the machine.
+        settings: overridden settings of model and training.
+        preparation: overridden preparation of the images (fields of `BenchmarkSpec`).
+        paper_dataset: whose rows of the paper stand beside it; changes no result, and is no part of the key.
+    """
+
+    dataset: str
+    title: str
+    pos_class: str
+    shots: int
+    draw: int
+    variant: str
+    preset: str
+    num_transforms: int
+    data_sha256: str
+    fractions: tuple[float, ...] = (1.0,)
+    test_limit: int | None = None
+    seed: int = 0
+    precision: str = "auto"
+    settings: Pairs = ()
+    preparation: Pairs = ()
+    paper_dataset: str | None = None
+
+    @property
+    def task(self) -> str:
+        """The task, "defect" or "class"."""
+        return "defect" if is_defect_set(self.dataset) else "class"
+
+    @property
+    def main_fraction(self) -> float:
+        """The fraction that the paper scores with, where it is among those that are run."""
+        default = default_fraction(self.task, self.shots)
+        return default if default in self.fractions else self.fractions[-1]
+
+    def config(self, *, is_gray: bool = False) -> Config:
+        """The resolved settings of model and training.
+
+        Raises:
+            UserError: an overridden setting is unknown or out of range.
+        """
+        preset, variant = PRESETS[self.preset], VARIANTS[self.variant]
+        flat = {"min_size": preset.min_size, "max_size": preset.max_size, "niter": preset.niter}
+        # Draws differ in the weights and the noise too: their spread holds all that is random.
+        flat |= {"task": self.task, "num_transforms": self.num_transforms, "manualSeed": self.seed + self.draw}
+        flat |= dict(self.settings)
+        if variant.one_scale:
+            flat |= {"min_size": variant.one_scale, "max_size": variant.one_scale}
+        config = default_config(**flat).resolved(is_gray=is_gray)
+        if variant.objective == config.model.objective:
+            return config
+        return replace(config, model=AblationConfig(**asdict(config.model), objective=variant.objective))
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that the result depends on, the version of the method among it."""
+        config, preset = self.config(), PRESETS[self.preset]
+        matters = asdict(self) | {"model": asdict(config.model), "training": asdict(config.training)}
+        matters |= {"method_version": METHOD_VERSION, "geom_steps": preset.geom_steps}
+        del matters["paper_dataset"]
+        return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """Name of the result's file, without suffix."""
+        parts = (self.title, self.pos_class, f"{self.shots}shot", f"draw{self.draw}", self.variant, self.preset)
+        return "_".join([*(_slug(part) for part in parts), self.key])
+
+    def describe(self) -> str:
+        """One line for a person."""
+        shots = f"{self.shots} image{'s' * (self.shots > 1)}"
+        return f"{self.title} {self.pos_class}, {shots}, draw {self.draw}, {self.variant}, {self.preset}"
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], source: str) -> "RunSpec":
+        """Read `dataclasses.asdict`'s form back from JSON.
+
+        Raises:
+            UserError: keys that are missing or unknown.
+        """
+        require_keys(data, {f.name for f in fields(cls)}, source)
+        pairs = {name: tuple((key, value) for key, value in data[name]) for name in ("settings", "preparation")}
+        spec = cls(**data | pairs | {"fractions": tuple(data["fractions"])})
+        if spec.variant not in VARIANTS or spec.preset not in PRESETS:
+            raise UserError(f"{source}: variant {spec.variant} or preset {spec.preset} is unknown; remove the file")
+        return spec
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

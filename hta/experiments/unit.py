@@ -1,0 +1,195 @@
+"""One run, from its images to the record of its result."""
+
+import hashlib
+import time
+import traceback
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from hta import api
+from hta.config import RuntimeConfig
+from hta.data.image_sets import Benchmark
+from hta.data.protocol import draw_training_images
+from hta.data.selection import Selection, load_dataset
+from hta.errors import RunError
+from hta.evaluation.metrics import bootstrap_auroc, image_auroc
+from hta.evaluation.scoring import AGGREGATES, anomaly_scores
+from hta.experiments.machine import describe_machine, describe_versions
+from hta.experiments.presets import METHOD_VERSION
+from hta.experiments.spec import Pairs, RunSpec
+from hta.experiments.variants import score_images, train_variant
+from hta.models.pyramid import plan_of
+from hta.runtime import set_up
+
+FORMAT_VERSION = 1
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run and where it is done; nothing here but the spec touches the result.
+
+    Attributes:
+        spec: of the run.
+        data_root: where the files of its data set lie.
+        runtime: device, threads and precision.
+    """
+
+    spec: RunSpec
+    data_root: str
+    runtime: RuntimeConfig
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+        spec: of the run.
+        record: its result, ready for JSON; None if it failed.
+        scores: arrays by name: anomaly scores (higher = more anomalous), labels and names of the test images.
+        error: the traceback of a failed run.
+    """
+
+    spec: RunSpec
+    record: dict[str, Any] | None = None
+    scores: dict[str, np.ndarray] | None = None
+    error: str | None = None
+
+
+@lru_cache(maxsize=8)
+def prepared_dataset(dataset: str, data_root: str, num_transforms: int | None, preparation: Pairs) -> Benchmark:
+    """A data set with its preparation overridden, loaded once a process."""
+    benchmark = load_dataset(dataset, data_root, num_transforms=num_transforms)
+    return replace(benchmark, spec=replace(benchmark.spec, **dict(preparation)))
+
+
+def select_images(benchmark: Benchmark, pos_class: str, shots: int, draw: int, seed: int) -> Selection:
+    """The images of a draw."""
+    training = draw_training_images(benchmark, pos_class, shots, draw=draw, seed=seed)
+    return Selection(benchmark, pos_class, tuple(training))
+
+
+def digest_images(selection: Selection, test_indices: list[int]) -> str:
+    """Digest of the training images, pixels included, and of the names of the test images."""
+    digest = hashlib.sha256("\n".join(selection.training_ids()).encode())
+    for index in selection.training:
+        digest.update(selection.benchmark.train.read(index).tobytes())
+    digest.update(_digest_names(selection, test_indices).encode())
+    return digest.hexdigest()
+
+
+def _digest_names(selection: Selection, test_indices: list[int]) -> str:
+    names = "\n".join(selection.benchmark.test_id(index) for index in test_indices)
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
+def attempt(task: Task) -> Outcome:
+    """Run a task; an error becomes part of the outcome."""
+    try:
+        return execute(task)
+    except Exception:  # noqa: BLE001 (whatever breaks one run, the others go on)
+        return Outcome(task.spec, error=traceback.format_exc())
+
+
+def execute(task: Task) -> Outcome:
+    """Train and score one run.
+
+    Raises:
+        RunError: the training broke, or the images are others than those of the plan.
+        UserError: the settings do not fit the images.
+    """
+    spec = task.spec
+    benchmark = prepared_dataset(spec.dataset, task.data_root, spec.num_transforms, spec.preparation)
+    selection = select_images(benchmark, spec.pos_class, spec.shots, spec.draw, spec.seed)
+    indices = selection.test_indices(spec.test_limit, spec.seed)
+    if digest_images(selection, indices) != spec.data_sha256:
+        raise RunError(f"{task.data_root}: holds other images than the runner saw; give all workers the same data")
+    runtime = set_up(task.runtime)
+
+    start = time.perf_counter()
+    images = selection.training_images()
+    training_set = api.prepare(images, selection.training_ids(), spec.config(is_gray=benchmark.is_gray))
+    plan = plan_of(training_set.record.config.model, training_set.record.image_size)
+    shares_of = train_variant(spec, training_set, runtime)
+    trained = time.perf_counter()
+    shares = score_images(shares_of, _test_images(selection, indices), plan.working_size)
+    scored = time.perf_counter()
+
+    labels = selection.labels(indices)
+    results, scores = measure(spec, shares, labels)
+    # All patches, or as many as any fraction has: the last fraction is the largest.
+    results["training_shares"] = _rounded(score_images(shares_of, images, plan.working_size)[-1].mean(axis=0))
+    record = {
+        "format_version": FORMAT_VERSION,
+        "method_version": METHOD_VERSION,
+        "key": spec.key,
+        "spec": asdict(spec),
+        "scales": plan.describe(),
+        "training_images": selection.training_ids(),
+        "test_images": {
+            "normal": int((labels == 0).sum()),
+            "anomalous": int(labels.sum()),
+            "available": len(selection.test_indices()),
+            "names_sha256": _digest_names(selection, indices),
+        },
+        "results": results,
+        "run": {
+            "seconds_training": round(trained - start, 2),
+            "seconds_scoring": round(scored - trained, 2),
+            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": describe_machine(runtime),
+            "versions": describe_versions(),
+        },
+    }
+    names = np.array([benchmark.test_id(index) for index in indices])
+    return Outcome(spec, record, {"scores": scores, "labels": labels, "names": names})
+
+
+def _test_images(selection: Selection, indices: list[int]) -> Iterator[np.ndarray]:
+    return (selection.benchmark.test_image(index) for index in indices)
+
+
+def measure(spec: RunSpec, shares: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
+    """AUROC of a run, higher = better.
+
+    Args:
+        spec: of the run.
+        shares: `(F, N, S)`, higher = more normal; one fraction a row.
+        labels: `(N,)`, 1 = anomalous.
+
+    Returns:
+        AUROC by aggregate for the paper's fraction, with a bootstrap interval over the test images, and for every
+        fraction and scale; and the `(N,)` anomaly scores that the main figure is of, higher = more anomalous.
+    """
+    by_fraction = {}
+    for fraction, part in zip(spec.fractions, torch.from_numpy(shares), strict=True):
+        by_fraction[f"{fraction:g}"] = {
+            aggregate: _auroc(labels, anomaly_scores(part, aggregate).numpy()) for aggregate in AGGREGATES
+        }
+    main = shares[spec.fractions.index(spec.main_fraction)]
+    scores = anomaly_scores(torch.from_numpy(main)).numpy()
+    interval = bootstrap_auroc(labels, scores, np.random.default_rng(spec.seed))
+    results = {
+        "fraction": spec.main_fraction,
+        "auroc": by_fraction[f"{spec.main_fraction:g}"],
+        "auroc_interval_95": None if interval.low is None else _rounded([interval.low, interval.high]),
+        "auroc_by_fraction": by_fraction,
+        "auroc_by_scale": [_auroc(labels, -column) for column in main.T],
+    }
+    return results, scores
+
+
+def _auroc(labels: np.ndarray, scores: np.ndarray) -> float | None:
+    value = image_auroc(labels, scores).value
+    return None if value is None else round(value, _DIGITS)
+
+
+def _rounded(values) -> list[float]:
+    return [round(float(value), _DIGITS) for value in values]

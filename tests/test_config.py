@@ -1,0 +1,149 @@
+"""Settings: JSON and back, what is refused, and what is filled in by the task and the image."""
+
+import json
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from hta.api import default_config
+from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
+from hta.errors import UserError
+
+
+def test_json_round_trip():
+    config = Config(
+        ModelConfig(task="class", num_transforms=42, min_size=14, max_size=22, scale_factor=0.9, nfc=3),
+        TrainingConfig(niter=7, lr_d=1e-3, manualSeed=5),
+        RuntimeConfig(device="cpu", threads=2, precision="float32", deterministic=True),
+    )
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict())), "config.json") == config
+    assert Config.from_dict(json.loads(json.dumps(Config().to_dict())), "config.json") == Config()
+
+
+def with_change(part, change):
+    data = Config().to_dict()
+    change(data[part] if part else data)
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (with_change("model", lambda d: d.update(widht=3)), ("unknown key widht",)),
+        (with_change("training", lambda d: d.pop("lr_g")), ("missing key lr_g",)),
+        (with_change("runtime", lambda d: d.update(device=7)), ("--device 7",)),
+        (with_change(None, lambda d: d.update(extra={})), ("unknown key extra",)),
+        (with_change(None, lambda d: d.pop("runtime")), ("missing key runtime",)),
+        (with_change(None, lambda d: d.update(model=[1])), ("not a JSON object",)),
+        (with_change("training", lambda d: d.update(niter=0)), ("--niter 0", "1 <=")),
+        (with_change("training", lambda d: d.update(niter="7")), ("--niter 7",)),
+        (with_change("training", lambda d: d.update(niter=True)), ("--niter True",)),
+        ([], ("not a JSON object",)),
+        (None, ("not a JSON object",)),
+    ],
+)
+def test_a_file_with_other_keys_or_values_is_refused(data, words):
+    with pytest.raises(UserError) as caught:
+        Config.from_dict(data, "folder/config.json")
+    message = str(caught.value)
+    assert message.startswith("folder/config.json: ")
+    assert all(word in message for word in words)
+    assert "\n" not in message
+
+
+# By hand: one value below, above, or at an excluded bound of every setting that has one.
+REFUSED = {
+    "task": ["both"],
+    "num_transforms": [7, 0, 55],
+    "min_size": [10, -1, 25.5],
+    "max_size": [10],
+    "scale_factor": [0.0, 1.0, 1.2, -0.5, float("nan")],
+    "nfc": [0],
+    "ker_size": [1, 4, 11],
+    "num_layer": [1, 11],
+    "niter": [0, -1],
+    "lr_g": [0.0, -1e-3, float("inf"), float("nan")],
+    "lr_d": [0.0, float("nan")],
+    "beta1": [-0.1, 1.0],
+    "gamma": [0.0, 1.1],
+    "milestone_d": [0],
+    "milestone_g": [0],
+    "Gsteps": [0],
+    "Dsteps": [0],
+    "alpha": [-1.0],
+    "noise_amp": [-0.1],
+    "manualSeed": [-1, 2**31],
+    "threads": [-1],
+    "precision": ["float16"],
+    "checkpoint_every": [0],
+    "not_cuda": ["yes", 1],
+    "deterministic": [0],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in REFUSED.items() for value in values])
+def test_a_value_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(UserError, match=f"^--{name} .*must be"):
+        default_config(**{name: value})
+
+
+def test_every_setting_with_a_range_is_tried():
+    ranged = {f.name for part in (ModelConfig, TrainingConfig, RuntimeConfig) for f in fields(part)} - {"device"}
+    assert set(REFUSED) == ranged
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"min_size": 11, "max_size": 11},
+        {"scale_factor": 0.999},
+        {"beta1": 0.0},
+        {"gamma": 1.0},
+        {"alpha": 0, "noise_amp": 0},
+        {"manualSeed": 2**31 - 1},
+        {"ker_size": 9, "num_layer": 2},
+    ],
+)
+def test_bounds_that_are_allowed(settings):
+    default_config(**settings)
+
+
+def test_settings_that_contradict_each_other_are_refused():
+    with pytest.raises(UserError, match="--min_size 65 is above --max_size 64"):
+        ModelConfig(min_size=65)
+
+
+def test_an_unknown_setting_is_refused():
+    with pytest.raises(UserError, match="nitre"):
+        default_config(nitre=3)
+
+
+def test_the_papers_defaults():
+    assert ModelConfig() == ModelConfig("defect", None, 25, 64, 0.75, 32, 3, 5)
+    training = TrainingConfig()
+    assert (training.lr_g, training.lr_d, training.beta1, training.gamma) == (5e-4, 5e-4, 0.5, 0.1)
+    assert (training.milestone_d, training.milestone_g) == (500, 1000)
+    assert (training.Gsteps, training.Dsteps, training.alpha, training.noise_amp) == (3, 3, 100, 0.1)
+    assert (ModelConfig().margin, ModelConfig().receptive_field) == (5, 11)
+
+
+@pytest.mark.parametrize(
+    ("task", "gray", "num_transforms", "niter"),
+    [("defect", False, 4, 2000), ("defect", True, 4, 2000), ("class", False, 54, 1000), ("class", True, 42, 500)],
+)
+def test_what_is_not_said_follows_from_the_task_and_the_image(task, gray, num_transforms, niter):
+    resolved = Config(ModelConfig(task=task)).resolved(is_gray=gray)
+    assert (resolved.model.num_transforms, resolved.training.niter) == (num_transforms, niter)
+
+
+def test_what_is_said_stays():
+    said = Config(ModelConfig(num_transforms=54), TrainingConfig(niter=3)).resolved(is_gray=True)
+    assert (said.model.num_transforms, said.training.niter) == (54, 3)
+    # The iterations follow the transformations, whoever chose them.
+    assert Config(ModelConfig(num_transforms=54)).resolved(is_gray=True).training.niter == 1000
+    assert Config(ModelConfig(task="class", num_transforms=4)).resolved(is_gray=False).training.niter == 2000
+
+
+def test_settings_do_not_change():
+    with pytest.raises(FrozenInstanceError):
+        Config().model.nfc = 3

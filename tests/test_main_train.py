@@ -1,0 +1,609 @@
+"""main_train.py from the command line: what it writes, what it refuses, how it breaks."""
+
+import csv
+import json
+import logging
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+import hta
+import main_train
+from hta import api
+from hta.data.folders import load_training_images
+from hta.models.storage import RunFolder
+from hta.runtime import RuntimeConfig
+from hta.training import samples
+from hta.training.samples import SampleRequest, draw_samples
+from hta.training.scale import ScaleTrainer
+
+ROOT = Path(__file__).parents[1]
+SCALES = [
+    "--min_size",
+    "14",
+    "--max_size",
+    "22",
+    "--nfc",
+    "4",
+]  # three scales for an image of 20 x 24 px (height x width)
+QUICK = [*SCALES, "--niter", "2", "--threads", "1", "--num_samples", "3", "--precision", "float32"]
+
+
+@pytest.fixture(autouse=True)
+def restored_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def write_image(path, height=20, width=24, seed=0):
+    """A smooth random picture, so that the scales below can rebuild some of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(path)
+
+
+def snapshot(folder):
+    """Everything below a folder: folders as None, files with their bytes."""
+    return {
+        path.relative_to(folder).as_posix(): None if path.is_dir() else path.read_bytes() for path in folder.rglob("*")
+    }
+
+
+def run_quietly(folder, arguments):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        return main_train.main(arguments)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with two images and the model `shots` of both; only to be read."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_image(folder / "shots" / "a.png", seed=0)
+    write_image(folder / "shots" / "b.png", seed=1)
+    # Fast learning, so that the scales draw more than their noise.
+    assert run_quietly(folder, ["--input_name", "shots", *QUICK, "--niter", "12", "--lr_g", "5e-3"]) == 0
+    return folder
+
+
+@pytest.fixture
+def model(trained):
+    return api.load("shots", trained / "TrainedModels", RuntimeConfig(not_cuda=True, threads=1, precision="float32"))
+
+
+@pytest.fixture
+def workspace(tmp_path, monkeypatch):
+    """A working directory with one image."""
+    write_image(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def copied(trained, tmp_path, monkeypatch):
+    """A working directory with the trained model."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --------------------------------------------------------------------------------------------- what a run leaves
+
+
+def test_a_run_leaves_model_curves_samples_and_metrics(trained):
+    folder = trained / "TrainedModels" / "shots"
+    pictures = {f"samples/random_{i:03d}.png" for i in range(3)} | {
+        f"samples/reconstruction_{i:03d}.png" for i in (0, 1)
+    }
+    files = {"config.json", "training_images.safetensors", "metrics.csv", "curves.png", "samples"} | pictures
+    assert set(snapshot(folder)) == files | {f"scale_{n}.safetensors" for n in range(3)}
+    assert set(snapshot(trained / "TrainedModels")) == {"shots"} | {f"shots/{name}" for name in snapshot(folder)}
+    for name in pictures:
+        with Image.open(folder / name) as picture:
+            assert (picture.size, picture.mode) == ((22, 19), "RGB")
+    with Image.open(folder / "curves.png") as curves:
+        assert np.asarray(curves).std() > 0
+
+
+def test_metrics_hold_every_iteration(trained):
+    with (trained / "TrainedModels" / "shots" / "metrics.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(int(row["scale"]), int(row["iteration"])) for row in rows] == [(n, i) for n in range(3) for i in range(12)]
+    losses = [float(row[name]) for row in rows for name in ("d_real", "d_fake", "g_adversarial", "g_reconstruction")]
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+
+
+def test_the_record_tells_how_it_was_made(trained):
+    record = json.loads((trained / "TrainedModels" / "shots" / "config.json").read_text())
+    assert record["sources"] == ["a.png", "b.png"]
+    assert record["image_size"] == [20, 24]
+    assert record["hta_version"] == hta.__version__
+    assert record["config"]["model"]["num_transforms"] == 4
+    assert record["config"]["training"]["niter"] == 12
+
+
+def test_the_tensors_fit_the_plan(model):
+    assert model.pyramid.plan.sizes == ((14, 17), (17, 19), (19, 22))
+    assert model.training_images.shape == (2, 3, 19, 22)
+    for scale, size in zip(model.pyramid.scales, model.pyramid.plan.sizes, strict=True):
+        assert scale.fixed_noise.shape == (1, 1, *size)
+        assert scale.noise_amp.shape == (2,)
+    assert model.pyramid.scales[0].noise_amp.tolist() == [1, 1]
+    assert model.pyramid.scales[1].noise_amp[0] != model.pyramid.scales[1].noise_amp[1]
+
+
+def test_a_run_ends_with_vote_shares_and_the_next_command(workspace, capsys):
+    assert main_train.main(["--input_name", "photo.png", *QUICK, "--models_dir", "elsewhere"]) == 0
+    out = capsys.readouterr().out
+    shares = [float(line.split(":")[1].split()[0]) for line in out.splitlines() if line.startswith("  scale ")]
+    assert len(shares) == 3
+    assert all(0 < share < 1 for share in shares)
+    assert "chance 0.250" in out
+    assert "python main_eval.py --input_name photo --models_dir elsewhere --test_dir" in out
+    assert (workspace / "elsewhere" / "photo" / "config.json").is_file()
+    assert set(snapshot(workspace)) & {"TrainedModels"} == set()
+
+
+def test_the_reconstruction_on_disk_is_that_of_the_model(model):
+    rebuilt = model.pyramid.reconstruct().clamp(-1, 1)
+    for number, image in enumerate(rebuilt):
+        with Image.open(model.folder.path / "samples" / f"reconstruction_{number:03d}.png") as picture:
+            values = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1
+        torch.testing.assert_close(values, image, rtol=0, atol=1 / 127.5)
+
+
+def test_overwrite_replaces_the_model(copied):
+    before = snapshot(copied / "TrainedModels" / "shots")
+    assert main_train.main(["--input_name", "shots", *QUICK, "--overwrite", "--manualSeed", "1"]) == 0
+    after = snapshot(copied / "TrainedModels" / "shots")
+    assert set(after) == set(before)
+    assert after["scale_0.safetensors"] != before["scale_0.safetensors"]
+    assert set(snapshot(copied / "TrainedModels")) == {"shots"} | {f"shots/{name}" for name in after}
+
+
+def test_a_name_of_input_dir_and_a_name_of_ones_own(workspace):
+    write_image(workspace / "pictures" / "wall.png")
+    arguments = ["--input_name", "wall.png", "--input_dir", "pictures", "--name", "my wall", *QUICK]
+    assert main_train.main(arguments) == 0
+    assert (workspace / "TrainedModels" / "my wall" / "scale_2.safetensors").is_file()
+
+
+@pytest.mark.parametrize("task", ["defect", "class"])
+@pytest.mark.parametrize("gray", [False, True])
+def test_task_and_colour_choose_the_transformations(workspace, capsys, task, gray):
+    if gray:
+        with Image.open("photo.png") as picture:
+            picture.convert("L").save("photo.png")
+    assert main_train.main(["--input_name", "photo.png", "--task", task, *SCALES, "--dry_run"]) == 0
+    transformations, niter = {"defect": (4, 2000), "class": (42, 500) if gray else (54, 1000)}[task]
+    assert f"{transformations} transformations, {niter} iterations a scale" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------- several shots
+
+
+def read_training_images(folder):
+    return safetensors.torch.load_file(folder / "training_images.safetensors")["images"]
+
+
+def test_a_folder_of_images_of_different_sizes_is_said(workspace, caplog):
+    write_image(workspace / "shots" / "a.png")
+    write_image(workspace / "shots" / "b.jpg", 30, 36, seed=1)
+    write_image(workspace / "shots" / "c.png", seed=2)
+    (workspace / "shots" / "notes.txt").write_text("no image")
+    with caplog.at_level(logging.INFO, "hta"):
+        assert main_train.main(["--input_name", "shots", "--num_images", "2", *QUICK]) == 0
+    assert "the first 2 of its 3 images" in caplog.text
+    assert "1 of 2 training images differ in size" in caplog.text
+    images = read_training_images(workspace / "TrainedModels" / "shots")
+    assert images.shape == (2, 3, 19, 22)
+    assert not torch.equal(images[0], images[1])
+    record = json.loads((workspace / "TrainedModels" / "shots" / "config.json").read_text())
+    assert record["sources"] == ["a.png", "b.jpg"]
+
+
+def test_size_image_brings_the_shorter_side_to_a_length(workspace, capsys):
+    assert main_train.main(["--input_name", "photo.png", "--size_image", "15", *QUICK]) == 0
+    record = json.loads((workspace / "TrainedModels" / "photo" / "config.json").read_text())
+    assert record["image_size"] == [15, 18]
+    assert read_training_images(workspace / "TrainedModels" / "photo").shape == (1, 3, 15, 18)
+
+
+# ------------------------------------------------------------------------------------------------ random samples
+
+
+def draw(arguments, **sizes):
+    sizes = [f"--{name}={value}" for name, value in sizes.items()]
+    assert (
+        main_train.main(["--mode", "random_samples", "--input_name", "shots", "--threads", "1", *arguments, *sizes])
+        == 0
+    )
+
+
+def read_pictures(folder):
+    pictures = []
+    for path in sorted(folder.iterdir()):
+        with Image.open(path) as picture:
+            pictures.append(np.array(picture).astype(int))
+    return pictures
+
+
+def test_a_sample_depends_on_seed_and_index_alone(copied):
+    folder = copied / "TrainedModels" / "shots" / "random_samples_scale0_h1_v1_seed7"
+    draw(["--num_samples", "5", "--manualSeed", "7", "--precision", "float32"])
+    few = read_pictures(folder)
+    draw(["--num_samples", "20", "--manualSeed", "7", "--precision", "float32", "--overwrite"])
+    many = read_pictures(folder)
+    assert (len(few), len(many)) == (5, 20)
+    for one, other in zip(few, many, strict=False):
+        assert np.abs(one - other).max() <= 1  # a level of rounding
+    draw(["--num_samples", "5", "--manualSeed", "8", "--precision", "float32"])
+    others = read_pictures(folder.with_name("random_samples_scale0_h1_v1_seed8"))
+    assert all(np.abs(one - other).max() > 5 for one, other in zip(few, others, strict=True))
+
+
+def test_batches_do_not_change_samples(model, monkeypatch):
+    def drawn(count):
+        return torch.cat(list(draw_samples(model.pyramid, SampleRequest(count, seed=3))))
+
+    whole = drawn(20)
+    torch.testing.assert_close(drawn(5), whole[:5], rtol=0, atol=5e-6)
+    monkeypatch.setattr(samples, "_BATCH", 1)
+    torch.testing.assert_close(drawn(20), whole, rtol=0, atol=5e-6)
+    assert min((one - other).abs().max() for i, one in enumerate(whole) for other in whole[:i]) > 0.01
+
+
+def test_samples_after_the_training_are_those_of_the_mode(copied):
+    draw(["--num_samples", "3", "--precision", "float32"])
+    folder = copied / "TrainedModels" / "shots"
+    again = read_pictures(folder / "random_samples_scale0_h1_v1_seed0")
+    first = read_pictures(folder / "samples")[:3]
+    assert all(np.array_equal(one, other) for one, other in zip(again, first, strict=True))
+
+
+def test_samples_of_any_size(copied):
+    draw(["--num_samples", "2"], scale_h=2.5, scale_v=0.5)
+    pictures = read_pictures(copied / "TrainedModels" / "shots" / "random_samples_scale0_h2.5_v0.5_seed0")
+    assert [picture.shape for picture in pictures] == [(10, 55, 3)] * 2  # 19 x 22 px: ceil(9.5), 22 * 2.5
+    assert pictures[0].std() > 0
+
+
+def test_scales_below_the_start_reconstruct(model):
+    rebuilt = model.pyramid.reconstruct()[torch.arange(8) % 2]
+
+    def distance(start):
+        request = SampleRequest(8, seed=0, gen_start_scale=start)
+        return torch.cat(list(draw_samples(model.pyramid, request))).sub(rebuilt).square().mean().sqrt()
+
+    distances = [distance(start) for start in range(3)]
+    assert distances[0] > distances[1] > distances[2] > 0
+
+
+def test_sample_i_varies_training_image_i_modulo_n(model):
+    finest = torch.cat(list(draw_samples(model.pyramid, SampleRequest(4, seed=0, gen_start_scale=2))))
+    rebuilt = model.pyramid.reconstruct()
+    for number, sample in enumerate(finest):
+        distances = (rebuilt - sample).square().mean(dim=(1, 2, 3))
+        assert distances.argmin() == number % 2
+
+
+# --------------------------------------------------------------------------------------------------- dry run, help
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, capsys):
+    before = snapshot(workspace)
+    assert main_train.main(["--input_name", "photo.png", *QUICK, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    settings, _ = json.JSONDecoder().raw_decode(out)
+    assert settings["model"]["num_transforms"] == 4
+    assert settings["training"]["niter"] == 2
+    assert "3 scales of 14x17 17x19 19x22 px, networks of 4 4 4 channels" in out
+    assert snapshot(workspace) == before
+
+
+def test_a_dry_run_finds_mistakes_too(copied, capsys):
+    before = snapshot(copied)
+    assert main_train.main(["--input_name", "shots", *QUICK, "--dry_run"]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert snapshot(copied) == before
+
+
+def test_help_shows_groups_defaults_ranges_and_units(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main_train.main(["--help"])
+    assert caught.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for group in ("input and output:", "model:", "training:", "random samples:", "machine:"):
+        assert group in text
+    for words in ("default 25 px", "0 < value < 1", "default 0.0005", "one of 54, 42, 4", "--no-deterministic"):
+        assert words in text
+
+
+# ----------------------------------------------------------------------------------------------------- bad inputs
+
+
+def make_bad_images(folder):
+    write_image(folder / "tiny.png", 5, 5)
+    write_image(folder / "long.png", 60, 400)
+    (folder / "text.png").write_text("this is no image")
+    write_image(folder / "cut.png", 40, 40)
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:-200])
+    (folder / "none.png").write_bytes(b"")
+    (folder / "empty").mkdir()
+    (folder / "letters").mkdir()
+    (folder / "letters" / "letter.txt").write_text("dear reader")
+    write_image(folder / "mixed" / "a.png")
+    (folder / "mixed" / "b.png").write_text("this is no image")
+
+
+PHOTO = ["--input_name", "photo.png"]
+BAD_INPUTS = {
+    "missing image": (["--input_name", "nothing.png"], "--input_name", "nothing.png", "check the name"),
+    "misspelt image": (["--input_name", "phoot.png", "--input_dir", "."], "phoot.png", "did you mean photo.png"),
+    "no image named": ([], "--input_name is missing", "brick.png"),
+    "folder without files": (["--input_name", "empty"], "empty", "give the folder"),
+    "folder without images": (["--input_name", "letters"], "letters", "give the folder"),
+    "text file named .png": (["--input_name", "text.png"], "text.png", "give a PNG"),
+    "text file in a folder": (["--input_name", "mixed"], "mixed/b.png", "give a PNG"),
+    "truncated PNG": (["--input_name", "cut.png"], "cut.png", "save it anew"),
+    "empty file": (["--input_name", "none.png"], "none.png", "give another one"),
+    "image of 5 x 5 px": (["--input_name", "tiny.png"], "5 x 5", "--min_size", "--max_size"),
+    "image of 400 x 60 px": (["--input_name", "long.png"], "400 x 60", "--min_size", "--max_size"),
+    "image given twice": (["--input_name", "photo.png", "./photo.png"], "photo.png", "each image once"),
+    "folder among files": (["--input_name", "photo.png", "mixed"], "mixed", "give one folder"),
+    "more images than there are": (["--input_name", "mixed", "--num_images", "9"], "--num_images", "ask for fewer"),
+    "min_size above max_size": ([*PHOTO, "--min_size", "30", "--max_size", "20"], "--min_size", "smaller --min_size"),
+    "min_size below a patch": ([*PHOTO, "--min_size", "8"], "--min_size 8", "11 <= value"),
+    "larger patch than a scale": ([*PHOTO, *SCALES, "--ker_size", "5"], "--min_size 14", "--min_size 21"),
+    "scale_factor 1.2": ([*PHOTO, "--scale_factor", "1.2"], "--scale_factor", "0 < value < 1"),
+    "negative niter": ([*PHOTO, "--niter", "-5"], "--niter", "1 <= value"),
+    "niter in words": ([*PHOTO, "--niter", "many"], "--niter", "many", "--help"),
+    "learning rate that is no number": ([*PHOTO, "--lr_d", "nan"], "--lr_d", "0 < value"),
+    "name with ../": ([*PHOTO, *QUICK, "--name", "../photo"], "--name", "plain folder name"),
+    "name that is a path": ([*PHOTO, *QUICK, "--name", "a/b"], "--name", "plain folder name"),
+    "empty name": ([*PHOTO, *QUICK, "--name", ""], "--name", "plain folder name"),
+    "size_image below min_size": ([*PHOTO, *SCALES, "--size_image", "12"], "--min_size"),
+    "unknown num_transforms": ([*PHOTO, "--num_transforms", "7"], "--num_transforms 7", "one of 54, 42, 4"),
+    "unknown option": ([*PHOTO, "--nitre", "7"], "--nitre", "--help"),
+    "abbreviated option": ([*PHOTO, "--num_transf", "4"], "--num_transf", "--help"),
+    "unknown mode": ([*PHOTO, "--mode", "guess"], "--mode", "one of train, random_samples"),
+    "resume without a run": ([*PHOTO, *QUICK, "--resume"], "TrainedModels/photo", "without --resume"),
+    "samples without a model": ([*PHOTO, "--mode", "random_samples"], "TrainedModels/photo", "--input_name"),
+    "device that is none": ([*PHOTO, *QUICK, "--device", "toaster"], "--device toaster", "cpu, cuda or cuda:N"),
+    "device that is not there": ([*PHOTO, *QUICK, "--device", "cuda:99"], "--device cuda:99", "CUDA devices"),
+    "two devices": ([*PHOTO, *QUICK, "--device", "cuda", "--not_cuda"], "--device", "--not_cuda"),
+}
+
+
+def error_lines(capsys):
+    """What stands on stderr, without the notice of a machine that has no GPU."""
+    return [line for line in capsys.readouterr().err.splitlines() if line != "no CUDA device found: running on the CPU"]
+
+
+def assert_refused(folder, arguments, words, capsys):
+    """One line on stderr, exit status 2, and nothing changed."""
+    before = snapshot(folder)
+    capsys.readouterr()
+    status = main_train.main(arguments)
+    lines = error_lines(capsys)
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    missing = [word for word in words if word not in lines[0]]
+    assert not missing, lines[0]
+    assert status == 2
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS)
+def test_bad_input_is_one_line_and_writes_nothing(workspace, capsys, case):
+    make_bad_images(workspace)
+    arguments, *words = BAD_INPUTS[case]
+    assert_refused(workspace, arguments, words, capsys)
+
+
+def in_shots(*arguments):
+    return ["--input_name", "shots", *QUICK, *arguments]
+
+
+def in_samples(*arguments):
+    return ["--input_name", "shots", "--mode", "random_samples", "--threads", "1", *arguments]
+
+
+BAD_INPUTS_WITH_A_MODEL = {
+    "existing model": (in_shots(), "TrainedModels/shots", "--overwrite"),
+    "resume of a finished model": (in_shots("--resume"), "TrainedModels/shots", "--overwrite"),
+    "start scale too fine": (in_samples("--gen_start_scale", "3"), "--gen_start_scale 3", "finest scale is 2"),
+    "negative start scale": (in_samples("--gen_start_scale", "-1"), "--gen_start_scale", "0 <= value"),
+    "samples of no height": (in_samples("--scale_v", "0"), "--scale_v", "0 < value"),
+    "negative number of samples": (in_samples("--num_samples", "-1"), "--num_samples", "0 <= value"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_INPUTS_WITH_A_MODEL)
+def test_bad_input_beside_a_model(copied, capsys, case):
+    arguments, *words = BAD_INPUTS_WITH_A_MODEL[case]
+    assert_refused(copied, arguments, words, capsys)
+
+
+def test_samples_are_not_overwritten_unasked(copied, capsys):
+    draw(["--num_samples", "1"])
+    assert_refused(copied, in_samples("--num_samples", "2"), ["random_samples_scale0", "--overwrite"], capsys)
+
+
+@pytest.mark.parametrize("place", ["TrainedModels/photo", "TrainedModels"])
+def test_an_output_path_that_is_a_file(workspace, capsys, place):
+    (workspace / place).parent.mkdir(exist_ok=True)
+    (workspace / place).write_text("a file")
+    assert_refused(workspace, [*PHOTO, *QUICK], [place, "is a file", "--models_dir"], capsys)
+    assert_refused(workspace, [*PHOTO, *QUICK, "--overwrite"], [place, "is a file", "--models_dir"], capsys)
+
+
+def test_a_folder_that_is_no_model_is_not_overwritten(workspace, capsys):
+    (workspace / "TrainedModels" / "photo").mkdir(parents=True)
+    (workspace / "TrainedModels" / "photo" / "thesis.txt").write_text("the only copy")
+    words = ["TrainedModels/photo", "not a model", "--name"]
+    assert_refused(workspace, [*PHOTO, *QUICK, "--overwrite"], words, capsys)
+
+
+@pytest.fixture
+def begun(workspace):
+    """A working directory with an unfinished run."""
+    config = api.default_config(min_size=14, max_size=22, nfc=4, niter=2, threads=1, precision="float32")
+    training_set = api.prepare(load_training_images([workspace / "photo.png"]), ["photo.png"], config)
+    api.begin(RunFolder(workspace / "TrainedModels" / "photo"), training_set)
+    return workspace
+
+
+RESUME = [*PHOTO, *QUICK, "--resume"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--niter", "3"], ["--niter 3", "begun with 2", "leave the option out"]),
+        (["--nfc", "8"], ["--nfc 8", "begun with 4", "leave the option out"]),
+        (["--min_size", "15"], ["--min_size 15", "begun with 14", "leave the option out"]),
+        (["--manualSeed", "1"], ["--manualSeed 1", "begun with 0", "leave the option out"]),
+        (["--task", "class"], ["--task class", "begun with defect", "leave the option out"]),
+        (["--precision", "bfloat16"], ["--precision bfloat16", "begun with float32", "leave the option out"]),
+        (["--size_image", "15"], ["photo.png", "not the training images", "--name"]),
+    ],
+)
+def test_resume_with_another_configuration(begun, capsys, arguments, words):
+    assert_refused(begun, [*RESUME, *arguments], words, capsys)
+
+
+def test_resume_with_another_image(begun, capsys):
+    write_image(begun / "photo.png", seed=9)
+    assert_refused(begun, RESUME, ["photo.png", "not the training images", "--name"], capsys)
+
+
+@pytest.mark.parametrize("file", ["config.json", "checkpoint.safetensors", "training_images.safetensors"])
+def test_resume_of_a_damaged_run(begun, capsys, file):
+    path = begun / "TrainedModels" / "photo" / file
+    path.write_bytes(path.read_bytes()[:-20])
+    assert_refused(begun, RESUME, [f"TrainedModels/photo/{file}", "train"], capsys)
+
+
+def test_an_unfinished_run_is_not_overwritten_and_not_used(begun, capsys):
+    assert_refused(begun, [*PHOTO, *QUICK], ["TrainedModels/photo", "--resume", "--overwrite"], capsys)
+    samples_of_it = ["--input_name", "photo", "--mode", "random_samples"]
+    assert_refused(begun, samples_of_it, ["TrainedModels/photo", "unfinished", "--resume"], capsys)
+
+
+def test_resume_needs_no_options_but_the_name(begun, capsys):
+    assert main_train.main([*PHOTO, "--resume", "--threads", "1", "--num_samples", "1"]) == 0
+    folder = RunFolder(begun / "TrainedModels" / "photo")
+    assert folder.finished
+    assert folder.read_record().config.training.niter == 2
+
+
+def test_resume_may_change_what_changes_no_result(begun, monkeypatch):
+    positions = []
+    save = RunFolder.save_checkpoint
+
+    def noted(folder, tensors, *, scale, iteration):
+        positions.append((scale, iteration))
+        save(folder, tensors, scale=scale, iteration=iteration)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", noted)
+    assert main_train.main([*RESUME, "--checkpoint_every", "1"]) == 0
+    assert positions == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0)]
+
+
+def test_a_mistake_is_one_line_for_the_shell_too(workspace):
+    script = [sys.executable, str(ROOT / "main_train.py"), "--input_name", "nothing.png"]
+    result = subprocess.run(script, cwd=workspace, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 1
+    assert set(snapshot(workspace)) == {"photo.png"}
+
+
+# ------------------------------------------------------------------------------------------- runs that cannot go on
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.path.insert(0, sys.argv[2])
+import main_train
+sys.exit(main_train.main(sys.argv[3:]))
+"""
+
+
+def assert_same_files(folder, other):
+    """Equal scales and losses, to the last bit."""
+    one, two = snapshot(folder), snapshot(other)
+    names = {name for name in one if name.startswith(("scale_", "metrics"))}
+    assert names == {name for name in two if name.startswith(("scale_", "metrics"))}
+    assert [name for name in sorted(names) if one[name] != two[name]] == []
+
+
+def state_bytes(image):
+    """The size of a checkpoint in the middle of scale 0."""
+    config = api.default_config(min_size=14, max_size=22, nfc=4, niter=2)
+    training_set = api.prepare(load_training_images([image]), ["photo.png"], config)
+    resolved = training_set.record.config
+    planned = api.Pyramid.planned(resolved.model, (20, 24), 1, torch.device("cpu"), torch.float32)
+    trainer = ScaleTrainer(planned, api.resize(training_set.images, planned.plan.sizes[0]), resolved.training)
+    next(trainer.run())
+    return len(safetensors.torch.save({name: value.contiguous() for name, value in trainer.state().items()}))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are of POSIX systems")
+def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_intact(workspace, capsys):
+    # The fixed noise grows with the scales: a limit a little above scale 0's checkpoint stops scale 1's.
+    limit = str(state_bytes(workspace / "photo.png") + 200)
+    arguments = [*PHOTO, *QUICK, "--checkpoint_every", "1"]
+    script = [sys.executable, "-c", LIMITED, limit, str(ROOT), *arguments]
+    result = subprocess.run(script, cwd=workspace, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert result.stderr.splitlines()[-1] == errors[0]
+    assert "checkpoint.safetensors" in errors[0]
+    assert "free some space" in errors[0]
+    assert "Traceback" not in result.stderr
+
+    folder = RunFolder(workspace / "TrainedModels" / "photo")
+    assert folder.read_checkpoint() == ({}, 1, 0)
+    assert not [name for name in snapshot(workspace) if ".part" in name]
+    assert main_train.main([*arguments, "--resume"]) == 0
+    assert main_train.main([*arguments, "--name", "whole"]) == 0
+    assert_same_files(folder.path, workspace / "TrainedModels" / "whole")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are of POSIX systems")
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(workspace):
+    script = [sys.executable, "-c", LIMITED, "100", str(ROOT), *PHOTO, *QUICK]
+    result = subprocess.run(script, cwd=workspace, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+    assert [name for name in snapshot(workspace) if name != "TrainedModels"] == ["photo.png"]
+
+
+@pytest.mark.parametrize("rate", ["1e30", "3e16"])
+def test_a_loss_that_is_not_finite_ends_in_one_line_with_the_last_checkpoint_intact(workspace, capsys, rate):
+    arguments = [*PHOTO, *QUICK, "--niter", "30", "--checkpoint_every", "1", "--lr_d", rate]
+    assert main_train.main(arguments) == 1
+    *_, line = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: scale ")
+    assert "not finite" in line
+    assert "--lr_g and --lr_d" in line
+    folder = RunFolder(workspace / "TrainedModels" / "photo")
+    tensors, _, iteration = folder.read_checkpoint()
+    assert (iteration > 0) == (rate == "3e16")
+    assert all(value.isfinite().all() for value in tensors.values())
+    # Going on from it is possible, and comes to the same end.
+    assert main_train.main([*arguments, "--resume"]) == 1
+    assert [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")] == [line]
