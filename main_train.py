@@ -2,9 +2,10 @@
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from hta.config import Checked, Config, ModelConfig, RuntimeConfig, TrainingConf
 from hta.data.folders import find_training_images, load_training_images
 from hta.errors import UserError
 from hta.models.storage import RunFolder
+from hta.runtime import set_up
 from hta.training.samples import SampleRequest, write_samples
 
 logger = logging.getLogger("hta.main_train")
 
 SAMPLES_FOLDER = "samples"
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ GROUPS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script and return its exit status."""
-    return run_command(_command, argv, "the last checkpoint is kept; the same command with --resume goes on from it")
+    return run_command(
+        _command, argv, "a run in training keeps its last checkpoint; the same command with --resume goes on from it"
+    )
 
 
 def entry_point() -> None:
@@ -76,16 +81,30 @@ def _command(argv: Sequence[str] | None) -> None:
     config = Config(parts[ModelConfig], parts[TrainingConfig], parts[RuntimeConfig])
     if not options.input_name:
         raise UserError("--input_name is missing: name an image of your normal state, such as --input_name brick.png")
+    _refuse_without_effect(samples.mode, given)
     if samples.mode == "random_samples":
         _draw_random_samples(options, samples, config)
     else:
         _train(options, samples, config, given)
 
 
+def _refuse_without_effect(mode: str, given: dict[str, Any]) -> None:
+    """Refuse options that a mode would silently ignore."""
+    shared = {f.name for f in fields(RuntimeConfig)} | {"mode", "input_name", "models_dir", "name", "overwrite"}
+    of_samples = {"num_samples", "manualSeed", "gen_start_scale", "scale_h", "scale_v"}
+    idle = (
+        set(given) - shared - of_samples
+        if mode == "random_samples"
+        else set(given) & {"gen_start_scale", "scale_h", "scale_v"}
+    )
+    if idle:
+        raise UserError(f"--{sorted(idle)[0]}: has no effect with --mode {mode}; leave it out")
+
+
 def _train(options: InputOptions, samples: SampleOptions, config: Config, given: dict[str, Any]) -> None:
     """Train, then draw samples and check what was learnt."""
-    folder = RunFolder(Path(options.models_dir) / _model_name(options))
     paths = find_training_images(options.input_name, Path(options.input_dir), options.num_images)
+    folder = RunFolder(Path(options.models_dir) / _model_name(options, paths))
     if options.resume:
         api.check_resumable(folder)
         config = _settings_of_run(folder, config, given)
@@ -99,7 +118,7 @@ def _train(options: InputOptions, samples: SampleOptions, config: Config, given:
         return
     if not options.resume:
         api.begin(folder, training_set, overwrite=options.overwrite)
-    model = api.go_on(folder, config.runtime)
+    model = api.go_on(folder, config.runtime if options.resume else None)
     request = SampleRequest(samples.num_samples, config.training.manualSeed)
     write_samples(model.pyramid, request, folder.path / SAMPLES_FOLDER, reconstruction=True)
     _report(model, options)
@@ -109,6 +128,8 @@ def _train(options: InputOptions, samples: SampleOptions, config: Config, given:
 def _settings_of_run(folder: RunFolder, config: Config, given: dict[str, Any]) -> Config:
     """The settings of a begun run, with those that were given now put over them."""
     kept = folder.read_record().config
+    if "device" in given or "not_cuda" in given:
+        kept = replace(kept, runtime=replace(kept.runtime, device=None, not_cuda=False))
 
     def over(before, now):
         said = {name: getattr(now, name) for name in given if hasattr(now, name)}
@@ -119,13 +140,17 @@ def _settings_of_run(folder: RunFolder, config: Config, given: dict[str, Any]) -
     )
 
 
-def _model_name(options: InputOptions) -> str:
+def _model_name(options: InputOptions, paths: Sequence[Path]) -> str:
     """The name of the model, checked to be one plain folder name."""
-    first = Path(options.input_name[0])
-    located = first if first.exists() else Path(options.input_dir) / first
-    name = options.name if options.name is not None else (located.resolve().name if located.is_dir() else first.stem)
-    if not name or name in (".", "..") or name.startswith(".") or set(name) & set("/\\:\0"):
-        raise UserError(f"--name {name!r}: must be a plain folder name, without a path or a leading dot")
+    name = options.name
+    if name is None:
+        is_folder = len(options.input_name) == 1 and paths[0].name != Path(options.input_name[0]).name
+        name = paths[0].resolve().parent.name if is_folder else paths[0].stem
+    if not name or name.startswith(".") or set(name) & set("/\\:\0") or len(name) > _LONGEST_NAME:
+        raise UserError(
+            f"--name {name[:_LONGEST_NAME]!r}: must be a plain folder name of at most {_LONGEST_NAME} characters, "
+            "without a path or a leading dot"
+        )
     return name
 
 
@@ -140,7 +165,8 @@ def _print_plan(folder: RunFolder, training_set: api.TrainingSet) -> None:
     )
     print(f"{plan.num_scales} scales of {plan.describe()} px, networks of {' '.join(map(str, plan.widths))} channels")
     print(f"{record.config.model.num_transforms} transformations, {record.config.training.niter} iterations a scale")
-    print(f"would write {folder.path}")
+    runtime = set_up(record.config.runtime)
+    print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {folder.path}")
 
 
 def _report(model: api.Model, options: InputOptions) -> None:
@@ -149,21 +175,22 @@ def _report(model: api.Model, options: InputOptions) -> None:
     print(f"vote share of the right transformation on the training images (chance {chance:.3f}):")
     for n, share in enumerate(model.training_vote_shares().mean(axis=0)):
         height, width = model.pyramid.plan.sizes[n]
-        remark = "  near chance: nothing was learnt here, try more --niter" if share < 1.5 * chance else ""
+        remark = "  near chance: little was learnt here, try more --niter" if share < 1.5 * chance else ""
         print(f"  scale {n} ({width} x {height} px): {share:.3f}{remark}")
     print(f"model: {model.folder.path}")
     print("next: " + _next_command(model, options))
 
 
 def _next_command(model: api.Model, options: InputOptions) -> str:
-    models_dir = "" if Path(options.models_dir) == api.MODELS_DIR else f" --models_dir {options.models_dir}"
-    return f"python main_eval.py --input_name {model.folder.path.name}{models_dir} --test_dir YOUR_TEST_FOLDER"
+    words = ["python", "main_eval.py", "--input_name", model.folder.path.name]
+    if Path(options.models_dir) != api.MODELS_DIR:
+        words += ["--models_dir", options.models_dir]
+    return shlex.join([*words, "--test_dir", "YOUR_TEST_FOLDER"])
 
 
 def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: Config) -> None:
     """Draw more samples from a trained model, into a folder of their own."""
-    name = options.name if options.name is not None else options.input_name[0]
-    model = api.load(name, options.models_dir, config.runtime)
+    model = api.load(options.name or options.input_name[0], options.models_dir, config.runtime)
     last = model.pyramid.plan.num_scales - 1
     if samples.gen_start_scale > last:
         raise UserError(f"--gen_start_scale {samples.gen_start_scale}: the model's finest scale is {last}")

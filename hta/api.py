@@ -1,21 +1,25 @@
 """The library: train a model, load a model, use a model. The scripts go through here too."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
+from hta.config import Config, ModelConfig, RuntimeConfig, ScoringConfig, TrainingConfig
 from hta.errors import UserError
-from hta.evaluation.evaluator import Evaluator
+from hta.evaluation.evaluator import Evaluator, ImageVotes
+from hta.evaluation.scoring import anomaly_scores, default_fraction
 from hta.imaging import is_gray, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid, plan_of
-from hta.models.storage import RunFolder, RunRecord
-from hta.runtime import Runtime, set_up
+from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
+from hta.runtime import Runtime, resolve_device, set_up
 from hta.training.trainer import train_pyramid
 
 logger = logging.getLogger(__name__)
@@ -23,6 +27,21 @@ logger = logging.getLogger(__name__)
 ImageLike = str | Path | Image.Image | np.ndarray
 
 MODELS_DIR = Path("TrainedModels")
+
+
+class Scores(NamedTuple):
+    """What a model says about N images.
+
+    Attributes:
+        anomaly_scores: `(N,)` float64, higher = more anomalous.
+        decisions: `(N,)` bool, True = anomalous; None while the model has no threshold.
+        anomaly_maps: one `(H, W)` float32 array in [0, 1] an image, at its own size, higher = more anomalous; None if
+            not asked.
+    """
+
+    anomaly_scores: np.ndarray
+    decisions: np.ndarray | None
+    anomaly_maps: list[np.ndarray] | None
 
 
 @dataclass
@@ -42,14 +61,107 @@ class Model:
     runtime: Runtime
     training_images: Tensor
     folder: RunFolder | None = None
+    _ready: tuple[tuple, Evaluator] | None = field(default=None, init=False, repr=False, compare=False)
 
     def evaluator(self, fractions: Sequence[float] = (1.0,), *, with_maps: bool = True) -> Evaluator:
-        """The model ready to score, for one or more fractions of the patches that vote."""
-        return Evaluator(self.pyramid, fractions, with_maps=with_maps)
+        """The model ready to score, for one or more fractions of the patches that vote; the last one is kept."""
+        key = (tuple(fractions), with_maps)
+        if self._ready is None or self._ready[0] != key:
+            self._ready = (key, Evaluator(self.pyramid, fractions, with_maps=with_maps))
+        return self._ready[1]
+
+    def resolve_scoring(self, scoring: ScoringConfig, task: str | None = None) -> ScoringConfig:
+        """Fill in the fraction of the patches that the paper takes for a task, by default the model's own."""
+        if scoring.fraction_defect is not None:
+            return scoring
+        fraction = default_fraction(task or self.record.config.model.task, self.record.num_images)
+        return replace(scoring, fraction_defect=fraction)
+
+    def score(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        fraction_defect: float | None = None,
+        aggregate: str = "mean",
+        with_maps: bool = True,
+    ) -> Scores:
+        """Score images, and show where they are anomalous.
+
+        Args:
+            images: one or several, of any sizes: paths, PIL images or arrays `(H, W)`, `(H, W, 3)`, uint8 or float in
+                [0, 1].
+            fraction_defect: part of the patches that vote, the lowest ones, in (0, 1]; by default that of the model's
+                task.
+            aggregate: "mean" scores each image alone; "minmax" normalises each scale over all these images first.
+            with_maps: whether to make anomaly maps.
+
+        Returns:
+            Scores, decisions and maps, in the order of the images.
+
+        Raises:
+            UserError: an image cannot be read, a setting is out of range, or "minmax" of one image.
+        """
+        several = _as_several(images)
+        scoring = ScoringConfig(fraction_defect, aggregate)
+        check_aggregate(aggregate, len(several))
+        votes = list(self.stream(several, scoring, with_maps=with_maps))
+        scores = anomaly_scores_of([image.shares for image in votes], aggregate)
+        return Scores(scores, None, [image.full_size_map() for image in votes] if with_maps else None)
+
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        scoring: ScoringConfig | None = None,
+        *,
+        with_maps: bool = True,
+        observe: Callable[[np.ndarray], None] | None = None,
+    ) -> Iterator[ImageVotes]:
+        """Let the patches of any number of images vote, in memory that does not grow with them.
+
+        Args:
+            images: as `score` takes them; they are read as needed, ahead by a batch, in another thread.
+            scoring: fraction and batch size; the aggregate is left to `anomaly_scores_of`, which needs all images.
+            with_maps: whether to make anomaly maps.
+            observe: called with every image, `(H, W, 3)` float32 in [0, 1], in order, when it is read.
+
+        Yields:
+            The votes of each image, in order.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        scoring = self.resolve_scoring(scoring or ScoringConfig())
+        sizes: deque[tuple[int, int]] = deque()
+
+        def read() -> Iterator[np.ndarray]:
+            for image in images:
+                array = to_array(image)
+                sizes.append(array.shape[:2])
+                if observe is not None:
+                    observe(array)
+                yield array
+
+        evaluator = self.evaluator((scoring.fraction_defect,), with_maps=with_maps)
+        for shares, anomaly_map in evaluator.score_stream(read(), scoring.batch_size):
+            yield ImageVotes(shares[0], anomaly_map, sizes.popleft())
 
     def training_vote_shares(self) -> np.ndarray:
         """Vote shares of the training images on all patches, `(N, S)` in [0, 1]; chance is 1 / M."""
         return self.evaluator(with_maps=False).score(self.training_images).shares[0]
+
+
+def anomaly_scores_of(shares: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
+    """Anomaly scores `(N,)` of a test set from the `(S,)` vote shares of its images; higher = more anomalous."""
+    return anomaly_scores(torch.from_numpy(np.stack(shares)), aggregate).numpy()
+
+
+def check_aggregate(aggregate: str, num_images: int) -> None:
+    """Refuse before the work what could not be brought together after it.
+
+    Raises:
+        UserError: "minmax" of one image.
+    """
+    anomaly_scores(torch.zeros(num_images, 1), aggregate)
 
 
 @dataclass(frozen=True)
@@ -86,6 +198,7 @@ def prepare(images: Sequence[np.ndarray], sources: Sequence[str], config: Config
                 f"{source}: {image.shape[1]} x {image.shape[0]} px, the first image has {size[1]} x {size[0]} px; give "
                 "images of one size"
             )
+    resolve_device(config.runtime)  # a device that is not there is refused before anything is written
     gray = all(is_gray(image) for image in images)
     resolved = config.resolved(is_gray=gray)
     plan = plan_of(resolved.model, size)
@@ -115,9 +228,7 @@ def train(
         UserError: an image or a setting that does not fit, or a folder that holds a model.
         RunError: the training broke.
     """
-    several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-    if not several:
-        raise UserError("images: none given; give one normal image, or a few")
+    several = _as_several(images)
     sources = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(several)]
     training_set = prepare([to_array(image) for image in several], sources, config or Config())
     if folder is None:
@@ -129,6 +240,14 @@ def train(
     model = go_on(run_folder)
     run_folder.finish()
     return model
+
+
+def _as_several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
+    """One image or several as several."""
+    several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+    if not several:
+        raise UserError("images: none given; give an image, or several")
+    return several
 
 
 def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
@@ -147,8 +266,10 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
             break
     if not path.exists() or not any(path.iterdir()):
         return
-    if not folder.exists:
-        raise UserError(f"{path}: exists and is not a model; give another --name")
+    try:
+        folder.read_record()
+    except UserError as error:
+        raise UserError(f"{path}: exists and is not a model of this version of hta; give another --name") from error
     if not overwrite:
         state = "holds a trained model" if folder.finished else "holds an unfinished run, --resume goes on with it"
         raise UserError(f"{path}: {state}; give another --name, or --overwrite to replace it")
@@ -162,7 +283,11 @@ def begin(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = Fal
         RunError: it cannot be written.
     """
     check_vacant(folder, overwrite=overwrite)
-    folder.create(training_set.record, training_set.images, replace=folder.path.exists())
+    # Kept as it is here: a run that is resumed elsewhere must not change its type midway.
+    runtime = training_set.record.config.runtime
+    precision = "bfloat16" if set_up(runtime).dtype == torch.bfloat16 else "float32"
+    config = replace(training_set.record.config, runtime=replace(runtime, precision=precision))
+    folder.create(replace(training_set.record, config=config), training_set.images, replace=overwrite)
 
 
 def check_resumable(folder: RunFolder) -> None:
@@ -219,8 +344,11 @@ def go_on(folder: RunFolder, runtime_config: RuntimeConfig | None = None) -> Mod
         The model.
     """
     record, images = folder.read_record(), folder.read_images()
-    runtime = set_up(runtime_config or record.config.runtime)
-    pyramid = train_pyramid(images, record, runtime, folder)
+    if runtime_config is not None:
+        record = replace(record, config=replace(record.config, runtime=runtime_config))
+    runtime = set_up(record.config.runtime)
+    with folder.locked():
+        pyramid = train_pyramid(images, record, runtime, folder)
     return Model(record, pyramid, runtime, images, folder)
 
 
@@ -250,7 +378,13 @@ def load(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR, runtime:
     folder = find_model(name_or_path, models_dir)
     resolved = set_up(runtime or RuntimeConfig())
     record, pyramid = folder.load_pyramid(resolved)
-    return Model(record, pyramid, resolved, folder.read_images(), folder)
+    images, shape = folder.read_images(), (record.num_images, 3, *pyramid.plan.working_size)
+    if images.shape != shape:
+        raise UserError(
+            f"{folder.path / IMAGES_FILE}: holds images of shape {tuple(images.shape)}, the model's are {shape}; the "
+            "file belongs to another model: restore it or train again"
+        )
+    return Model(record, pyramid, resolved, images, folder)
 
 
 def default_config(**settings) -> Config:

@@ -321,7 +321,8 @@ def format_report(report: Report) -> str:
             f"one iteration of training (3 + 3 steps), and one scored image, {NUM_TRANSFORMS} transformations",
             *lines,
             f"forward convolution peak {report.conv_peak_gflops:.0f} GFLOP/s; of it the discriminator's forward and "
-            f"backward at the finest scale reach {fractions['discriminator_finest']:.0%}, scoring {fractions['scoring']:.0%}",
+            f"backward at the finest scale reach {fractions['discriminator_finest']:.0%}, scoring "
+            f"{fractions['scoring']:.0%}",
             "peak memory (MiB): " + ", ".join(f"{way} {mib:.0f}" for way, mib in report.peak_memory_mib.items()),
         ]
     )

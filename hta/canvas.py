@@ -132,11 +132,6 @@ class CanvasPlan:
             for group in self.groups
         ]
 
-    def patches(self, margin: int) -> int:
-        """The number of positions in all windows of one image, on maps that have lost `margin` px on every side."""
-        height, width = self.image_size
-        return self.num_transforms * (height - 2 * margin) * (width - 2 * margin)
-
 
 def _draft(transformations: Sequence[Transformation], height: int, width: int) -> Canvas:
     """The canvas of transformations with one grayscale, flip and rotation, not yet turned; indices are filled later."""

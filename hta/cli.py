@@ -4,15 +4,18 @@ import argparse
 import dataclasses
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
+import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hta.config import describe_range, field_type
-from hta.errors import HtaError, UserError
+from hta.errors import HtaError, RunError, UserError
 
 EXIT_INTERRUPTED = 130
+
+_NEGATIVE = ("no_", "not_")  # such a flag has no opposite: `--no-no_maps` helps nobody
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
-def add_settings(parser: argparse.ArgumentParser, title: str, cls: type) -> None:
+def add_settings(parser: argparse.ArgumentParser, title: str, cls: type, exclude: Collection[str] = ()) -> None:
     """Add one group of options: a flag for each field of a dataclass of settings.
 
     Options that are not given leave no trace in the namespace, so that "given" and "default" can be told apart.
@@ -35,13 +38,17 @@ def add_settings(parser: argparse.ArgumentParser, title: str, cls: type) -> None
         parser: gets the group.
         title: of the group in the help.
         cls: a dataclass whose fields were made by `hta.config.option`.
+        exclude: fields that mean nothing to this script.
     """
     group = parser.add_argument_group(title)
     for f in dataclasses.fields(cls):
+        if f.name in exclude:
+            continue
         kind, _ = field_type(cls, f.name)
         options: dict[str, Any] = {"help": _help_text(f), "default": argparse.SUPPRESS}
         if kind is bool:
-            options["action"] = argparse.BooleanOptionalAction
+            negative = f.name.startswith(_NEGATIVE)
+            options["action"] = "store_true" if negative else argparse.BooleanOptionalAction
         elif kind is tuple:
             options.update(nargs="+", metavar="FILE")
         else:
@@ -53,7 +60,7 @@ def _help_text(f: dataclasses.Field) -> str:
     """The help of a field with its range and default."""
     limits = describe_range(f.metadata)
     unit = f" {f.metadata['unit']}" if f.metadata["unit"] else ""
-    default = "" if f.default in (None, (), dataclasses.MISSING) else f"default {f.default}{unit}"
+    default = "" if f.default in (None, (), "", dataclasses.MISSING) else f"default {f.default}{unit}"
     notes = "; ".join(note for note in (limits, default) if note)
     text = f.metadata["text"] + (f" ({notes})" if notes else "")
     return text.replace("%", "%%")
@@ -91,6 +98,9 @@ def run_command(command: Callable[[Sequence[str] | None], None], argv: Sequence[
     except HtaError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return error.exit_status
+    except (MemoryError, torch.OutOfMemoryError):
+        print("error: out of memory; give a smaller --max_size or --nfc, or fewer images", file=sys.stderr)  # noqa: T201
+        return RunError.exit_status
     except KeyboardInterrupt:
         print(f"interrupted: {interrupted}", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED

@@ -82,7 +82,7 @@ class Checked:
                 right_type, value = True, float(value)
             if not right_type or (f.metadata and not _in_range(value, f.metadata)):
                 wanted = (describe_range(f.metadata) if f.metadata else "") or f"a value of type {kind.__name__}"
-                raise UserError(f"--{f.name} {value}: must be {wanted.replace('value ', '', 1)}")
+                raise UserError(f"--{f.name} {value}: must be {wanted}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ModelConfig(Checked):
     min_size: int = option(25, "shorter side of the coarsest scale", low=11, unit="px")
     max_size: int = option(64, "longer side of the finest scale; a smaller image is not enlarged", low=11, unit="px")
     scale_factor: float = option(0.75, "nominal ratio between two scales", above=0, below=1)
-    nfc: int = option(32, "channels at the coarsest scale, doubled every four scales, at most 128", low=1)
+    nfc: int = option(32, "channels at the coarsest scale, doubled every four scales, at most 128", low=1, high=1024)
     ker_size: int = option(3, "side of the convolution kernels, odd", low=3, high=9, unit="px")
     num_layer: int = option(5, "convolutions of each network", low=2, high=10)
 
@@ -183,6 +183,25 @@ class RuntimeConfig(Checked):
     checkpoint_every: int = option(
         100, "iterations between two checkpoints; one is written at each scale's end too", low=1
     )
+
+
+@dataclass(frozen=True)
+class ScoringConfig(Checked):
+    """How images are scored (paper, section 3.3); none of it is part of a trained model."""
+
+    fraction_defect: float | None = option(
+        None,
+        "part of the patches that vote, the lowest ones; by default 0.05 for defects with one training image, 0.1 with "
+        "several, 1 for the class task",
+        above=0,
+        high=1,
+    )
+    aggregate: str = option(
+        "mean",
+        "how the scales are brought together: as they are, or each min-max normalised over all test images",
+        choices=("mean", "minmax"),
+    )
+    batch_size: int = option(16, "images scored together: changes memory and speed only", low=1, high=65536)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 from skimage import data
 from sklearn.metrics import roc_auc_score
 
-from hta.errors import HtaError, RunError, UserError
+from hta.cli import Parser, run_command
+from hta.errors import RunError, UserError
 from hta.imaging import write_png
 
 CROP_SIZE = 128
@@ -238,16 +238,9 @@ def write_demo(files: dict[str, np.ndarray], out: Path, overwrite: bool) -> None
         write_png(target, image)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like every other error of the project."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
-    parser = _Parser(prog="python -m hta.demo", description="Make the demo images: a brick wall, good and defective.")
+    parser = Parser(prog="python -m hta.demo", description="Make the demo images: a brick wall, good and defective.")
     parser.add_argument("--out", type=Path, default=Path("Input"), help="folder to write into (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="0 or more; the committed images are 0 (default: 0)")
     parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace the images")
@@ -257,21 +250,20 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `python -m hta.demo` and return its exit status."""
-    try:
-        options = _parse(argv)
-        files = build_demo(data.brick(), options.seed)
-        write_demo(files, options.out, options.overwrite)
-    except HtaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+def _command(argv: Sequence[str] | None) -> None:
+    options = _parse(argv)
+    files = build_demo(data.brick(), options.seed)
+    write_demo(files, options.out, options.overwrite)
     defects = ", ".join(f"{COUNT_PER_DEFECT} {kind}" for kind in DEFECTS)
     print(f"{options.out / TRAINING_FILE}: the training image")
     print(f"{options.out / TEST_FOLDER}: {GOOD_COUNT} good, {defects}")
     for name, auroc in baseline_aurocs(files).items():
         print(f"image AUROC of the trivial baseline {name}: {auroc:.3f}")
-    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `python -m hta.demo` and return its exit status."""
+    return run_command(_command, argv, "some images may be missing; --overwrite makes them again")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""Writing files so that a reader finds the old content or the new one, never a part."""
+"""Writing files and folders so that a reader finds the old content or the new one, never a part."""
 
-import contextlib
 import os
-import tempfile
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hta.errors import RunError
+
+_PART = ".part"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -18,19 +21,61 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         RunError: the disk is full, or the folder cannot be written; what was there before is intact.
     """
-    temporary = None
+    temporary = _temporary(path)
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as stream:
+        with temporary.open("wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-            os.fchmod(stream.fileno(), 0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                Path(temporary).unlink(missing_ok=True)
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
-        ) from error
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Fill a folder under a temporary name beside its place; it appears there when the block ends without an error.
+
+    Args:
+        path: the folder's place; folders above it are made.
+        replace: whether an existing folder gives way, in one step with the new one's arrival.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        RunError: the disk is full, the place cannot be written, or it is taken.
+    """
+    fresh, old = _temporary(path), path.with_name(f".{path.name}.{os.getpid()}.old{_PART}")
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        if replace and path.exists():
+            path.rename(old)
+        fresh.rename(path)
+    except OSError as error:
+        if old.exists():
+            with suppress(OSError):
+                old.rename(path)
+        raise cannot_write(path, error) from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in a folder."""
+    for leftover in folder.glob(f".*{_PART}"):
+        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """The error for a file or folder that cannot be written."""
+    return RunError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder")
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}{_PART}")

@@ -37,17 +37,18 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _resolve_device(config: RuntimeConfig) -> torch.device:
-    """The device that the settings ask for, checked to exist."""
+def resolve_device(config: RuntimeConfig) -> torch.device:
+    """The device that the settings ask for, checked to exist.
+
+    Raises:
+        UserError: a device that does not exist.
+    """
     if config.not_cuda:
         if config.device is not None and not config.device.startswith("cpu"):
             raise UserError(f"--device {config.device} contradicts --not_cuda: give one of the two")
         return torch.device("cpu")
     if config.device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        logger.info("no CUDA device found: running on the CPU")
-        return torch.device("cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(config.device)
     except RuntimeError:
@@ -71,7 +72,8 @@ def _cpuinfo_bfloat16() -> bool:
     """The same question to the kernel, for versions of torch that cannot say."""
     try:
         with open("/proc/cpuinfo") as stream:  # noqa: PTH123 (not a user's file)
-            return any(flag in stream.read() for flag in ("avx512_bf16", "amx_bf16"))
+            flags = stream.read()
+            return "avx512_bf16" in flags or "amx_bf16" in flags
     except OSError:
         return False
 
@@ -86,7 +88,7 @@ def _keep_freed_memory() -> None:
 
 
 def set_up(config: RuntimeConfig) -> Runtime:
-    """Resolve the device and precision, and set the process's threads.
+    """Resolve the device and precision, and set the whole process's threads, determinism and memory allocator.
 
     Args:
         config: the settings.
@@ -97,12 +99,17 @@ def set_up(config: RuntimeConfig) -> Runtime:
     Raises:
         UserError: a device that does not exist.
     """
-    device = _resolve_device(config)
+    device = resolve_device(config)
+    if device.type == "cpu" and config.device is None and not config.not_cuda:
+        logger.info("no CUDA device found: running on the CPU")
     torch.set_num_threads(config.threads or available_cores())
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     _keep_freed_memory()
+    if device.type == "cuda":
+        # Convolutions of "float32" are float32, not the shortened form that is a GPU's default.
+        torch.backends.cudnn.allow_tf32 = False
     wants_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_native_bfloat16(device))
     return Runtime(device, torch.bfloat16 if wants_bfloat16 else torch.float32)
 

@@ -57,7 +57,19 @@ def _num_scales(height: int, width: int, min_size: int, max_size: int, scale_fac
     longest = max(height, width)
     steps = guarded_ceil(math.log(min_size / min(height, width)) / math.log(scale_factor)) + 1
     skipped = guarded_ceil(math.log(min(max_size, longest) / longest) / math.log(scale_factor))
+    # The ceilings of h and w may leave an image exactly at min_size with one step less than none.
     return max(steps - skipped, 0) + 1
+
+
+def _too_long(height: int, width: int, working: tuple[int, int], min_size: int, max_size: int) -> str:
+    """What is wrong with an image whose working size is below min_size, and what helps."""
+    if min(height, width) < min_size:
+        return f"image of {width} x {height} px: a side is below --min_size {min_size}; give a larger image"
+    needed = math.ceil(min_size * max(height, width) / min(height, width))
+    return (
+        f"image of {width} x {height} px: at --max_size {max_size} it is {working[1]} x {working[0]} px, below "
+        f"--min_size {min_size}; give --max_size {needed} or more, or a crop that is less long"
+    )
 
 
 def plan_scales(
@@ -89,10 +101,7 @@ def plan_scales(
     shrink = min(max_size / max(height, width), 1.0)
     working = guarded_ceil(height * shrink), guarded_ceil(width * shrink)
     if min(working) < min_size:
-        raise UserError(
-            f"image of {width} x {height} px: resized to --max_size {max_size} it is {working[1]} x {working[0]} px, "
-            f"below --min_size {min_size}; give a smaller --min_size, a larger --max_size, or a crop that is less long"
-        )
+        raise UserError(_too_long(height, width, working, min_size, max_size))
     last = _num_scales(height, width, min_size, max_size, scale_factor) - 1
     factor = (min_size / min(working)) ** (1 / last) if last else 1.0
     sizes = tuple(

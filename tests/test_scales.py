@@ -81,7 +81,7 @@ def test_plans_equal_the_definition_over_many_sizes(settings):
 @pytest.mark.parametrize(
     ("size", "settings", "words"),
     [
-        ((5, 5), {}, ("5 x 5", "--min_size", "--max_size", "crop")),
+        ((5, 5), {}, ("5 x 5", "--min_size", "larger image")),
         ((60, 400), {}, ("400 x 60", "--min_size", "--max_size", "crop")),
         ((24, 64), {}, ("64 x 24", "--min_size")),
         ((64, 64), {"min_size": 11, "receptive_field": 13}, ("--min_size 11", "13 px")),

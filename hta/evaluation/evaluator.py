@@ -4,12 +4,13 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hta.evaluation.localization import anomaly_maps
+from hta.evaluation.localization import anomaly_maps, upsample_map
 from hta.evaluation.scoring import vote_shares
 from hta.evaluation.votes import VoteScorer
 from hta.imaging import resize, to_tensor
@@ -23,11 +24,30 @@ class BatchScores:
 
     Attributes:
         shares: `(F, B, S)` float64 vote shares in [0, 1] for every fraction and scale; higher = more normal.
-        maps: `(B, h, w)` float32 anomaly maps in [0, 1] at the working size, higher = more anomalous; None if not asked.
+        maps: `(B, h, w)` float32 anomaly maps in [0, 1] at the working size, higher = more anomalous; None if not
+            asked.
     """
 
     shares: np.ndarray
     maps: np.ndarray | None
+
+
+class ImageVotes(NamedTuple):
+    """What a model says about one image, before the scales are brought together.
+
+    Attributes:
+        shares: `(S,)` float64 vote shares in [0, 1], higher = more normal.
+        anomaly_map: `(h, w)` float32 in [0, 1] at the working size, higher = more anomalous; None if not asked.
+        image_size: (H, W) of the image itself.
+    """
+
+    shares: np.ndarray
+    anomaly_map: np.ndarray | None
+    image_size: tuple[int, int]
+
+    def full_size_map(self) -> np.ndarray:
+        """The map at the image's own size, `(H, W)` float32."""
+        return upsample_map(torch.from_numpy(self.anomaly_map), self.image_size).numpy()
 
 
 class Evaluator:

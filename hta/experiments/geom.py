@@ -4,6 +4,9 @@ A Wide-ResNet-10-4 (Zagoruyko & Komodakis, BMVC 2016) names which of 72 transfor
 is trained on images that a trained pyramid generates, for a fixed number of steps. An image's score is the mean, over
 the transformations, of the softmax probability of the right one: the simple score of GEOM's section 4, not its
 Dirichlet form, which needs a held-out set of real normal images.
+
+Budget: 1.2 million weights; on one busy core with AVX512-BF16 a step took 0.7 s and an image 0.1 s to score (float32:
+1.4 s and 0.2 s).
 """
 
 from itertools import product

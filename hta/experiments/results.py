@@ -113,7 +113,7 @@ def _read(path: Path) -> Result | None:
             logger.info("%s: of another version of the method, left out", path)
             return None
         result = Result(RunSpec.from_dict(record["spec"], str(path)), record)
-        result.record["results"]["auroc"], result.record["key"], result.seconds  # noqa: B018 (they must be there)
+        result.record["results"]["auroc"], result.record["key"], result.seconds  # these must be there
         return result
     except FileNotFoundError:
         return None

@@ -97,7 +97,7 @@ class RunSpec:
     def name(self) -> str:
         """Name of the result's file, without suffix."""
         parts = (self.title, self.pos_class, f"{self.shots}shot", f"draw{self.draw}", self.variant, self.preset)
-        return "_".join([*(_slug(part) for part in parts), self.key])
+        return "_".join([*(slug(part) for part in parts), self.key])
 
     def describe(self) -> str:
         """One line for a person."""
@@ -119,5 +119,6 @@ class RunSpec:
         return spec
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as a part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

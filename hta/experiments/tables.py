@@ -145,17 +145,18 @@ class Part:
         rows = [self._row(name, column) for name in self.classes for column in self.columns]
         return rows + [self._average(column) for column in self.columns if self._run_classes(column)]
 
-    def _paper(self, name: str, column: str) -> PaperValue | None:
+    def paper_cell(self, name: str, column: str) -> PaperValue | None:
+        """What the paper prints for a class and a column."""
         return paper_value(self.table, self.dataset, self.shots, name, column)
 
     def _row(self, name: str, column: str) -> Row:
-        baselines = tuple(self._paper(name, other) for other in self.baseline_columns)
+        baselines = tuple(self.paper_cell(name, other) for other in self.baseline_columns)
         cell = self.cells.get((name, column))
         if cell is None:
-            return Row(name, column, None, None, 0, None, self._paper(name, column), baselines)
+            return Row(name, column, None, None, 0, None, self.paper_cell(name, column), baselines)
         std = float(np.std(cell.mean, ddof=1)) if len(cell.mean) > 1 else None
         ours, minmax = float(np.mean(cell.mean)), float(np.mean(cell.minmax))
-        return Row(name, column, ours, std, len(cell.mean), minmax, self._paper(name, column), baselines)
+        return Row(name, column, ours, std, len(cell.mean), minmax, self.paper_cell(name, column), baselines)
 
     def _run_classes(self, column: str) -> list[str]:
         return [name for name in self.classes if (name, column) in self.cells]
@@ -173,7 +174,7 @@ class Part:
             min(row.draws for row in rows),
             float(np.mean([row.minmax for row in rows])),
             _mean_value([row.paper for row in rows]),
-            tuple(_mean_value([self._paper(name, other) for name in names]) for other in self.baseline_columns),
+            tuple(_mean_value([self.paper_cell(name, other) for name in names]) for other in self.baseline_columns),
         )
 
     def mean_difference(self, column: str) -> tuple[float, float | None] | None:
@@ -283,14 +284,21 @@ def to_markdown(table: int, parts: Sequence[Part]) -> str:
 def _part_lines(part: Part) -> list[str]:
     several = len(part.columns) > 1
     titles = ["class", *(["column"] * several), "ours", "draws", "min-max", "paper", "difference", "verdict"]
-    titles += part.baseline_columns
+    # Without rows of the paper there is nothing to stand in its columns.
+    baselines = part.baseline_columns if paper_classes(part.table, part.dataset, part.shots) else []
+    titles += baselines
     lines = [f"**{part.setup.describe()}**", "", _line(titles), _line(["---"] * len(titles))]
     run = {name for name, _ in part.cells}
     for row in part.rows():
         if several and row.ours is None and row.name not in run:
             continue  # one line for all columns of such a class, below
         cells = [row.name, *([row.column] * several), _ours(row), str(row.draws or ""), _number(row.minmax)]
-        cells += [_value(row.paper), _number(row.difference, "+.1f"), row.verdict, *map(_value, row.baselines)]
+        cells += [
+            _value(row.paper),
+            _number(row.difference, "+.1f"),
+            row.verdict,
+            *map(_value, row.baselines[: len(baselines)]),
+        ]
         lines.append(_line(cells))
     absent = [name for name in part.classes if name not in run]
     if several and absent:
@@ -305,9 +313,13 @@ def _part_lines(part: Part) -> list[str]:
 
 
 def _absent_lines(part: Part) -> list[str]:
-    columns = ((column, part._paper(AVERAGE, column)) for column in part.columns)
+    columns = ((column, part.paper_cell(AVERAGE, column)) for column in part.columns)
     printed = ", ".join(f"{column} {_value(value)}" for column, value in columns if value)
-    return [f"**{part.dataset}, {part.shots} shots**: {_NOT_RUN} (paper's average: {printed}).", ""]
+    return [f"**{_absent_title(part)}**: {_NOT_RUN} (paper's average: {printed}).", ""]
+
+
+def _absent_title(part: Part) -> str:
+    return f"{part.dataset}, {part.shots} training image{'s' * (part.shots > 1)}"
 
 
 def to_csv(parts: Sequence[Part]) -> str:
@@ -318,7 +330,7 @@ def to_csv(parts: Sequence[Part]) -> str:
     baselines = parts[0].baseline_columns if parts else []
     writer.writerow([*header, "difference", "verdict", *baselines])
     for part in parts:
-        setup = part.setup.describe() if part.setup else f"{part.dataset}, {part.shots} shots"
+        setup = part.setup.describe() if part.setup else _absent_title(part)
         for row in part.rows():
             figures = [_number(row.ours, ".2f"), _number(row.std, ".2f"), row.draws, _number(row.minmax, ".2f")]
             paper = [row.paper.mean, row.paper.std] if row.paper else ["", ""]

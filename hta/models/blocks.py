@@ -69,8 +69,9 @@ def weighted_moments(batches: Sequence[Tensor], coverage: Coverage) -> tuple[Ten
     """
     channels = batches[0].shape[1]
     dtype = statistics_dtype(batches[0].dtype)
-    first = torch.zeros(channels, dtype=dtype, device=batches[0].device)
-    second = torch.zeros_like(first)
+    # Moments are taken about some value of the channel: on nearly flat features they would cancel otherwise.
+    pivot = batches[0][0, :, 0, 0].to(dtype)
+    first, second = torch.zeros_like(pivot), torch.zeros_like(pivot)
     for batch, weights in zip(batches, coverage.weights, strict=True):
         rows = batch.permute(0, 2, 3, 1).reshape(-1, channels)
         for piece, weight in zip(
@@ -78,11 +79,11 @@ def weighted_moments(batches: Sequence[Tensor], coverage: Coverage) -> tuple[Ten
             weights.view(-1).split(max(1, _PIECE // channels)),
             strict=True,
         ):
-            values = piece.to(dtype)
+            values = piece - pivot  # in the type of the statistics, by promotion
             first += weight @ values
             second += weight @ values.square()
-    mean = first / coverage.total
-    return mean, (second / coverage.total - mean.square()).clamp_(min=0)
+    offset = first / coverage.total
+    return pivot + offset, (second / coverage.total - offset.square()).clamp_(min=0)
 
 
 class _NormLeaky(torch.autograd.Function):

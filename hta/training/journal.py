@@ -68,7 +68,7 @@ class Journal:
     def begin_scale(self, n: int, iteration: int) -> None:
         """Show the bar of a scale, from an iteration on."""
         height, width = self.plan.sizes[n]
-        title = f"scale {n + 1}/{self.plan.num_scales} ({width} x {height} px)"
+        title = f"scale {n} of 0-{self.plan.num_scales - 1} ({width} x {height} px)"
         # disable=None: quiet where stderr is no terminal.
         self._bar = tqdm(total=self.niter, initial=iteration, desc=title, unit="it", disable=None, dynamic_ncols=True)
         self._times = [time.perf_counter()]
@@ -125,7 +125,7 @@ class Journal:
         """Say how long the rest of the run takes, if the coming scales cost what their size says."""
         here = (self.niter - iteration - 1) * seconds
         later = sum(self.niter * seconds * cost / self._costs[n] for cost in self._costs[n + 1 :])
-        logger.info("scale %d: %.2f s an iteration; about %s left in all", n, seconds, format_duration(here + later))
+        logger.info("scale %d: %.2f s an iteration; roughly %s left in all", n, seconds, format_duration(here + later))
 
 
 def _relative_cost(plan: ScalePlan, config: ModelConfig, n: int) -> float:

@@ -1,7 +1,5 @@
 """Pictures that a trained pyramid draws: random samples and reconstructions (paper, figure 2)."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +7,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hta.errors import RunError
+from hta.files import new_folder
 from hta.imaging import to_uint8, write_png
 from hta.models.pyramid import Pyramid, fresh_noise
 from hta.runtime import seeded_generator
 
-_BATCH = 16
+# Pixels of the samples that are drawn together, so that large ones do not fill the memory.
+_BATCH_PIXELS = 16 * 64 * 64
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,15 @@ def draw_samples(pyramid: Pyramid, request: SampleRequest) -> Iterator[Tensor]:
     Yields:
         `(B, 3, h, w)` batches in [-1, 1], in the order of the samples. A sample does not depend on its batch.
     """
-    for first in range(0, request.count, _BATCH):
-        numbers = range(first, min(first + _BATCH, request.count))
-        streams = [seeded_generator(request.seed, "sample", number) for number in numbers]
+    height, width = pyramid.plan.working_size
+    together = max(1, int(_BATCH_PIXELS / (height * request.scale_v * width * request.scale_h)))
+    for first in range(0, request.count, together):
+        numbers = range(first, min(first + together, request.count))
         index = torch.tensor([number % pyramid.num_images for number in numbers], device=pyramid.device)
         batch = pyramid.sample(
-            lambda n, size, streams=streams: torch.cat([fresh_noise(n, 1, size, stream) for stream in streams]),
+            lambda n, size, numbers=numbers: torch.cat(
+                [fresh_noise(n, 1, size, seeded_generator(request.seed, "sample", i, n)) for i in numbers]
+            ),
             index,
             gen_start_scale=request.gen_start_scale,
             scale_v=request.scale_v,
@@ -71,21 +73,10 @@ def write_samples(pyramid: Pyramid, request: SampleRequest, folder: Path, *, rec
     Raises:
         RunError: the folder cannot be written.
     """
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise RunError(f"{folder}: cannot be made ({error.strerror}); free some space or check its rights") from error
-    try:
-        fresh.chmod(0o755)
+    with new_folder(folder, replace=True) as fresh:
         pictures = (picture for batch in draw_samples(pyramid, request) for picture in to_uint8(batch))
         for number, picture in enumerate(pictures):
             write_png(fresh / f"random_{number:03d}.png", picture)
         if reconstruction:
             for number, picture in enumerate(to_uint8(pyramid.reconstruct())):
                 write_png(fresh / f"reconstruction_{number:03d}.png", picture)
-        if folder.exists():
-            shutil.rmtree(folder)
-        fresh.rename(folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

@@ -86,10 +86,7 @@ class ScaleTrainer:
             self._set_learning_rates()
             losses = self._iterate()
             if not losses.all_finite():
-                raise RunError(
-                    f"scale {self.n}, iteration {self.iteration}: a loss is not finite ({losses}); the last checkpoint "
-                    "is intact: lower --lr_g and --lr_d, or try --precision float32"
-                )
+                raise RunError(self._not_finite(f"a loss ({losses}) is"))
             self.iteration += 1
             yield losses
 
@@ -174,12 +171,33 @@ class ScaleTrainer:
                 group["lr"] = rate * (config.gamma if self.iteration >= milestone else 1.0)
 
     def state(self) -> dict[str, Tensor]:
-        """All that is needed to go on from here, as tensors under one name each."""
+        """All that is needed to go on from here, as tensors under one name each.
+
+        Raises:
+            RunError: one of them is not finite.
+        """
         tensors = scale_tensors(self.scale) | {"noise_stream": self.noise_stream.get_state()}
         for prefix, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
             for number, values in optimizer.state_dict()["state"].items():
                 tensors |= {f"{prefix}.{number}.{key}": value for key, value in values.items()}
+        broken = next((name for name, value in tensors.items() if not value.isfinite().all()), None)
+        if broken is not None:
+            raise RunError(self._not_finite(f"{broken} is"))
         return tensors
+
+    def _state_names(self, iteration: int) -> set[str]:
+        """The names of `state` after an iteration."""
+        names = set(scale_tensors(self.scale)) | {"noise_stream"}
+        for prefix, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+            for number in range(len(optimizer.param_groups[0]["params"]) if iteration else 0):
+                names |= {f"{prefix}.{number}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+        return names
+
+    def _not_finite(self, what: str) -> str:
+        return (
+            f"scale {self.n}, iteration {self.iteration}: {what} not finite; the last checkpoint is intact: train "
+            "again with lower --lr_g and --lr_d, or with --precision float32"
+        )
 
     def restore(self, tensors: dict[str, Tensor], iteration: int, source: str) -> None:
         """Go back to a `state`.
@@ -193,15 +211,20 @@ class ScaleTrainer:
             UserError: the tensors are of another run.
         """
         restore_scale(self.scale, tensors, source)
-        missing = set(self.state()) - set(tensors)
+        missing = self._state_names(iteration) - set(tensors)
         if missing:
             raise UserError(f"{source}: {sorted(missing)[0]} is missing; train again with --overwrite")
         self.noise_stream.set_state(tensors["noise_stream"])
         self.iteration = iteration
         for prefix, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
             state: dict[int, dict[str, Tensor]] = {}
+            parameters = optimizer.param_groups[0]["params"]
             for name, value in tensors.items():
                 if name.startswith(prefix + "."):
                     _, number, key = name.split(".")
+                    place = parameters[int(number)]
+                    if value.shape == place.shape:
+                        # Fused Adam walks through raw memory: a moment must lie there as its weight does.
+                        value = torch.empty_like(place, requires_grad=False).copy_(value)
                     state.setdefault(int(number), {})[key] = value
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from hta.files import sweep
 from hta.models.pyramid import Pyramid
 from hta.models.storage import CHECKPOINT_FILE, RunFolder, RunRecord
 from hta.runtime import Runtime
@@ -35,6 +36,7 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
     journal = Journal(pyramid.plan, model, training.niter, folder.path if folder else None)
     state, start, iteration = folder.read_checkpoint() if folder else ({}, 0, 0)
     if folder:
+        sweep(folder.path)
         folder.load_scales(pyramid, start)
         journal.resume(start, iteration)
     logger.info(
@@ -53,6 +55,7 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
             trainer.restore(state, iteration, str(folder.path / CHECKPOINT_FILE))
         state = {}
         _train_scale(trainer, journal, folder, record.config.runtime.checkpoint_every)
+        trainer.state()  # raises where a weight is not finite
         trainer.scale.freeze()
         pyramid.scales.append(trainer.scale)
         if folder:

@@ -1,0 +1,54 @@
+"""Whether test images look like the images that a model was trained on; where they do not, scores say little."""
+
+import numpy as np
+from torch import Tensor
+
+from hta.imaging import is_gray
+
+_ASPECT_TOLERANCE = 0.02
+_BRIGHTNESS_TOLERANCE = 0.15
+
+
+class InputComparison:
+    """Counts, image by image, what plainly differs from the training images.
+
+    Args:
+        training_images: `(N, 3, h, w)` in [-1, 1], at the working size.
+        image_size: (height, width) of the training images themselves.
+        gray: whether they are gray.
+    """
+
+    def __init__(self, training_images: Tensor, image_size: tuple[int, int], *, gray: bool):
+        brightness = (training_images.double().mean(dim=(1, 2, 3)) + 1) / 2
+        self._darkest, self._brightest = float(brightness.min()), float(brightness.max())
+        self._image_size, self._working_size = image_size, tuple(training_images.shape[-2:])
+        self._gray = gray
+        self._images = self._other_colour = self._darker = self._brighter = self._smaller = self._other_aspect = 0
+
+    def add(self, image: np.ndarray) -> None:
+        """Take a test image, `(H, W, 3)` float32 in [0, 1]."""
+        height, width = image.shape[:2]
+        brightness = float(image.mean(dtype=np.float64))
+        aspect = (width / height) / (self._image_size[1] / self._image_size[0])
+        self._images += 1
+        self._other_colour += is_gray(image) != self._gray
+        self._darker += brightness < self._darkest - _BRIGHTNESS_TOLERANCE
+        self._brighter += brightness > self._brightest + _BRIGHTNESS_TOLERANCE
+        self._smaller += height < self._working_size[0] or width < self._working_size[1]
+        self._other_aspect += max(aspect, 1 / aspect) > 1 + _ASPECT_TOLERANCE
+
+    def warnings(self) -> list[str]:
+        """One line for each kind of difference, with how many images it concerns."""
+        height, width = self._working_size
+        trained_on, found = ("gray", "in colour") if self._gray else ("in colour", "gray")
+        kinds = [
+            (self._other_colour, f"{found}, the training images {trained_on}"),
+            (self._darker, f"much darker than the training images (mean brightness below {self._darkest:.2f})"),
+            (self._brighter, f"much brighter than the training images (mean brightness above {self._brightest:.2f})"),
+            (self._smaller, f"smaller than the model's working size of {width} x {height} px (width x height)"),
+            (
+                self._other_aspect,
+                f"of another aspect ratio than the training images, and squeezed to {width} x {height} px",
+            ),
+        ]
+        return [f"{count} of {self._images} test images are {text}" for count, text in kinds if count]

@@ -1,0 +1,109 @@
+"""Pictures for people: an image with its anomaly map over it and its mask outlined."""
+
+import math
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+
+from hta.errors import UserError
+from hta.evaluation.localization import upsample_map
+from hta.imaging import resize, to_tensor, to_uint8
+
+_SHORT_SIDE, _LONG_SIDE = 256, 512
+_COLORMAP = "inferno"  # perceptually uniform: equal steps of the map look equal
+_OPACITY = 0.75  # of the highest value; the lowest is transparent, so that a normal place looks like itself
+_OUTLINE = (0, 255, 255)  # no colour of the map
+_LEAST_SPAN = 0.25
+
+
+@dataclass(frozen=True)
+class ColourScale:
+    """Which values of an anomaly map get the first and the last colour: one for all images of a run.
+
+    Attributes:
+        low, high: 0 <= low < high <= 1; what lies outside takes the nearest colour.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self):
+        if not 0 <= self.low < self.high <= 1:
+            raise UserError(f"colour scale: {self.low} to {self.high} is no range within [0, 1]; give 0 <= low < high")
+
+    @classmethod
+    def of_normal_maps(cls, maps: np.ndarray) -> "ColourScale":
+        """The scale for a model of which only the maps of its training images are known.
+
+        It begins at their median and ends half way from their highest values (the 99.5th percentile) to 1, the worst
+        that can be; it spans at least 0.25 where there is room. So it is known before the first test image.
+
+        Args:
+            maps: any shape, in [0, 1], higher = more anomalous.
+        """
+        median, highest = np.percentile(maps, [50, 99.5])
+        low = min(float(median), 1 - 1e-3)
+        return cls(low, min(1.0, max(low + _LEAST_SPAN, (1 + float(highest)) / 2)))
+
+    def position(self, values: np.ndarray) -> np.ndarray:
+        """Where values lie on the scale, in [0, 1]."""
+        return np.clip((values - self.low) / (self.high - self.low), 0, 1)
+
+
+def overlay_size(image_size: tuple[int, int]) -> tuple[int, int]:
+    """Size of an image's overlay: longer side at most 512 px; a small image is enlarged to a shorter side of 256 px.
+
+    Args:
+        image_size: (height, width).
+    """
+    short, long = min(image_size), max(image_size)
+    factor = min(_LONG_SIDE / long, max(1.0, _SHORT_SIDE / short))
+    height, width = (max(1, round(side * factor)) for side in image_size)
+    return height, width
+
+
+def picture_of(image: np.ndarray) -> np.ndarray:
+    """An image at the size of its overlay.
+
+    Args:
+        image: `(H, W, 3)` float32 in [0, 1].
+
+    Returns:
+        `(h, w, 3)` uint8.
+    """
+    return to_uint8(resize(to_tensor([image]), overlay_size(image.shape[:2])))[0]
+
+
+def draw_overlay(
+    picture: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, mask: np.ndarray | None = None
+) -> np.ndarray:
+    """Lay a map over a picture, more opaque the more anomalous, and outline the mask.
+
+    Args:
+        picture: `(h, w, 3)` uint8, from `picture_of`.
+        anomaly_map: of any size, in [0, 1], higher = more anomalous.
+        scale: of the run.
+        mask: of any size, bool; True = anomalous.
+
+    Returns:
+        `(h, w, 3)` uint8.
+    """
+    size = picture.shape[:2]
+    position = scale.position(upsample_map(torch.from_numpy(anomaly_map), size).numpy())
+    colours = matplotlib.colormaps[_COLORMAP](position)[..., :3] * 255
+    opacity = _OPACITY * position[..., None]
+    blended = np.rint(picture * (1 - opacity) + colours * opacity).astype(np.uint8)
+    if mask is not None:
+        blended[_outline(mask, size)] = _OUTLINE
+    return blended
+
+
+def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The pixels around a mask, `(h, w)` bool: outside of it, so that they hide nothing of it."""
+    # Maxima instead of a resize: a scratch of one pixel must not vanish from a smaller picture.
+    fitted = F.adaptive_max_pool2d(torch.from_numpy(mask)[None, None].float(), size)[0, 0].numpy() > 0
+    return ndimage.binary_dilation(fitted, iterations=math.ceil(min(size) / _SHORT_SIDE)) & ~fitted

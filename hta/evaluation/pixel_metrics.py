@@ -1,0 +1,187 @@
+"""Metrics of anomaly maps against masks; in all of them higher values of a map mean more anomalous.
+
+They are accumulated image by image. A map is quantised to the 65,536 levels of a 16-bit image, and only histograms over
+the levels are kept: 1.5 MB, whatever the number and the sizes of the images. On maps of 16 bits the values are exact;
+on others, exact for the quantised map.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import ndimage
+from sklearn.metrics import roc_auc_score
+
+from hta.errors import UserError
+from hta.evaluation.metrics import Metric, at_or_above, best_f1, one_class
+
+LEVELS = 65536
+"""Number of levels of a quantised map (16 bits)."""
+
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+_BOUNDS_TOLERANCE = 1e-5  # of the range: what float32 rounding may add, less than a level
+
+
+def quantize(values: ArrayLike, bounds: tuple[float, float] = (0.0, 1.0)) -> NDArray[np.uint16]:
+    """Round values within the bounds to the nearest of 65,536 even levels, as a 16-bit image stores them.
+
+    Args:
+        values: Any shape, within the bounds (values beyond are clamped), finite.
+        bounds: What level 0 and level 65,535 stand for.
+
+    Returns:
+        Levels, uint16, the shape of `values`.
+    """
+    low, high = bounds
+    scaled = (np.asarray(values, dtype=np.float64) - low) * ((LEVELS - 1) / (high - low))
+    return np.rint(np.clip(scaled, 0, LEVELS - 1)).astype(np.uint16)
+
+
+class PixelMetrics:
+    """Pixel AUROC, pixel F1-max and AUPRO of any number of anomaly maps, in flat memory.
+
+    State: three histograms over the levels of `quantize`: normal pixels, anomalous pixels, and anomalous pixels each
+    weighted by one over the size of its region. The mean over regions of the overlap at a threshold is a sum of the
+    third, so no region has to be kept. `update` takes O(pixels), a metric O(levels).
+    """
+
+    def __init__(self, bounds: tuple[float, float] = (0.0, 1.0)):
+        """Start without images.
+
+        Args:
+            bounds: Smallest and largest value that a map may hold.
+        """
+        low, high = bounds
+        if not (np.isfinite(low) and np.isfinite(high) and low < high):
+            raise UserError(f"bounds: ({low}, {high}) is no range; give two finite numbers, the smaller first")
+        self.bounds = (float(low), float(high))
+        self.images = 0
+        self.regions = 0
+        self._normal = np.zeros(LEVELS, dtype=np.int64)
+        self._anomalous = np.zeros(LEVELS, dtype=np.int64)
+        self._overlap = np.zeros(LEVELS, dtype=np.float64)
+
+    def update(self, anomaly_map: ArrayLike, mask: ArrayLike | None) -> None:
+        """Add one image.
+
+        Args:
+            anomaly_map: `(H, W)`, within the bounds, higher = more anomalous. Sizes may differ between images.
+            mask: `(H, W)`, non-zero = anomalous, or None for a normal image. Each 8-connected component is a region.
+
+        Raises:
+            UserError: If the map is not two-dimensional, not finite or leaves the bounds, or the mask has another
+                shape. The image is then not added.
+        """
+        levels = self._levels(np.asarray(anomaly_map))
+        anomalous = np.zeros(levels.shape, dtype=bool) if mask is None else np.asarray(mask) != 0
+        if anomalous.shape != levels.shape:
+            raise UserError(f"mask {self.images}: shape {anomalous.shape}, its map has {levels.shape}; make them equal")
+        self._normal += np.bincount(levels[~anomalous], minlength=LEVELS)
+        if anomalous.any():
+            self._add_regions(levels, anomalous)
+        self.images += 1
+
+    def auroc(self) -> Metric:
+        """Area under the ROC curve over all pixels of all images, in [0, 1], higher = better."""
+        reason = self._undefined()
+        if reason:
+            return Metric(None, reason)
+        levels = np.arange(LEVELS)
+        area = roc_auc_score(
+            np.repeat([0, 1], LEVELS),
+            np.concatenate([levels, levels]),
+            sample_weight=np.concatenate([self._normal, self._anomalous]),
+        )
+        return Metric(float(area))
+
+    def f1_max(self) -> Metric:
+        """Largest F1 over all thresholds, pixels of all images together, in (0, 1], higher = better.
+
+        The threshold is a level's value: it applies to the quantised map (`quantize`, or the stored 16-bit image).
+        """
+        reason = self._undefined()
+        if reason:
+            return Metric(None, reason)
+        best, index = best_f1(self._normal, self._anomalous)
+        low, high = self.bounds
+        return Metric(best, threshold=low + (high - low) * index / (LEVELS - 1))
+
+    def aupro(self, max_fpr: float = 0.3) -> Metric:
+        """Area under the per-region overlap curve up to a false positive rate, divided by that rate.
+
+        At a threshold, the overlap is the share of a region's pixels that reach it, averaged over the regions of all
+        images with equal weight; the false positive rate is over the normal pixels of all images. The curve starts at
+        (0, 0) and is linear between thresholds, at the limit too.
+
+        Args:
+            max_fpr: The limit, above 0 and at most 1.
+
+        Returns:
+            A value in [0, 1], higher = better. A random map gives about max_fpr / 2.
+        """
+        if not 0 < max_fpr <= 1:
+            raise UserError(f"max_fpr: {max_fpr} is out of range; give a rate above 0 and at most 1")
+        reason = self._undefined()
+        if reason:
+            return Metric(None, reason)
+        rates = np.concatenate([[0.0], at_or_above(self._normal)[::-1] / self._normal.sum()])
+        overlaps = np.concatenate([[0.0], at_or_above(self._overlap)[::-1]])
+        overlaps /= overlaps[-1]  # the number of regions; so written, the curve ends at exactly 1
+        return Metric(min(1.0, _area_up_to(rates, overlaps, max_fpr) / max_fpr))
+
+    def compute(self, max_fpr: float = 0.3) -> dict[str, Any]:
+        """All pixel metrics as a dictionary that JSON can hold.
+
+        Returns:
+            `pixels` (images, regions, counts), `pixel_auroc`, `pixel_f1_max` (with `threshold`), `aupro` (with
+            `max_fpr`). Each metric has `value`, null with a `reason` where undefined.
+        """
+        return {
+            "pixels": {
+                "images": self.images,
+                "regions": self.regions,
+                "normal": int(self._normal.sum()),
+                "anomalous": int(self._anomalous.sum()),
+            },
+            "pixel_auroc": self.auroc().as_json(),
+            "pixel_f1_max": self.f1_max().as_json(),
+            "aupro": self.aupro(max_fpr).as_json() | {"max_fpr": max_fpr},
+        }
+
+    def _levels(self, anomaly_map: NDArray) -> NDArray[np.uint16]:
+        """Check a map and quantise it."""
+        name = f"anomaly map {self.images}"
+        if anomaly_map.ndim != 2 or anomaly_map.size == 0:
+            raise UserError(f"{name}: shape {anomaly_map.shape}; give a map of (height, width)")
+        smallest, largest = float(anomaly_map.min()), float(anomaly_map.max())
+        if not (np.isfinite(smallest) and np.isfinite(largest)):
+            raise UserError(f"{name}: holds NaN or infinite values; give finite ones")
+        low, high = self.bounds
+        slack = _BOUNDS_TOLERANCE * (high - low)
+        if smallest < low - slack or largest > high + slack:
+            raise UserError(f"{name}: values from {smallest:g} to {largest:g} leave [{low:g}, {high:g}]; widen bounds")
+        return quantize(anomaly_map, self.bounds)
+
+    def _add_regions(self, levels: NDArray[np.uint16], anomalous: NDArray[np.bool_]) -> None:
+        """Add the anomalous pixels of one image, plain and weighted by region."""
+        labels, count = ndimage.label(anomalous, structure=_EIGHT_NEIGHBOURS)
+        inside, region = levels[anomalous], labels[anomalous] - 1
+        weights = 1.0 / np.bincount(region, minlength=count)
+        self._anomalous += np.bincount(inside, minlength=LEVELS)
+        self._overlap += np.bincount(inside, weights=weights[region], minlength=LEVELS)
+        self.regions += count
+
+    def _undefined(self) -> str | None:
+        """Why no pixel metric is defined, if none is."""
+        return one_class(self._normal.sum(), self._anomalous.sum(), "pixels")
+
+
+def _area_up_to(x: NDArray, y: NDArray, limit: float) -> float:
+    """Area below the line through the points (x ascending, from 0 to at least the limit), from 0 to the limit."""
+    inside = int(np.searchsorted(x, limit, side="right"))
+    xs, ys = x[:inside], y[:inside]
+    if inside < x.size:
+        share = (limit - x[inside - 1]) / (x[inside] - x[inside - 1])
+        xs = np.append(xs, limit)
+        ys = np.append(ys, y[inside - 1] + share * (y[inside] - y[inside - 1]))
+    return float(np.sum(np.diff(xs) * (ys[1:] + ys[:-1])) / 2)

@@ -1,0 +1,241 @@
+"""The results folder of a test set: scores, metrics, maps and overlays, written whole or not at all.
+
+    scores.csv     an image a row: path, label, anomaly score, vote share of every scale
+    metrics.json   metrics, settings, seeds, versions, warnings
+    maps/          anomaly maps as 16-bit PNG, 0 to 65,535 for 0 to 1; the path of the image with `.png` appended
+    overlays/      the images with their maps over them and their masks outlined; named alike
+
+The suffix is appended, not replaced, so that `a.png` and `a.jpg` keep apart.
+"""
+
+import contextlib
+import csv
+import json
+import shutil
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hta.data.folders import TestItem, read_mask
+from hta.errors import RunError, UserError
+from hta.evaluation.evaluator import ImageVotes
+from hta.evaluation.metrics import Metric, summarize_image_metrics
+from hta.evaluation.overlays import ColourScale, draw_overlay
+from hta.evaluation.pixel_metrics import PixelMetrics, quantize
+from hta.imaging import write_png
+
+SCORES_FILE = "scores.csv"
+METRICS_FILE = "metrics.json"
+MAPS_FOLDER = "maps"
+OVERLAYS_FOLDER = "overlays"
+BOOTSTRAP_SEED = 0
+
+_MOST_PENDING = 8  # images that wait to be written
+_CONTENTS = {SCORES_FILE, METRICS_FILE, MAPS_FOLDER, OVERLAYS_FOLDER}
+_IMAGE_METRICS = ("image_auroc", "average_precision", "f1_max")
+_PIXEL_METRICS = ("pixel_auroc", "pixel_f1_max", "aupro")
+
+
+# --- the folder -------------------------------------------------------------------------------------------------------
+
+
+def check_target(target: Path, test_dir: Path, *, overwrite: bool) -> None:
+    """Refuse a results folder that would destroy something, or be scored the next time.
+
+    Args:
+        target: the folder to be made.
+        test_dir: folder or image to be scored.
+        overwrite: replace results that are there.
+
+    Raises:
+        UserError: it holds results and `overwrite` is off, holds anything else, is a file, or lies in `test_dir`.
+    """
+    if test_dir.is_dir() and target.resolve().is_relative_to(test_dir.resolve()):
+        raise UserError(
+            f"--out {target}: lies inside --test_dir, its pictures would be taken for test images; give another folder"
+        )
+    existing = next(place for place in (target, *target.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise UserError(f"--out {target}: {existing} is a file; give another folder")
+    if existing != target:
+        return
+    contents = {path.name for path in target.iterdir()}
+    foreign = sorted(contents - _CONTENTS)
+    if foreign:
+        raise UserError(f"--out {target}: exists and holds {foreign[0]}, which is no result; give another folder")
+    if contents and not overwrite:
+        raise UserError(f"--out {target}: holds results; give another folder, or --overwrite to replace them")
+
+
+@contextlib.contextmanager
+def results_folder(target: Path) -> Iterator[Path]:
+    """Make a results folder under a temporary name; it takes its own at the end of the block, or vanishes on an error.
+
+    Args:
+        target: the folder; an existing one is replaced then.
+
+    Yields:
+        The temporary folder.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    missing = [parent for parent in target.parents if not parent.exists()]
+    fresh = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        fresh.chmod(0o755)
+        yield fresh
+        _put_in_place(fresh, target)
+    except OSError as error:
+        raise RunError(
+            f"{target}: cannot be written ({error.strerror}); free some space or give another --out"
+        ) from error
+    finally:
+        if fresh is not None:
+            shutil.rmtree(fresh, ignore_errors=True)
+        for parent in missing:
+            with contextlib.suppress(OSError):  # not empty: the results are in it
+                parent.rmdir()
+
+
+def _put_in_place(fresh: Path, target: Path) -> None:
+    """Give a folder its name; what had it before is removed only when that is done."""
+    if not target.exists():
+        fresh.rename(target)
+        return
+    former = fresh.with_suffix(".former")
+    target.rename(former)
+    try:
+        fresh.rename(target)
+    except OSError:
+        former.rename(target)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
+
+
+# --- what comes image by image ----------------------------------------------------------------------------------------
+
+
+class ResultsWriter:
+    """Takes images as they are scored, writes their pictures, and keeps what metrics need: little, and no pixels.
+
+    The pictures are written by a thread of its own, meanwhile the next images are scored. A context manager: at its end
+    all is written.
+
+    Args:
+        folder: where `maps` and `overlays` go.
+        scale: colours of the overlays.
+        masked: whether the test set has masks, so that pixel metrics are due.
+        full_size_maps: write the maps at the size of their images.
+    """
+
+    def __init__(self, folder: Path, scale: ColourScale | None, *, masked: bool, full_size_maps: bool = False):
+        self._folder, self._scale, self._full_size_maps = folder, scale, full_size_maps
+        self.pixels = PixelMetrics() if masked else None
+        self.shares: list[np.ndarray] = []
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._pending: deque[Future] = deque()
+
+    def __enter__(self) -> "ResultsWriter":
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        try:
+            while self._pending and kind is None:
+                self._pending.popleft().result()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+
+    def add(self, item: TestItem, votes: ImageVotes, picture: np.ndarray | None) -> None:
+        """Take the next image.
+
+        Args:
+            item: the image.
+            votes: what the model says about it.
+            picture: from `overlays.picture_of`; None where there is no map.
+        """
+        self.shares.append(votes.shares)
+        if votes.anomaly_map is None:
+            return
+        mask = None if item.mask is None else read_mask(item.mask)
+        counts = self.pixels is not None and has_known_pixels(item)
+        full_size = votes.full_size_map() if counts or self._full_size_maps else None
+        if counts:
+            self.pixels.update(full_size, mask)
+        levels = quantize(full_size if self._full_size_maps else votes.anomaly_map)
+        self._pending.append(self._thread.submit(self._write, item, levels, votes.anomaly_map, picture, mask))
+        if len(self._pending) > _MOST_PENDING:
+            self._pending.popleft().result()
+
+    def _write(
+        self, item: TestItem, levels: np.ndarray, anomaly_map: np.ndarray, picture: np.ndarray, mask: np.ndarray | None
+    ) -> None:
+        """Write the map, `levels`, and the overlay of an image."""
+        overlay = draw_overlay(picture, anomaly_map, self._scale, mask)
+        for kind, pixels in ((MAPS_FOLDER, levels), (OVERLAYS_FOLDER, overlay)):
+            path = self._folder / kind / f"{item.relative}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_png(path, pixels)
+
+
+def has_known_pixels(item: TestItem) -> bool:
+    """Whether it is known which pixels of an image are anomalous: it has a mask, or is normal."""
+    return item.mask is not None or item.label == 0
+
+
+# --- what comes at the end --------------------------------------------------------------------------------------------
+
+
+def summarize(items: Sequence[TestItem], scores: np.ndarray, pixels: PixelMetrics | None) -> dict[str, Any]:
+    """All metrics of a test set, as JSON can hold them.
+
+    Args:
+        items: the images.
+        scores: `(N,)` their anomaly scores.
+        pixels: with all images taken; None if there are no masks or no maps.
+
+    Returns:
+        Metrics by name; one that is undefined has the value null and a reason.
+    """
+    labels = [item.label for item in items]
+    if None in labels:
+        summary = _undefined(_IMAGE_METRICS, "no labels")
+    else:
+        kinds = [item.defect or "unnamed" for item in items]
+        summary = summarize_image_metrics(labels, scores, kinds, BOOTSTRAP_SEED)
+    return summary | (_undefined(_PIXEL_METRICS, "no masks, or no maps") if pixels is None else pixels.compute())
+
+
+def _undefined(names: Sequence[str], reason: str) -> dict[str, Any]:
+    return {name: Metric(None, reason).as_json() for name in names}
+
+
+def write_scores(folder: Path, items: Sequence[TestItem], scores: np.ndarray, shares: Sequence[np.ndarray]) -> None:
+    """Write scores.csv, with all digits: read back, the numbers are the same.
+
+    Args:
+        folder: where it goes.
+        items: the images, in the order of the rows.
+        scores: `(N,)` anomaly scores, higher = more anomalous.
+        shares: N arrays `(S,)` of vote shares, higher = more normal.
+    """
+    header = ["path", "label", "anomaly_score", *(f"vote_share_scale_{n}" for n in range(len(shares[0])))]
+    # Names that are no UTF-8 go through as they are.
+    with (folder / SCORES_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        for item, score, row in zip(items, scores, shares, strict=True):
+            label = "" if item.label is None else item.label
+            writer.writerow([item.relative, label, float(score), *map(float, row)])
+
+
+def write_metrics(folder: Path, document: dict[str, Any]) -> None:
+    """Write metrics.json."""
+    (folder / METRICS_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,197 @@
+"""Rerun the tables of the paper: python -m hta.experiments run | table N | plot"""
+
+import logging
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from hta.cli import Parser, run_command
+from hta.errors import RunError, UserError
+from hta.experiments.paper import TABLES
+from hta.experiments.planning import Request, deal_tasks, parse_preparation, parse_settings, plan_runs
+from hta.experiments.plots import draw_plots
+from hta.experiments.presets import PRESETS, VARIANTS
+from hta.experiments.results import ResultsFolder, default_folder
+from hta.experiments.runner import Execution, available_devices, run_tasks, threads_of_job
+from hta.experiments.spec import RunSpec
+from hta.experiments.tables import build_table, to_csv, to_markdown
+from hta.files import write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    return run_command(_command, argv, "what is finished is kept; the same command goes on with the rest")
+
+
+def _command(argv: Sequence[str] | None) -> None:
+    options = _parser().parse_args(argv)
+    options.act(options)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m hta.experiments", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
+    run = commands.add_parser("run", help="do the runs that are missing", description=_run.__doc__)
+    _add_run_options(run)
+    table = commands.add_parser("table", help="print and write a table beside the paper's", description=_table.__doc__)
+    table.add_argument("number", type=int, choices=list(TABLES), help="of the table in the paper")
+    plot = commands.add_parser("plot", help="draw the results beside the paper's", description=_plot.__doc__)
+    for command, act in ((run, _run), (table, _table), (plot, _plot)):
+        command.set_defaults(act=act)
+        command.add_argument(
+            "--results",
+            type=Path,
+            default=default_folder(),
+            metavar="DIR",
+            help="folder of the results; by default hta/experiments/results of the source checkout, or ./results where "
+            "there is none that can be written (default here: %(default)s)",
+        )
+    return parser
+
+
+def _add_run_options(run: Parser) -> None:
+    what = run.add_argument_group("what is run: all combinations")
+    what.add_argument(
+        "--datasets",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="cifar, mnist, fashionmnist, paris, mvtec; folder: a class-per-folder tree; defects: one folder in the "
+        "layout of MVTec",
+    )
+    what.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="normal classes; by default all")
+    what.add_argument("--shots", nargs="+", type=_count, default=[1], metavar="N", help="training images (default 1)")
+    what.add_argument("--draws", nargs="+", default=["1"], metavar="K", help="numbers or ranges, as in 1-3 (default 1)")
+    variants = "; ".join(f"{name}: {variant.title}" for name, variant in VARIANTS.items())
+    what.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["ours"], metavar="V", help=variants)
+    what.add_argument("--preset", choices=list(PRESETS), default="fast", help="paper: released schedule (default fast)")
+    what.add_argument("--num_transforms", type=int, choices=(54, 42, 4), help="by default the paper's for the data set")
+    what.add_argument("--fractions", nargs="+", type=_fraction, default=(), metavar="F", help="of the patches, 0 to 1")
+    what.add_argument("--test_limit", type=_count, metavar="N", help="a stratified part of the test set; default all")
+    what.add_argument("--seed", type=int, default=0, help="of draws, test images and training (default 0)")
+    what.add_argument("--set", nargs="+", default=(), metavar="NAME=VALUE", help="settings of model and training")
+    what.add_argument("--prepare", nargs="+", default=(), metavar="NAME=VALUE", help="as in train_clahe=false")
+    data = run.add_argument_group("data")
+    data.add_argument("--data_root", default="data", metavar="DIR", help="folder of the data (default data)")
+    data.add_argument("--dataset_title", metavar="TEXT", help="name of the data set in tables")
+    data.add_argument("--paper_dataset", metavar="NAME", help="compare with these rows of the paper, as in cifar10")
+    how = run.add_argument_group("how")
+    how.add_argument("--jobs", type=_count, default=1, help="runs at a time on this machine (default 1)")
+    how.add_argument("--threads", type=int, default=0, help="CPU threads a run; by default the cores over the jobs")
+    how.add_argument("--device", nargs="+", default=(), metavar="D", help="devices to deal out; by default all CUDA's")
+    how.add_argument("--not_cuda", action="store_true", help="run on the CPU even where there is a GPU")
+    how.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    how.add_argument("--dask-scheduler", "--dask_scheduler", metavar="ADDRESS", help="run on a Dask cluster")
+    how.add_argument("--part", metavar="I/N", help="only the I-th of N parts of the runs, for a batch system's array")
+    how.add_argument("--keep_scores", action="store_true", help="write every image's score beside the result")
+    how.add_argument("--dry_run", action="store_true", help="list the runs and whether they are done")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def _fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError
+    return value
+
+
+def _run(options: Namespace) -> None:
+    """Do the runs that are missing; what is there is not run again, what failed is tried again."""
+    folder = ResultsFolder(options.results)
+    runs = _take_part(plan_runs(_request(options), options.precision), options.part)
+    if options.dry_run:
+        for run in runs:
+            print(f"{'done' if folder.holds(run) else 'to do'}: {run.describe()}")
+        return
+    on_cluster = options.dask_scheduler is not None
+    devices = options.device or (() if options.not_cuda or on_cluster else available_devices())
+    threads = options.threads if on_cluster else threads_of_job(options.threads, options.jobs)
+    tasks = deal_tasks(runs, options.data_root, devices, not_cuda=options.not_cuda, threads=threads)
+    failures = run_tasks(tasks, folder, Execution(options.jobs, options.dask_scheduler, options.keep_scores))
+    if failures:
+        raise RunError(
+            f"{failures} of {len(tasks)} runs failed: their errors are in {folder.path / 'failed'}; the same command "
+            "tries them again"
+        )
+
+
+def _request(options: Namespace) -> Request:
+    return Request(
+        datasets=options.datasets,
+        data_root=str(Path(options.data_root).resolve()),
+        classes=options.classes,
+        shots=options.shots,
+        draws=_parse_draws(options.draws),
+        variants=options.variants,
+        preset=options.preset,
+        dataset_title=options.dataset_title,
+        paper_dataset=options.paper_dataset,
+        num_transforms=options.num_transforms,
+        fractions=options.fractions,
+        test_limit=options.test_limit,
+        seed=options.seed,
+        settings=parse_settings(options.set),
+        preparation=parse_preparation(options.prepare),
+    )
+
+
+def _parse_draws(texts: Sequence[str]) -> list[int]:
+    """Numbers and ranges, both ends included."""
+    draws = []
+    for text in texts:
+        first, _, last = text.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+            raise UserError(f"--draws {text}: give numbers or ranges, such as 1 or 1-3")
+        draws += range(int(first), int(last or first) + 1)
+    return draws
+
+
+def _take_part(runs: list[RunSpec], part: str | None) -> list[RunSpec]:
+    """Every N-th run, from the I-th on."""
+    if part is None:
+        return runs
+    number, _, count = part.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UserError(f"--part {part}: give I/N with 1 <= I <= N, such as 3/20")
+    return runs[int(number) - 1 :: int(count)]
+
+
+def _table(options: Namespace) -> None:
+    """Print a table and write it, as Markdown and CSV, into the results' folder `tables`."""
+    folder = _folder_for(options.results, "tables")
+    parts = build_table(options.number, ResultsFolder(options.results).results())
+    markdown = to_markdown(options.number, parts)
+    print(markdown)
+    write_atomically(folder / f"table_{options.number}.md", markdown.encode())
+    write_atomically(folder / f"table_{options.number}.csv", to_csv(parts).encode())
+
+
+def _plot(options: Namespace) -> None:
+    """Draw AUROC over the shots and for every class, into the results' folder `plots`."""
+    results = list(ResultsFolder(options.results).results())
+    if not results:
+        raise UserError(f"--results {options.results}: no results there; make some with the command run")
+    for path in draw_plots(results, _folder_for(options.results, "plots")):
+        print(path)
+
+
+def _folder_for(results: Path, name: str) -> Path:
+    folder = results / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"--results {folder}: cannot be made ({error.strerror}); choose another") from error
+    return folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

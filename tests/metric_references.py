@@ -1,0 +1,53 @@
+"""Metrics by slow loops, written from their definitions alone."""
+
+from itertools import pairwise
+
+import numpy as np
+
+
+def auroc_by_pairs(labels, scores):
+    wins = [
+        1.0 if a > n else 0.5 if a == n else 0.0
+        for a in np.asarray(scores)[np.asarray(labels) == 1]
+        for n in np.asarray(scores)[np.asarray(labels) == 0]
+    ]
+    return sum(wins) / len(wins)
+
+
+def f1_by_loop(labels, scores):
+    best = (-1.0, None)
+    for threshold in sorted(set(scores), reverse=True):
+        alarm = scores >= threshold
+        tp, fp, fn = np.sum(alarm & (labels == 1)), np.sum(alarm & (labels == 0)), np.sum(~alarm & (labels == 1))
+        best = max(best, (2 * tp / (2 * tp + fp + fn), threshold), key=lambda pair: pair[0])
+    return best
+
+
+def regions_by_flood(mask):
+    left, regions = {tuple(place) for place in np.argwhere(mask)}, []
+    while left:
+        stack, region = [left.pop()], []
+        while stack:
+            y, x = stack.pop()
+            region.append((y, x))
+            near = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            stack.extend(near)
+        regions.append(tuple(np.array(region).T))
+    return regions
+
+
+def aupro_by_loop(masks, maps, limit):
+    values = sorted({value for anomaly_map in maps for value in anomaly_map.ravel()}, reverse=True)
+    curve = [(0.0, 0.0)]
+    for threshold in values:
+        overlaps = [np.mean(m[r] >= threshold) for k, m in zip(masks, maps, strict=True) for r in regions_by_flood(k)]
+        normal = np.concatenate([m[~k] for k, m in zip(masks, maps, strict=True)])
+        curve.append((np.mean(normal >= threshold), np.mean(overlaps)))
+    area = 0.0
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if x1 > limit and x0 < limit:
+            x1, y1 = limit, y0 + (y1 - y0) * (limit - x0) / (x1 - x0)
+        if x1 <= limit:
+            area += (x1 - x0) * (y0 + y1) / 2
+    return area / limit

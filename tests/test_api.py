@@ -1,0 +1,141 @@
+"""The library: images in every form, one or several, and a model that was never on a disk."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import hta
+from hta import api
+from hta.config import RuntimeConfig, ScoringConfig
+from hta.errors import UserError
+from hta.evaluation.scoring import AGGREGATES, anomaly_scores
+
+RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
+CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 3, **RUNTIME}
+
+
+def picture(seed, height=20, width=24):
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return hta.train([picture(0), picture(1)], api.default_config(**CONFIG))
+
+
+def test_scores_and_maps_of_several_images_of_any_size(model):
+    images = [picture(2), picture(3, 40, 30), picture(4, 11, 64)]
+    scores, decisions, maps = model.score(images)
+    assert scores.shape == (3,)
+    assert scores.dtype == np.float64
+    assert ((scores > 0) & (scores < 1)).all()
+    assert decisions is None
+    assert [m.shape for m in maps] == [(20, 24), (40, 30), (11, 64)]
+    assert all(m.dtype == np.float32 and 0 <= m.min() < m.max() <= 1 for m in maps)
+    assert len(set(scores.tolist())) == 3
+
+
+def test_every_form_of_an_image_scores_alike(model, tmp_path):
+    pixels = picture(5)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    forms = [pixels, pixels / 255, pixels.astype(np.float32) / 255, Image.fromarray(pixels), tmp_path / "a.png"]
+    results = model.score([*forms, str(tmp_path / "a.png")])
+    np.testing.assert_allclose(results.anomaly_scores, results.anomaly_scores[0], rtol=0, atol=1e-6)
+    gray = model.score([pixels[..., 0], pixels[..., :1], np.repeat(pixels[..., :1], 3, axis=2)]).anomaly_scores
+    assert gray[0] == gray[1] == gray[2] != results.anomaly_scores[0]
+
+
+@pytest.mark.parametrize("form", [lambda p: p, Image.fromarray])
+def test_one_image_needs_no_list(model, form):
+    one, several = model.score(form(picture(6))), model.score([form(picture(6))])
+    assert one.anomaly_scores.tolist() == several.anomaly_scores.tolist()
+    np.testing.assert_array_equal(one.anomaly_maps[0], several.anomaly_maps[0])
+
+
+def test_an_image_does_not_depend_on_the_others_nor_on_their_order(model):
+    images = [picture(seed) for seed in range(2, 25)]  # more than a batch
+    order = np.random.default_rng(0).permutation(len(images))
+    scores, _, maps = model.score(images)
+    shuffled, _, shuffled_maps = model.score([images[i] for i in order])
+    assert shuffled.tolist() == scores[order].tolist()
+    for place, i in enumerate(order):
+        np.testing.assert_array_equal(shuffled_maps[place], maps[i])
+
+
+def test_the_aggregate_is_that_of_the_shares(model):
+    images = [picture(2), picture(3), picture(4)]
+    shares = np.stack([votes.shares for votes in model.stream(images)])
+    for aggregate in AGGREGATES:
+        expected = anomaly_scores(torch.from_numpy(shares), aggregate).numpy()
+        assert model.score(images, aggregate=aggregate).anomaly_scores.tolist() == expected.tolist()
+        assert ScoringConfig(aggregate=aggregate).aggregate == aggregate
+
+
+def test_the_fraction_follows_the_task_and_the_shots(model):
+    image = picture(2)
+    assert model.score(image).anomaly_scores == model.score(image, fraction_defect=0.10).anomaly_scores  # two shots
+    assert model.score(image).anomaly_scores > model.score(image, fraction_defect=1).anomaly_scores
+    assert model.resolve_scoring(ScoringConfig(), "class").fraction_defect == 1
+    assert model.resolve_scoring(ScoringConfig(0.3), "class").fraction_defect == 0.3
+
+
+def test_maps_can_be_left_out(model):
+    with_maps, without = model.score(picture(2)), model.score(picture(2), with_maps=False)
+    assert without.anomaly_maps is None
+    assert without.anomaly_scores.tolist() == with_maps.anomaly_scores.tolist()
+
+
+def test_networks_are_folded_once_for_many_calls(model):
+    model.score(picture(2))
+    evaluator = model.evaluator((0.1,))
+    model.score(picture(3))
+    assert model.evaluator((0.1,)) is evaluator
+    assert model.evaluator((0.2,)) is not evaluator
+    assert model.evaluator((0.2,), with_maps=False).score(model.training_images).maps is None
+
+
+def test_a_stream_shows_the_images_in_order(model):
+    seen = []
+    images = [picture(2), picture(3, 30, 20)]
+    votes = list(model.stream(images, ScoringConfig(batch_size=1), observe=seen.append))
+    assert [v.image_size for v in votes] == [(20, 24), (30, 20)]
+    for image, array in zip(images, seen, strict=True):
+        np.testing.assert_array_equal(array, image.astype(np.float32) / 255)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.score([]), "images: none given"),
+        (lambda m: m.score("nowhere.png"), r"nowhere\.png: no such file"),
+        (lambda m: m.score([picture(0), np.zeros((3, 4, 4))]), "shape"),
+        (lambda m: m.score(picture(0) * 1.0), "scale it to"),
+        (lambda m: m.score(picture(0), aggregate="minmax"), "--aggregate minmax"),
+        (lambda m: m.score([picture(0)] * 2, aggregate="median"), "--aggregate median"),
+        (lambda m: m.score(picture(0), fraction_defect=0), "--fraction_defect 0"),
+        (lambda m: m.score(picture(0), fraction_defect=1.5), "--fraction_defect 1.5: must be 0 < value <= 1"),
+        (lambda m: m.score(picture(0), fraction_defect=float("nan")), "--fraction_defect nan"),
+    ],
+)
+def test_wrong_calls_are_named(model, call, message):
+    with pytest.raises(UserError, match=message):
+        call(model)
+
+
+def test_minmax_of_one_image_is_refused_before_it_is_read(model):
+    with pytest.raises(UserError, match="--aggregate minmax"):
+        model.score("nowhere.png", aggregate="minmax")
+
+
+def test_save_and_load_keep_the_scores(tmp_path):
+    trained = hta.train(picture(0), api.default_config(**CONFIG), folder=tmp_path / "wall")
+    loaded = hta.load("wall", tmp_path, RuntimeConfig(**RUNTIME))
+    by_path = hta.load(tmp_path / "wall", runtime=RuntimeConfig(**RUNTIME))
+    images = [picture(seed) for seed in range(4)]
+    first = trained.score(images)
+    for other in (loaded.score(images), by_path.score(images)):
+        assert other.anomaly_scores.tolist() == first.anomaly_scores.tolist()
+        for one, two in zip(first.anomaly_maps, other.anomaly_maps, strict=True):
+            np.testing.assert_array_equal(one, two)

@@ -1,0 +1,50 @@
+"""What is said of test images that do not look like the training images."""
+
+import numpy as np
+import pytest
+import torch
+
+from hta.evaluation.differences import InputComparison
+
+
+def flat(value, height=40, width=60):
+    return np.full((height, width, 3), value, dtype=np.float32)
+
+
+def coloured(value=0.5):
+    image = flat(value)
+    image[..., 0] += 0.05
+    return image
+
+
+def lines(images, *, gray=True, training=(0.4, 0.6)):
+    tensors = torch.stack([torch.full((3, 20, 30), 2 * value - 1) for value in training])
+    comparison = InputComparison(tensors, (40, 60), gray=gray)
+    for image in images:
+        comparison.add(image)
+    return comparison.warnings()
+
+
+def test_images_like_the_training_images_are_not_spoken_of():
+    assert lines([flat(0.5), flat(0.26), flat(0.74), flat(0.5, 80, 120), flat(0.5, 20, 30), flat(0.5, 100, 151)]) == []
+    assert lines([coloured()], gray=False) == []
+    assert lines([]) == []
+
+
+@pytest.mark.parametrize(
+    ("image", "gray", "words"),
+    [
+        (coloured(), True, "in colour, the training images gray"),
+        (flat(0.5), False, "gray, the training images in colour"),
+        (flat(0.24), True, "much darker"),
+        (flat(0.76), True, "much brighter"),
+        (flat(0.5, 18, 27), True, "smaller than the model's working size of 30 x 20 px"),
+        (flat(0.5, 40, 40), True, "another aspect ratio"),
+        (flat(0.5, 60, 40), True, "another aspect ratio"),
+    ],
+)
+def test_each_difference_is_one_line_with_its_count(image, gray, words):
+    like = flat(0.5) if gray else coloured()
+    (line,) = lines([like, image, image], gray=gray)
+    assert line.startswith("2 of 3 test images are ")
+    assert words in line

@@ -1,0 +1,232 @@
+"""Real, tiny runs through the runner: nothing twice, nothing lost, nothing stale."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from experiments_helpers import make_tree, records, run_arguments
+
+from hta.experiments import planning, spec, unit
+from hta.experiments.__main__ import main
+
+SLOW = ("min_size=11", "max_size=13", "nfc=3", "niter=8", "Gsteps=1", "Dsteps=1")
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return make_tree(tmp_path_factory.mktemp("data") / "tree")
+
+
+def stamps(results):
+    return {path.name: path.stat().st_mtime_ns for path in results.glob("*.json")}
+
+
+def wait_until(condition, seconds=40):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return
+        time.sleep(0.05)
+    raise AssertionError("waited too long")
+
+
+@pytest.mark.slow
+def test_a_run_is_the_same_in_this_process_and_in_two_workers_and_is_not_done_twice(tree, tmp_path):
+    here, workers = tmp_path / "here", tmp_path / "workers"
+    more = ("--draws", "1-2", "--variants", "ours", "f", "--threads", "1", "--keep_scores")
+    assert main(run_arguments(tree, here, *more)) == 0
+    assert main(run_arguments(tree, workers, "--jobs", "2", *more)) == 0
+    assert len(records(here)) == 2 * 2 * 2
+    assert records(here) == records(workers)
+    one = next(record for record in records(here).values() if record["spec"]["variant"] == "ours")
+    assert one["test_images"].items() >= {"normal": 4, "anomalous": 4, "available": 8}.items()
+    assert len(one["results"]["auroc_by_scale"]) == len(one["results"]["training_shares"]) == len(one["scales"].split())
+    first = next(here.glob("*.npz"))
+    with np.load(first) as scores:
+        assert scores["scores"].shape == scores["labels"].shape == scores["names"].shape == (8,)
+
+    before = stamps(here)
+    next(here.glob("*ant*.json")).unlink()
+    assert main(run_arguments(tree, here, *more)) == 0
+    changed = [name for name, stamp in stamps(here).items() if stamp != before[name]]
+    assert len(changed) == 1
+    assert records(here) == records(workers)
+
+
+def test_a_result_that_is_cut_off_or_of_other_images_is_not_reused(tmp_path):
+    own, results = make_tree(tmp_path / "own"), tmp_path / "results"
+    arguments = run_arguments(own, results, "--classes", "ant", "--variants", "f")
+    assert main(arguments) == 0
+    (path,) = results.glob("*.json")
+    whole = records(results)
+    path.write_text(path.read_text()[:100])
+    assert main(arguments) == 0
+    assert records(results) == whole
+
+    trained = own / whole[path.name]["training_images"][0]
+    (own / "train" / "bee" / "0.png").replace(trained)
+    assert main(arguments) == 0
+    assert len(records(results)) == 2
+
+
+def test_a_result_under_the_name_of_another_is_not_taken_for_it(tree, tmp_path):
+    arguments = run_arguments(tree, tmp_path, "--variants", "f")
+    assert main(arguments) == 0
+    whole = records(tmp_path)
+    ant, bee = sorted(tmp_path.glob("*.json"))
+    ant.write_text(bee.read_text())
+    assert main(arguments) == 0
+    assert records(tmp_path) == whole
+
+
+def test_auroc_by_aggregate_fraction_and_scale():
+    run = spec.RunSpec("defects", "x", "x", 1, 1, "ours", "fast", 4, "", fractions=(0.05, 1.0))
+    labels = np.array([0, 0, 1, 1])
+    # Shares of 2 fractions, 4 images and 2 scales; the second scale counts ten times as much until it is normalised.
+    lowest = np.array([[0.9, 5.0], [0.8, 9.0], [0.1, 6.0], [0.2, 4.0]]) / 10
+    shares = np.stack([lowest, lowest[::-1]])
+    results, scores = unit.measure(run, shares, labels)
+    # Means over scales: normal 0.295 and 0.49, anomalous 0.305 and 0.21: three pairs of four are in order.
+    assert results["auroc"]["mean"] == 0.75
+    # Normalised: normal (1 + 0.2) / 2 and (0.875 + 1) / 2, anomalous (0 + 0.4) / 2 and (0.125 + 0) / 2.
+    assert results["auroc"]["minmax"] == 1
+    assert results["auroc_by_scale"] == [1, 0.75]
+    assert results["auroc_by_fraction"]["1"]["mean"] == 0.25
+    assert results["fraction"] == 0.05
+    np.testing.assert_allclose(scores, [0.705, 0.51, 0.695, 0.79])
+
+
+def test_the_key_holds_everything_that_matters(tree, monkeypatch):
+    request = planning.Request(datasets=["folder"], data_root=str(tree), num_transforms=4, classes=["ant"])
+    changes = [dict(preset="paper"), dict(seed=1), dict(test_limit=4), dict(draws=[2]), dict(shots=[2])]
+    changes += [dict(variants=["a"]), dict(num_transforms=42), dict(fractions=[0.5]), dict(dataset_title="other")]
+    changes += [dict(settings=(("niter", 7),)), dict(preparation=(("size", 64),)), dict(classes=["bee"])]
+    keys = [planning.plan_runs(request, "auto")[0].key, planning.plan_runs(request, "float32")[0].key]
+    for change in changes:
+        (run,) = planning.plan_runs(planning.Request(**vars(request) | change), "auto")
+        keys.append(run.key)
+    monkeypatch.setattr(spec, "METHOD_VERSION", 99)
+    keys.append(planning.plan_runs(request, "auto")[0].key)
+    assert len(set(keys)) == len(keys)
+    compared = planning.Request(**vars(request) | dict(paper_dataset="cifar10"))
+    monkeypatch.undo()
+    assert planning.plan_runs(compared, "auto")[0].key == keys[0]
+
+
+def test_a_failed_run_is_recorded_the_others_go_on_and_it_is_tried_again(tree, tmp_path, capsys):
+    # One scale of 100 px cannot be had from images of 64 px.
+    results = tmp_path / "results"
+    arguments = run_arguments(tree, results, "--classes", "ant", "--variants", "d", "f", "--prepare", "size=64")
+    assert main(arguments) == 1
+    assert "1 of 2 runs failed" in capsys.readouterr().err
+    assert [record["spec"]["variant"] for record in records(results).values()] == ["f"]
+    (failed,) = (results / "failed").glob("*.json")
+    assert "max_size" in failed.read_text()
+    failed.write_text("{}")
+    assert main(arguments) == 1
+    assert "max_size" in failed.read_text()
+    assert len(records(results)) == 1
+
+
+@pytest.mark.slow
+def test_killing_the_runner_repeats_at_most_the_runs_under_way(tree, tmp_path):
+    results = tmp_path / "results"
+    arguments = run_arguments(tree, results, "--jobs", "2", "--draws", "1-3", tiny=SLOW)
+    runner = subprocess.Popen([sys.executable, "-m", "hta.experiments", *arguments], stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(stamps(results)) >= 1)
+    children = psutil.Process(runner.pid).children(recursive=True)
+    os.kill(runner.pid, signal.SIGKILL)
+    runner.wait()
+    landed = stamps(results)
+    assert 1 <= len(landed) < 6
+    wait_until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
+
+    assert main(arguments) == 0
+    after = stamps(results)
+    assert len(after) == 6
+    assert {name: after[name] for name in landed} == landed
+
+
+@pytest.mark.slow
+def test_the_death_of_a_worker_does_not_end_the_others(tree, tmp_path, caplog):
+    results, killed = tmp_path / "results", []
+
+    def kill_one_worker():
+        wait_until(lambda: any(results.glob("*.json")))
+        workers = [p for p in psutil.Process().children() if "joblib.externals.loky.backend.popen" in str(p.cmdline())]
+        workers[0].kill()
+        killed.append(workers[0])
+
+    killer = threading.Thread(target=kill_one_worker)
+    killer.start()
+    assert main(run_arguments(tree, results, "--jobs", "2", "--draws", "1-3", tiny=SLOW)) == 0
+    killer.join()
+    assert killed
+    assert "a worker died" in caplog.text
+    assert len(records(results)) == 6
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_gives_the_same_results(tree, tmp_path):
+    distributed = pytest.importorskip("dask.distributed")
+    here, cluster_results = tmp_path / "here", tmp_path / "cluster"
+    more = ("--threads", "1", "--variants", "ours", "f")
+    assert main(run_arguments(tree, here, *more)) == 0
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        arguments = run_arguments(tree, cluster_results, "--dask-scheduler", cluster.scheduler_address, *more)
+        assert main(arguments) == 0
+    assert len(records(here)) == 4
+    assert records(here) == records(cluster_results)
+
+
+def test_without_dask_the_extra_is_named(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "dask.distributed", None)
+    assert main(run_arguments(tree, tmp_path / "results", "--dask-scheduler", "tcp://127.0.0.1:1")) == 2
+    assert "hta[cluster]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--classes", "wasp"), "--pos_class wasp"),
+        (("--shots", "9"), "--num_images 9"),
+        (("--draws", "3-1"), "--draws 3-1"),
+        (("--part", "3/2"), "--part 3/2"),
+        (("--prepare", "sise=3"), "--prepare sise=3"),
+        (("--set", "niter=few"), "--set niter=few"),
+        (("--set", "niter=0"), "--niter 0"),
+        (("--test_limit", "0"), "--test_limit"),
+    ],
+)
+def test_mistakes_are_one_line_and_write_nothing(tree, tmp_path, capsys, more, words):
+    results = tmp_path / "results"
+    assert main(run_arguments(tree, results, *more)) == 2
+    message = capsys.readouterr().err.strip()
+    assert words in message
+    assert message.count("\n") == 0
+    assert not results.exists()
+
+
+def test_the_parts_of_an_array_make_the_whole(tree, tmp_path, capsys):
+    def listed(*more):
+        assert main(run_arguments(tree, tmp_path, "--draws", "1-3", "--dry_run", *more)) == 0
+        return capsys.readouterr().out.splitlines()
+
+    whole, parts = listed(), [listed("--part", f"{number}/4") for number in range(1, 5)]
+    assert sorted(whole) == sorted(line for part in parts for line in part)
+    assert len(whole) == 6
+    assert all(line.startswith("to do: Insects ") for line in whole)
+
+
+def test_devices_are_dealt_out_in_turn(tree):
+    request = planning.Request(datasets=["folder"], data_root=str(tree), num_transforms=4, draws=[1, 2])
+    runs = planning.plan_runs(request, "auto")
+    tasks = planning.deal_tasks(runs, str(tree), ["cuda:0", "cuda:1"], not_cuda=False, threads=2)
+    assert [task.runtime.device for task in tasks] == ["cuda:0", "cuda:1"] * 2
+    assert all(task.runtime.threads == 2 for task in tasks)

@@ -1,0 +1,148 @@
+"""Tables and plots from results made by hand."""
+
+import csv
+import io
+
+import pytest
+from experiments_helpers import write_result
+from PIL import Image
+from scipy import stats
+
+from hta.experiments.__main__ import main
+from hta.experiments.paper import paper_parts, paper_value
+from hta.experiments.results import ResultsFolder
+from hta.experiments.tables import build_table, to_csv
+
+
+def paper(table, name, column="Ours", dataset="fashionmnist", shots=1):
+    return paper_value(table, dataset, shots, name, column)
+
+
+def lines_of(table, folder):
+    return list(csv.DictReader(io.StringIO(to_csv(build_table(table, ResultsFolder(folder).results())))))
+
+
+def line(lines, name, column="Ours"):
+    (found,) = (row for row in lines if row["class"] == name and row["column"] == column and "preset" in row["setup"])
+    return found
+
+
+def test_a_row_has_mean_std_draws_and_its_verdict(tmp_path):
+    bag, trouser, sandals = (paper(1, name) for name in ("bag", "trouser", "sandals"))
+    within, above, below = bag.mean + bag.std - 0.1, trouser.mean + trouser.std + 0.1, sandals.mean - sandals.std - 0.1
+    write_result(tmp_path, (within - 1) / 100, draw=1)
+    write_result(tmp_path, (within + 1) / 100, draw=2)
+    write_result(tmp_path, above / 100, pos_class="trouser")
+    write_result(tmp_path, below / 100, pos_class="sandals")
+    lines = lines_of(1, tmp_path)
+    row = line(lines, "bag")
+    assert (row["ours"], row["draws"], row["verdict"]) == (f"{within:.2f}", "2", "within one std")
+    assert float(row["std"]) == pytest.approx(2**0.5, abs=0.01)
+    assert float(row["minmax"]) == pytest.approx(within - 1, abs=0.01)
+    assert float(row["difference"]) == pytest.approx(bag.std - 0.1, abs=0.01)
+    assert float(row["GEOM"]) == paper(1, "bag", "GEOM").mean
+    assert (line(lines, "trouser")["verdict"], line(lines, "trouser")["std"]) == ("above", "")
+    assert line(lines, "sandals")["verdict"] == "below"
+    assert (line(lines, "coat")["ours"], line(lines, "coat")["verdict"]) == ("", "not run")
+
+
+def test_averages_are_over_the_classes_run_on_both_sides(tmp_path):
+    ours = {"bag": 80.0, "trouser": 90.0, "sandals": 70.0}
+    for name, value in ours.items():
+        write_result(tmp_path, value / 100, pos_class=name)
+    row = line(lines_of(1, tmp_path), "average of 3 classes")
+    printed = [paper(1, name) for name in ours]
+    mean = sum(value.mean for value in printed) / 3
+    assert float(row["ours"]) == 80
+    assert float(row["paper"]) == pytest.approx(mean)
+    assert float(row["paper_std"]) == pytest.approx(sum(value.std for value in printed) / 3)
+    assert float(row["DROCC"]) == pytest.approx(sum(paper(1, name, "DROCC").mean for name in ours) / 3)
+
+    (part,) = (part for part in build_table(1, ResultsFolder(tmp_path).results()) if part.setup)
+    differences = [value - p.mean for value, p in zip(ours.values(), printed, strict=True)]
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    middle, half = part.mean_difference("Ours")
+    assert (middle - half, middle + half) == pytest.approx((interval.low, interval.high))
+    assert part.hours == pytest.approx(3)
+
+
+def test_the_printed_table_says_what_was_run_how_and_what_was_not(tmp_path, capsys):
+    write_result(tmp_path, 0.8)
+    write_result(tmp_path, 0.7, test_limit=None, preset="paper", settings=(("min_size", 26),))
+    write_result(tmp_path, 0.6, title="CIFAR10 (JPEG subset)", dataset="folder", pos_class="frog",
+                 num_transforms=54, paper_dataset="cifar10")  # fmt: skip
+    assert main(["table", "1", "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "**FashionMNIST, 1 training image, 42 transformations, preset fast, 1000 test images**" in text
+    assert "preset paper, whole test set, min_size=26**" in text
+    assert "**CIFAR10 (JPEG subset), 1 training image, 54 transformations, preset fast" in text
+    frog = paper(1, "frog", dataset="cifar10")
+    assert f"| frog | 60.0 | 1 | 59.0 | {frog.mean:.1f} ± {frog.std:.1f} |" in text
+    assert "| coat | not run |" in text
+    assert "**paris, 1 training image**: not run (paper's average: Ours 66.6 ± 7.9)" in text
+    assert "Mean difference to the paper, Ours:" in text
+    assert "Total time of these runs: 3.0 hours." in text
+    assert (tmp_path / "tables" / "table_1.md").read_text() + "\n" == text
+    assert (tmp_path / "tables" / "table_1.csv").exists()
+
+
+def test_the_ablation_takes_every_variant_and_no_setup_without_one(tmp_path):
+    frog = dict(title="CIFAR10", dataset="cifar", pos_class="frog", num_transforms=54, paper_dataset="cifar10")
+    write_result(tmp_path, 0.8, **frog)
+    write_result(tmp_path, 0.55, variant="b", **frog)
+    write_result(tmp_path, 0.9)
+    lines = lines_of(6, tmp_path)
+    assert line(lines, "frog")["ours"] == "80.00"
+    assert line(lines, "frog", "b")["paper"] == str(paper(6, "frog", "b", "cifar10").mean)
+    assert line(lines, "frog", "b")["verdict"] == "within one std"
+    assert line(lines, "frog", "g")["verdict"] == "not run"
+    assert not any("FashionMNIST" in row["setup"] for row in lines)
+    assert not any(row["column"] == "b" for row in lines_of(1, tmp_path))
+
+
+def test_fractions_and_both_defect_columns(tmp_path):
+    fractions = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
+    by_fraction = {f"{fraction:g}": 0.5 + fraction / 4 for fraction in fractions}
+    bottle = dict(dataset="mvtec", title="MVTec AD", pos_class="bottle", paper_dataset="mvtec", fractions=fractions)
+    write_result(tmp_path, by_fraction, num_transforms=4, **bottle)
+    write_result(tmp_path, by_fraction, num_transforms=54, shots=5, **bottle)
+    cells = dict(bottle, dataset="defects", title="solar cells", pos_class="elpv_poly", paper_dataset=None)
+    write_result(tmp_path, by_fraction, num_transforms=4, **cells)
+
+    lines = lines_of(7, tmp_path)
+    ours = {row["column"]: float(row["ours"]) for row in lines if row["class"] == "bottle" and row["ours"] and "4 t" in
+            row["setup"] and "54" not in row["setup"]}  # fmt: skip
+    assert ours == {"1": 50.25, "5": 51.25, "10": 52.5, "20": 55, "50": 62.5, "100": 75}
+    (row,) = (r for r in lines if r["class"] == "bottle" and r["column"] == "5" and "MVTec AD, 1 t" in r["setup"])
+    assert float(row["paper"]) == paper(7, "bottle", "5", "mvtec").mean
+    (cell,) = (r for r in lines if r["class"] == "elpv_poly" and r["column"] == "1")
+    assert (cell["ours"], cell["paper"], cell["verdict"]) == ("50.25", "", "")
+
+    columns = {(r["class"], r["column"]): r["ours"] for r in lines_of(5, tmp_path) if r["ours"]}
+    # One-shot takes 5 % of the patches, five-shot 10 %.
+    assert columns["bottle", "Ours2"] == "51.25"
+    assert columns["bottle", "Ours1"] == "52.50"
+    assert not any(name == "elpv_poly" for name, _ in columns)
+
+
+def test_every_table_prints_without_any_run_and_results_of_another_version_are_left_out(tmp_path, capsys):
+    write_result(tmp_path, 0.8)
+    (path,) = tmp_path.glob("*.json")
+    path.write_text(path.read_text().replace('"method_version": 1', '"method_version": 0'))
+    for table in range(1, 8):
+        assert main(["table", str(table), "--results", str(tmp_path)]) == 0
+        text = capsys.readouterr().out
+        assert text.count("not run (paper's average") == len(paper_parts(table))
+    assert main(["plot", "--results", str(tmp_path)]) == 2
+
+
+def test_plots_are_pictures_of_every_setup(tmp_path):
+    for shots in (1, 5):
+        write_result(tmp_path, 0.8, shots=shots)
+        write_result(tmp_path, 0.9, shots=shots, pos_class="trouser")
+    assert main(["plot", "--results", str(tmp_path)]) == 0
+    names = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert [name.split("_")[0] for name in names] == ["classes", "classes", "shots"]
+    for name in names:
+        with Image.open(tmp_path / "plots" / name) as picture:
+            assert min(picture.size) > 300

@@ -1,0 +1,564 @@
+"""main_eval.py from the command line: what it writes, what it refuses, and that the numbers depend on nothing else."""
+
+import csv
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+import main_eval
+from hta import api
+from hta.config import RuntimeConfig
+from hta.models.storage import RunFolder
+
+ROOT = Path(__file__).parents[1]
+RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
+QUICK = ["--threads", "1", "--precision", "float32", "--not_cuda"]
+TINY = {"min_size": 14, "max_size": 22, "niter": 3, **RUNTIME}  # three scales for 20 x 24 px; working size 19 x 22
+
+
+def picture(height=20, width=24, seed=0):
+    """A smooth random colour picture, (height, width, 3) uint8."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def make_test_set(folder):
+    """MVTec's layout: three good images, two dents with masks."""
+    for i in range(3):
+        save(folder / "test" / "good" / f"{i}.png", picture(seed=i))
+    for i in range(2):
+        pixels, mask = picture(seed=i).copy(), np.zeros((20, 24), dtype=np.uint8)
+        pixels[5:11, 8:14], mask[5:11, 8:14] = np.random.default_rng(i).integers(0, 256, (6, 6, 3)), 255
+        save(folder / "test" / "dent" / f"{i}.png", pixels)
+        save(folder / "ground_truth" / "dent" / f"{i}_mask.png", mask)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Models `wall`, `other` (wider, other images) and `begun` (unfinished), and a test set; only to be read."""
+    root = tmp_path_factory.mktemp("trained")
+    api.train(picture(), api.default_config(nfc=4, **TINY), folder=root / "TrainedModels" / "wall")
+    api.train(picture(24, 20, 1), api.default_config(nfc=6, **TINY), folder=root / "TrainedModels" / "other")
+    begun = api.prepare([picture().astype(np.float32) / 255], ["wall.png"], api.default_config(nfc=4, **TINY))
+    api.begin(RunFolder(root / "TrainedModels" / "begun"), begun)
+    make_test_set(root / "parts")
+    return root
+
+
+@pytest.fixture
+def place(trained, tmp_path, monkeypatch):
+    """A working directory with models and test set."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def _restored_threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def run(*arguments, test_dir="parts", out="out"):
+    return main_eval.main(
+        ["--input_name", "wall", "--test_dir", str(test_dir), "--out", out, *QUICK, *map(str, arguments)]
+    )
+
+
+def rows_of(folder="out"):
+    with (Path(folder) / "scores.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def scores_of(folder="out"):
+    return {row["path"]: float(row["anomaly_score"]) for row in rows_of(folder)}
+
+
+def document_of(folder="out"):
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def pixels_of(path):
+    with Image.open(path) as image:
+        return np.array(image)
+
+
+def snapshot(folder="."):
+    return {p.relative_to(folder).as_posix(): None if p.is_dir() else p.read_bytes() for p in Path(folder).rglob("*")}
+
+
+def load():
+    return api.load("wall", "TrainedModels", RuntimeConfig(**RUNTIME))
+
+
+IMAGES = [f"test/dent/{i}.png" for i in range(2)] + [f"test/good/{i}.png" for i in range(3)]
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys):
+    assert run() == 0
+    pictures = {f"{kind}/{name}.png" for kind in ("maps", "overlays") for name in IMAGES}
+    files = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
+    assert files == pictures | {"scores.csv", "metrics.json"}
+    assert {path.name for path in place.iterdir()} == {"TrainedModels", "parts", "out"}
+
+    rows = rows_of()
+    assert list(rows[0]) == ["path", "label", "anomaly_score", *(f"vote_share_scale_{n}" for n in range(3))]
+    assert [(row["path"], row["label"]) for row in rows] == list(zip(IMAGES, "11000", strict=True))
+    for row in rows:
+        shares = [float(row[f"vote_share_scale_{n}"]) for n in range(3)]
+        assert float(row["anomaly_score"]) == pytest.approx(1 - np.mean(shares), abs=1e-15)
+
+    out = capsys.readouterr().out
+    assert "5 image(s) scored" in out
+    assert "image AUROC" in out
+    assert "95 % interval" in out
+    assert "AUPRO" in out
+    best = max(rows, key=lambda row: float(row["anomaly_score"]))["path"]
+    assert out.split("most anomalous")[1].splitlines()[1].split()[1] == best
+    assert out.splitlines()[-1] == "results: out"
+
+
+def test_metrics_json_tells_what_was_measured_and_how(place):
+    assert run("--batch_size", 2) == 0
+    document, scores = document_of(), scores_of()
+    pairs = [scores[bad] > scores[good] for bad in IMAGES[:2] for good in IMAGES[2:]]
+    metrics = document["metrics"]
+    assert metrics["image_auroc"]["value"] == pytest.approx(np.mean(pairs))
+    assert metrics["image_auroc"]["interval_95"]["low"] <= metrics["image_auroc"]["value"]
+    assert set(metrics["auroc_by_kind"]) == {"dent"}
+    assert metrics["pixels"] == {"images": 5, "regions": 2, "normal": 5 * 480 - 72, "anomalous": 72}
+    assert all(0 <= metrics[name]["value"] <= 1 for name in ("pixel_auroc", "pixel_f1_max", "aupro"))
+    assert document["scoring"] == {"fraction_defect": 0.05, "aggregate": "mean", "batch_size": 2, "task": "defect"}
+    assert document["model"]["config"]["model"]["nfc"] == 4
+    assert document["seed"] == {"training": 0, "bootstrap": 0}
+    assert {"hta", "torch", "numpy", "python"} <= set(document["versions"])
+    assert document["machine"] == {"device": "cpu", "dtype": "float32", "threads": 1}
+    assert document["seconds"]["per_image"] > 0
+
+
+def test_the_default_folder_is_the_models_and_a_name_may_be_that_of_the_image(place):
+    for name, test_dir in (("wall.png", "parts"), ("TrainedModels/wall", "parts/test/good/1.png")):
+        assert main_eval.main(["--input_name", name, "--test_dir", test_dir, *QUICK]) == 0
+    assert {path.name for path in Path("TrainedModels/wall/results").iterdir()} == {"parts", "1"}
+
+
+def test_stored_maps_are_those_of_the_model(place):
+    assert run() == 0
+    assert run("--full_size_maps", out="full") == 0
+    model = load()
+    for name, votes in zip(IMAGES, model.stream([f"parts/{name}" for name in IMAGES]), strict=True):
+        small, full = (pixels_of(Path(folder) / "maps" / f"{name}.png") for folder in ("out", "full"))
+        assert small.dtype == full.dtype == np.uint16
+        assert (small.shape, full.shape) == ((19, 22), (20, 24))
+        np.testing.assert_allclose(small / 65535, votes.anomaly_map, rtol=0, atol=0.51 / 65535)
+        np.testing.assert_allclose(full / 65535, votes.full_size_map(), rtol=0, atol=0.51 / 65535)
+
+
+def test_equal_stems_do_not_collide(place):
+    for number, name in enumerate(("a.png", "a.jpg", "a.jpg.png", "b/a.png", "b/c/a.bmp")):
+        save(place / "stems" / name, picture(seed=number))
+    assert run(test_dir="stems") == 0
+    maps = {path.relative_to("out/maps").as_posix(): path.read_bytes() for path in Path("out/maps").rglob("*.png")}
+    assert set(maps) == {"a.png.png", "a.jpg.png", "a.jpg.png.png", "b/a.png.png", "b/c/a.bmp.png"}
+    assert len(set(maps.values())) == 5
+
+
+def test_one_colour_scale_whatever_else_is_scored(place):
+    assert run() == 0
+    save(place / "two" / "same.png", picture(seed=1))
+    save(place / "two" / "white.png", np.full((30, 20, 3), 255, np.uint8))
+    assert run(test_dir="two", out="out2") == 0
+    assert document_of("out")["colour_scale"] == document_of("out2")["colour_scale"]
+    overlays = [pixels_of(path) for path in ("out/overlays/test/good/1.png.png", "out2/overlays/same.png.png")]
+    np.testing.assert_array_equal(*overlays)
+    assert overlays[0].shape == (256, 307, 3)
+    assert pixels_of("out2/overlays/white.png.png").shape == (384, 256, 3)
+
+
+def test_overlays_outline_the_mask(place):
+    assert run() == 0
+    outlined = (pixels_of("out/overlays/test/dent/0.png.png") == (0, 255, 255)).all(axis=2)
+    rows, columns = np.nonzero(outlined)
+    factor = 256 / 20
+    assert abs(rows.min() - 5 * factor) <= 3
+    assert abs(rows.max() - 11 * factor) <= 3
+    assert abs(columns.min() - 8 * factor) <= 3
+    assert abs(columns.max() - 14 * factor) <= 3
+    assert not outlined[80:125, 115:165].any()
+    assert not (pixels_of("out/overlays/test/good/0.png.png") == (0, 255, 255)).all(axis=2).any()
+
+
+def test_scores_alone_without_maps(place):
+    assert run("--no_maps") == 0
+    assert {path.name for path in Path("out").iterdir()} == {"scores.csv", "metrics.json"}
+    document = document_of()
+    assert document["metrics"]["aupro"] == {"value": None, "reason": "no masks, or no maps"}
+    assert document["metrics"]["image_auroc"]["value"] is not None
+    assert document["colour_scale"] is None
+    assert run(out="with") == 0
+    assert scores_of("with") == scores_of("out")
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_without_labels_metrics_are_null_with_a_reason(place, capsys):
+    assert run(test_dir="parts/test/dent") == 0
+    assert [row["label"] for row in rows_of()] == ["", ""]
+    for name, metric in document_of()["metrics"].items():
+        assert metric["value"] is None, name
+        assert metric["reason"]
+    assert "image AUROC: not defined, no labels" in capsys.readouterr().out
+
+
+def test_good_images_alone_leave_the_metrics_undefined(place):
+    shutil.rmtree("parts/test/dent")
+    shutil.rmtree("parts/ground_truth")
+    assert run() == 0
+    metrics = document_of()["metrics"]
+    assert metrics["image_auroc"]["value"] is None
+    assert metrics["image_auroc"]["reason"] == "no anomalous images"
+
+
+def test_labels_of_a_csv(place):
+    Path("labels.csv").write_text("path,label\n0.png,good\n1.png,scratch\n2.png,1\n")
+    assert run("--labels_csv", "labels.csv", test_dir="parts/test/good") == 0
+    assert [row["label"] for row in rows_of()] == ["0", "1", "1"]
+    assert set(document_of()["metrics"]["auroc_by_kind"]) == {"scratch", "unnamed"}
+
+
+def test_an_anomalous_image_without_a_mask_is_left_out_of_the_pixel_metrics(place):
+    Path("parts/ground_truth/dent/1_mask.png").unlink()
+    assert run() == 0
+    document = document_of()
+    assert document["metrics"]["pixels"]["images"] == 4
+    assert document["warnings"] == ["1 anomalous images have no mask: the pixel metrics leave them out"]
+
+
+@pytest.mark.parametrize("name", ["one.png", "deep.png"])
+def test_one_image_alone(place, name):
+    pixels = picture(seed=3) if name == "one.png" else (picture(seed=3)[..., 0].astype(np.uint16) * 257)
+    save(place / name, pixels)
+    assert run(test_dir=name) == 0
+    assert list(scores_of()) == [name]
+    assert pixels_of(f"out/maps/{name}.png").shape == (19, 22)
+    assert pixels_of(f"out/overlays/{name}.png").dtype == np.uint8
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_fraction_task_and_aggregate(place):
+    votes = {}
+    for fraction in (0.05, 0.3, 1.0):
+        assert run("--fraction_defect", fraction, "--no_maps", "--overwrite") == 0
+        votes[fraction] = rows_of()
+    shares = [[float(row["vote_share_scale_0"]) for row in rows] for rows in votes.values()]
+    assert np.all(np.diff(shares, axis=0) > 0)  # the lowest votes come first
+    assert run("--no_maps", "--overwrite") == 0
+    assert rows_of() == votes[0.05]
+    assert run("--task", "class", "--no_maps", "--overwrite") == 0
+    assert rows_of() == votes[1.0]
+    assert document_of()["scoring"]["fraction_defect"] == 1
+
+    assert run("--aggregate", "minmax", "--no_maps", "--overwrite") == 0
+    table = np.array([[float(row[f"vote_share_scale_{n}"]) for n in range(3)] for row in rows_of()])
+    stretched = (table - table.min(axis=0)) / np.ptp(table, axis=0)
+    np.testing.assert_allclose(list(scores_of().values()), 1 - stretched.mean(axis=1), rtol=0, atol=1e-12)
+
+
+def test_a_changed_batch_size_changes_scores_by_rounding_only(place):
+    results = []
+    for size in (1, 2, 64):
+        assert run("--batch_size", size, out=f"out{size}") == 0
+        results.append([list(map(float, list(row.values())[2:])) for row in rows_of(f"out{size}")])
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(results[2], results[0], rtol=0, atol=1e-6)
+
+
+def test_the_order_of_the_files_does_not_change_a_bit(place):
+    order = np.random.default_rng(0).permutation(7)
+    for number, place_in_order in enumerate(order):
+        save(place / "plain" / f"{number}.png", picture(seed=number))
+        save(place / "mixed" / f"{place_in_order}.png", picture(seed=number))
+    assert run("--batch_size", 3, test_dir="plain", out="out_plain") == 0
+    assert run("--batch_size", 3, test_dir="mixed", out="out_mixed") == 0
+    plain, mixed = rows_of("out_plain"), rows_of("out_mixed")
+    for number, place_in_order in enumerate(order):
+        assert list(plain[number].values())[1:] == list(mixed[place_in_order].values())[1:]
+        maps = [Path(f"out_{kind}/maps/{i}.png.png") for kind, i in (("plain", number), ("mixed", place_in_order))]
+        assert maps[0].read_bytes() == maps[1].read_bytes()
+
+
+def test_a_new_process_gives_the_same_bits(place):
+    assert run() == 0
+    arguments = ["--input_name", "wall", "--test_dir", "parts", "--out", "again", *QUICK]
+    script = str(ROOT / "main_eval.py")
+    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert Path("again/scores.csv").read_bytes() == Path("out/scores.csv").read_bytes()
+    for path in Path("out").rglob("*.png"):
+        assert path.read_bytes() == Path("again", path.relative_to("out")).read_bytes()
+
+
+def test_the_script_and_the_library_agree(place):
+    assert run() == 0
+    scores = load().score([f"parts/{name}" for name in IMAGES])
+    assert scores.anomaly_scores.tolist() == list(scores_of().values())
+
+
+def test_images_unlike_the_training_image_are_said_and_kept(place, caplog):
+    save(place / "odd" / "gray.png", np.repeat(picture()[..., :1], 3, axis=2))
+    save(place / "odd" / "dark.png", picture() // 8)
+    save(place / "odd" / "small.png", picture(10, 12))
+    save(place / "odd" / "wide.png", picture(20, 48))
+    assert run(test_dir="odd") == 0
+    warnings = document_of()["warnings"]
+    for words in ("are gray", "much darker", "smaller than", "another aspect ratio"):
+        assert [line.startswith("1 of 4 test images") for line in warnings if words in line] == [True]
+        assert caplog.text.count(words) == 1
+    assert len(rows_of()) == 4
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def assert_refused(capsys, arguments, *words):
+    """Exit status 2, one line that holds the words, and not a file changed."""
+    before = snapshot()
+    assert main_eval.main([*arguments, *QUICK]) == 2
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line]
+    assert len(errors) == 1, captured.err
+    for word in words:
+        assert word in errors[0]
+    assert captured.out == ""
+    assert snapshot() == before
+
+
+def arguments_with(**changes):
+    values = {"input_name": "wall", "test_dir": "parts"} | changes
+    return [text for name, value in values.items() if value is not None for text in (f"--{name}", str(value))]
+
+
+def _mask_of_another_size(place):
+    save(place / "parts/ground_truth/dent/0_mask.png", np.zeros((20, 23), np.uint8))
+
+
+def _mask_without_image(place):
+    save(place / "parts/ground_truth/dent/7_mask.png", np.zeros((20, 24), np.uint8))
+
+
+def _csv_of_unknown_paths(place):
+    (place / "labels.csv").write_text("path,label\nnowhere.png,1\n")
+
+
+def _empty_folder(place):
+    (place / "empty").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "changes", "words"),
+    [
+        (None, {"input_name": None}, ("--input_name is missing",)),
+        (None, {"test_dir": None}, ("--test_dir is missing",)),
+        (None, {"input_name": "wal"}, ("TrainedModels/wal", "no model here", "--models_dir")),
+        (None, {"input_name": "begun"}, ("TrainedModels/begun", "--resume")),
+        (None, {"test_dir": "nowhere"}, ("--test_dir", "nowhere")),
+        (_empty_folder, {"test_dir": "empty"}, ("empty", "no image")),
+        (_mask_of_another_size, {}, ("0_mask.png", "test/dent/0.png", "20 x 23", "20 x 24")),
+        (_mask_without_image, {}, ("7_mask.png",)),
+        (_csv_of_unknown_paths, {"labels_csv": "labels.csv"}, ("labels.csv", "nowhere.png")),
+        (None, {"labels_csv": "no.csv"}, ("no.csv",)),
+        (None, {"fraction_defect": 0}, ("--fraction_defect 0", "0 < value <= 1")),
+        (None, {"fraction_defect": 1.5}, ("--fraction_defect 1.5", "0 < value <= 1")),
+        (None, {"aggregate": "median"}, ("--aggregate median", "mean, minmax")),
+        (None, {"aggregate": "minmax", "test_dir": "parts/test/good/0.png"}, ("--aggregate minmax", "mean")),
+        (None, {"task": "other"}, ("--task other", "defect, class")),
+        (None, {"batch_size": 0}, ("--batch_size 0",)),
+        (None, {"device": "cuda:99"}, ("--device cuda:99",)),
+        (None, {"out": "parts/results"}, ("--out parts/results", "inside --test_dir")),
+        (None, {"out": "TrainedModels"}, ("--out TrainedModels", "no result")),
+        (None, {"out": "parts/test/good/0.png/deeper", "test_dir": "parts/test/dent"}, ("0.png is a file",)),
+        (None, {"fraction": 0.5}, ("--fraction",)),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(place, capsys, prepare, changes, words):
+    if prepare is not None:
+        prepare(place)
+    assert_refused(capsys, arguments_with(**changes), *words)
+
+
+def test_flags_that_contradict_or_do_not_exist(place, capsys):
+    assert_refused(capsys, [*arguments_with(), "--no_maps", "--full_size_maps"], "--full_size_maps", "--no_maps")
+    assert_refused(capsys, [*arguments_with(), "--no-no_maps"], "--no-no_maps")
+    assert_refused(capsys, [*arguments_with(), "--checkpoint_every", "3"], "--checkpoint_every")
+
+
+def test_results_are_not_overwritten_unasked(place, capsys):
+    assert run("--no_maps") == 0
+    Path("out/scores.csv").write_text("mine")
+    capsys.readouterr()
+    assert_refused(capsys, arguments_with(out="out"), "--out out", "--overwrite")
+    assert run("--overwrite") == 0
+    assert len(rows_of()) == 5
+    assert sorted(path.name for path in place.iterdir()) == ["TrainedModels", "out", "parts"]
+
+
+def test_what_is_no_result_is_never_overwritten(place, capsys):
+    assert run("--no_maps") == 0
+    Path("out/notes.txt").write_text("mine")
+    capsys.readouterr()
+    assert_refused(capsys, [*arguments_with(out="out"), "--overwrite"], "notes.txt")
+    assert_refused(capsys, [*arguments_with(out="parts"), "--overwrite"], "inside --test_dir")
+
+
+def test_unreadable_images_are_listed_or_left_out(place, capsys, caplog):
+    (place / "parts/test/good/broken.png").write_bytes(Path("parts/test/good/0.png").read_bytes()[:60])
+    (place / "parts/test/good/text.jpg").write_text("no image")
+    assert_refused(capsys, arguments_with(out="out"), "broken.png", "text.jpg", "--skip_unreadable")
+    assert run("--skip_unreadable") == 0
+    assert list(scores_of()) == IMAGES
+    skipped = document_of()["skipped"]
+    assert set(skipped) == {"test/good/broken.png", "test/good/text.jpg"}
+    assert "left out" in caplog.text
+    assert run(out="reference", test_dir="parts/test/dent") == 0
+    assert scores_of("reference")["0.png"] == scores_of()["test/dent/0.png"]
+
+
+def test_nothing_left_to_score_is_refused(place, capsys):
+    for number in range(13):
+        (place / "bad").mkdir(exist_ok=True)
+        (place / "bad" / f"{number:02d}.png").write_text("no image")
+    arguments = [*arguments_with(test_dir="bad"), "--skip_unreadable"]
+    assert_refused(capsys, arguments, "bad/00.png", "bad/09.png", "and 3 more", "none is left")
+
+
+def test_minmax_counts_what_is_left(place, capsys):
+    (place / "parts/test/dent/1.png").write_text("no image")
+    arguments = [*arguments_with(test_dir="parts/test/dent"), "--aggregate", "minmax", "--skip_unreadable"]
+    before = snapshot()
+    assert main_eval.main([*arguments, *QUICK]) == 2
+    assert "--aggregate minmax" in capsys.readouterr().err
+    assert snapshot() == before
+
+
+# --- models that are not whole ----------------------------------------------------------------------------------------
+
+
+class _Planted:
+    """Unpickled, it makes a file."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("it_ran"),)
+
+
+def _plant_pickle(model):
+    (model / "scale_0.safetensors").write_bytes(pickle.dumps(_Planted()))
+
+
+def _plant_torch_file(model):
+    torch.save(_Planted(), model / "scale_0.safetensors")
+
+
+def _without(name):
+    return lambda model: (model / name).unlink()
+
+
+def _truncated(name):
+    return lambda model: (model / name).write_bytes((model / name).read_bytes()[:-10])
+
+
+def _of_another_model(name):
+    return lambda model: shutil.copy(model.parent / "other" / name, model / name)
+
+
+def _one_tensor_less(model):
+    tensors = safetensors.torch.load_file(model / "scale_1.safetensors")
+    del tensors["discriminator.body.tail.bias"]
+    safetensors.torch.save_file(tensors, model / "scale_1.safetensors")
+
+
+def _edited(before, after):
+    def edit(model):
+        text = (model / "config.json").read_text()
+        assert before in text
+        (model / "config.json").write_text(text.replace(before, after))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_without("scale_2.safetensors"), ("scale_2.safetensors", "missing")),
+        (_without("training_images.safetensors"), ("training_images.safetensors", "missing")),
+        (_truncated("scale_1.safetensors"), ("scale_1.safetensors", "not a complete")),
+        (_truncated("training_images.safetensors"), ("training_images.safetensors", "not a complete")),
+        (_truncated("config.json"), ("config.json", "not valid JSON")),
+        (_of_another_model("scale_1.safetensors"), ("scale_1.safetensors", "another model")),
+        (_of_another_model("training_images.safetensors"), ("training_images.safetensors", "another model")),
+        (_one_tensor_less, ("scale_1.safetensors", "discriminator.body.tail.bias is missing")),
+        (_edited('"format_version": 1', '"format_version": 2'), ("config.json", "format 2", "train again")),
+        (_edited('"nfc": 4', '"nfc": 5'), ("scale_0.safetensors", "another model")),
+        (_edited('"nfc": 4', '"nfc": 4, "extra": 1'), ("config.json", "unknown key extra")),
+        (_plant_pickle, ("scale_0.safetensors", "not a complete")),
+        (_plant_torch_file, ("scale_0.safetensors", "not a complete")),
+    ],
+)
+def test_a_damaged_model_is_refused_and_runs_nothing(place, capsys, damage, words):
+    damage(place / "TrainedModels" / "wall")
+    assert_refused(capsys, arguments_with(), *words)
+    assert not Path("it_ran").exists()
+
+
+def test_the_planted_pickle_would_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pickle.loads(pickle.dumps(_Planted()))  # noqa: S301 (that is the point)
+    assert Path("it_ran").exists()
+
+
+# --- a run that breaks ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_breaks_leaves_nothing_and_keeps_the_former_results(place, capsys, monkeypatch):
+    assert run("--no_maps") == 0
+    before = snapshot()
+    (place / "parts/test/good/zzz.png").write_text("no image")
+    before["parts/test/good/zzz.png"] = b"no image"
+    monkeypatch.setattr(main_eval, "check_readable", lambda items: {})  # as if it broke only after the check
+    assert run("--overwrite") == 2
+    assert "zzz.png" in capsys.readouterr().err
+    assert snapshot() == before
+    assert run(out="new/deep/out") == 2
+    assert snapshot() == before
+
+
+def test_a_picture_that_cannot_be_written_ends_the_run(place, capsys):
+    # A file name that is a legal one, until `.png` and the temporary name make it too long.
+    save(place / "long" / ("a" * 245 + ".png"), picture())
+    save(place / "long" / "b.png", picture())
+    assert run(test_dir="long") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "cannot be written" in error
+    assert not Path("out").exists()
+    assert not list(place.glob(".out*"))

@@ -1,0 +1,62 @@
+"""Overlays: sizes, colours and outlines by hand."""
+
+import numpy as np
+import pytest
+
+from hta.errors import UserError
+from hta.evaluation.overlays import ColourScale, draw_overlay, overlay_size, picture_of
+
+SCALE = ColourScale(0.2, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((64, 64), (256, 256)),
+        ((100, 200), (256, 512)),
+        ((100, 400), (128, 512)),
+        ((300, 400), (300, 400)),
+        ((512, 512), (512, 512)),
+        ((1000, 2000), (256, 512)),
+        ((2000, 1000), (512, 256)),
+        ((1, 5000), (1, 512)),
+    ],
+)
+def test_sizes(size, expected):
+    assert overlay_size(size) == expected
+
+
+def test_the_scale_of_a_model_spans_its_normal_maps():
+    values = np.concatenate([np.full(100, 0.1), np.full(99, 0.3)])
+    assert ColourScale.of_normal_maps(values) == ColourScale(0.1, 0.65)  # half way from 0.3 to 1
+    assert ColourScale.of_normal_maps(np.full(9, 0.9)) == ColourScale(0.9, 1.0)
+    low = ColourScale.of_normal_maps(np.ones(9))
+    assert 0.99 < low.low < low.high == 1
+    np.testing.assert_allclose(SCALE.position(np.array([0, 0.2, 0.3, 0.6, 1])), [0, 0, 0.25, 1, 1])
+
+
+@pytest.mark.parametrize("bounds", [(0.5, 0.5), (0.6, 0.2), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 1)])
+def test_a_scale_that_is_no_range_is_refused(bounds):
+    with pytest.raises(UserError, match="colour scale"):
+        ColourScale(*bounds)
+
+
+def test_a_normal_place_looks_like_itself_and_others_do_not():
+    picture = picture_of(np.random.default_rng(0).random((300, 300, 3), dtype=np.float32))
+    anomaly_map = np.full((30, 30), 0.2, dtype=np.float32)
+    np.testing.assert_array_equal(draw_overlay(picture, anomaly_map, SCALE), picture)
+    anomaly_map[:, 15:] = 0.9
+    overlay = draw_overlay(picture, anomaly_map, SCALE)
+    np.testing.assert_array_equal(overlay[:, :120], picture[:, :120])
+    # the last colour of the map, three quarters opaque
+    expected = np.rint(picture[:, 180:] * 0.25 + 0.75 * np.array([0.988362, 0.998364, 0.644924]) * 255)
+    assert np.abs(overlay[:, 180:] - expected).max() <= 1
+
+
+def test_a_thin_mask_keeps_its_outline_in_a_smaller_picture():
+    picture = picture_of(np.zeros((1000, 1000, 3), dtype=np.float32))
+    mask = np.zeros((1000, 1000), dtype=bool)
+    mask[:, 500] = True
+    overlay = draw_overlay(picture, np.zeros((20, 20), dtype=np.float32), SCALE, mask)
+    outlined = (overlay == (0, 255, 255)).all(axis=2)
+    assert outlined[100].nonzero()[0].tolist() == [254, 255, 257, 258]

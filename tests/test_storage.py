@@ -1,0 +1,197 @@
+"""Models on disk: the same bits back, nothing half written, and nothing but safetensors and JSON read."""
+
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from hta.config import Config, ModelConfig, RuntimeConfig
+from hta.errors import RunError, UserError
+from hta.files import write_atomically
+from hta.models import storage
+from hta.models.pyramid import Pyramid
+from hta.models.storage import RunFolder, RunRecord, load_tensors, restore_scale, save_tensors, scale_tensors
+from hta.runtime import set_up
+
+MODEL = ModelConfig(num_transforms=4, min_size=14, max_size=22, nfc=4)
+RECORD = RunRecord(Config(MODEL).resolved(is_gray=False), ("a.png", "b.png"), (20, 24), is_gray=False)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A finished run whose scales hold random numbers, running statistics and amplitudes included."""
+    folder = RunFolder(tmp_path / "runs" / "wall")
+    folder.create(RECORD, torch.rand(2, 3, 19, 22) * 2 - 1, replace=False)
+    for n, scale in enumerate(random_scales()):
+        folder.save_scale(n, scale)
+    folder.finish()
+    return folder
+
+
+def random_scales(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    pyramid = Pyramid.planned(MODEL, (20, 24), 2, torch.device("cpu"), torch.float32)
+    for n in range(pyramid.plan.num_scales):
+        scale = pyramid.new_scale(n, generator)
+        for tensor in scale_tensors(scale).values():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator))
+        scale.freeze()
+        pyramid.scales.append(scale)
+    return pyramid.scales
+
+
+def runtime():
+    return set_up(RuntimeConfig(not_cuda=True, threads=1, precision="float32"))
+
+
+def test_a_model_comes_back_to_the_bit_and_frozen(folder):
+    record, pyramid = folder.load_pyramid(runtime())
+    assert record == RECORD
+    assert len(pyramid.scales) == 3
+    for scale, expected in zip(pyramid.scales, random_scales(), strict=True):
+        tensors = scale_tensors(scale)
+        for name, value in scale_tensors(expected).items():
+            assert torch.equal(tensors[name], value), name
+        for network in (scale.generator, scale.discriminator):
+            assert not network.training
+            assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_run_folder_holds_safetensors_and_json_alone(folder):
+    names = sorted(path.name for path in folder.path.iterdir())
+    assert names == ["config.json", *(f"scale_{n}.safetensors" for n in range(3)), "training_images.safetensors"]
+    assert [path.name for path in folder.path.parent.iterdir()] == ["wall"]
+
+
+def test_the_record_survives_json():
+    again = RunRecord.from_json(RECORD.to_json(), "config.json")
+    assert again == RECORD
+    assert again.num_images == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d.update(format_version=2), ("model format 2", "reads format 1")),
+        (lambda d: d.pop("format_version"), ("model format None",)),
+        (lambda d: d.update(sources=[]), ("sources",)),
+        (lambda d: d.update(sources="a.png"), ("sources",)),
+        (lambda d: d.update(image_size=[20]), ("image_size",)),
+        (lambda d: d.update(image_size=[20, True]), ("image_size",)),
+        (lambda d: d.update(more=1), ("unknown key more",)),
+        (lambda d: d.pop("is_gray"), ("missing key is_gray",)),
+        (lambda d: d["config"]["model"].update(nfc="many"), ("--nfc many",)),
+    ],
+)
+def test_another_record_is_refused(change, words):
+    data = json.loads(RECORD.to_json())
+    change(data)
+    with pytest.raises(UserError) as caught:
+        RunRecord.from_json(json.dumps(data), "wall/config.json")
+    message = str(caught.value)
+    assert message.startswith("wall/config.json: ")
+    assert all(word in message for word in words)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7"])
+def test_what_is_no_record_is_refused(text):
+    with pytest.raises(UserError, match=r"config\.json"):
+        RunRecord.from_json(text, "config.json")
+
+
+class _Planted:
+    """Unpickled, it makes a file in the working directory."""
+
+    def __reduce__(self):
+        return Path.touch, (Path("it_ran"),)
+
+
+@pytest.mark.parametrize("name", ["scale_0", "training_images", "checkpoint"])
+@pytest.mark.parametrize("plant", [lambda path: path.write_bytes(pickle.dumps(_Planted())), None])
+def test_a_pickle_in_a_model_is_refused_and_not_run(folder, tmp_path, monkeypatch, name, plant):
+    monkeypatch.chdir(tmp_path)
+    path = folder.path / f"{name}.safetensors"
+    if plant is None:
+        torch.save(_Planted(), path)
+    else:
+        plant(path)
+    readers = {"scale_0": lambda: folder.load_pyramid(runtime()), "training_images": folder.read_images}
+    with pytest.raises(UserError, match=name):
+        readers.get(name, folder.read_checkpoint)()
+    assert not Path("it_ran").exists()
+
+
+def test_a_tensor_of_another_shape_or_type_is_named():
+    scale, other = random_scales()[0], random_scales(1)[0]
+    tensors = scale_tensors(other)
+    changed = {
+        "noise_amp": tensors["noise_amp"][:1],
+        "fixed_noise": tensors["fixed_noise"].double(),
+    }
+    for name, value in changed.items():
+        with pytest.raises(UserError, match=f"scale_0: {name} is .* another model"):
+            restore_scale(scale, tensors | {name: value}, "scale_0")
+    with pytest.raises(UserError, match="fixed_noise is missing"):
+        restore_scale(scale, {name: value for name, value in tensors.items() if name != "fixed_noise"}, "scale_0")
+    restore_scale(scale, tensors | {"of_no_use": torch.zeros(1)}, "scale_0")
+    assert torch.equal(scale.fixed_noise, other.fixed_noise)
+
+
+def test_an_unfinished_run_says_resume(folder):
+    folder.save_checkpoint({"weight": torch.ones(3)}, scale=2, iteration=7)
+    assert not folder.finished
+    tensors, scale, iteration = folder.read_checkpoint()
+    assert (scale, iteration, tensors["weight"].tolist()) == (2, 7, [1, 1, 1])
+    with pytest.raises(UserError, match="--resume"):
+        folder.load_pyramid(runtime())
+    folder.finish()
+    assert folder.finished
+
+
+def test_no_model_says_where_it_looked(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no model here; .*--models_dir"):
+        RunFolder(tmp_path / "nowhere").load_pyramid(runtime())
+
+
+def test_images_that_are_none_are_refused(folder):
+    for tensors in ({"pictures": torch.zeros(1, 3, 4, 4)}, {"images": torch.zeros(3, 4, 4)}, {}):
+        save_tensors(folder.path / storage.IMAGES_FILE, tensors)
+        with pytest.raises(UserError, match=r"training_images\.safetensors"):
+            folder.read_images()
+
+
+def test_a_run_that_cannot_begin_leaves_nothing(tmp_path):
+    folder = RunFolder(tmp_path / "wall")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError):  # a file in the way of the parent
+        RunFolder(tmp_path / "file" / "wall").create(RECORD, torch.zeros(2, 3, 19, 22), replace=False)
+    bad = replace(RECORD, sources=(object(),))
+    with pytest.raises(TypeError):
+        folder.create(bad, torch.zeros(2, 3, 19, 22), replace=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_tensors_and_metadata_come_back(tmp_path):
+    tensors = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.tensor(3)}
+    save_tensors(tmp_path / "x.safetensors", tensors, {"scale": "1"})
+    again, metadata = load_tensors(tmp_path / "x.safetensors")
+    assert metadata == {"scale": "1"}
+    assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    assert again["b"].dtype == torch.int64
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "a.bin"
+    write_atomically(path, b"old")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    with pytest.raises(RunError, match="cannot be written"):
+        write_atomically(tmp_path / "missing" / "a.bin", b"x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RunError, match="cannot be written"):
+        write_atomically(tmp_path / "folder", b"x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.bin", "folder"]
