@@ -452,10 +452,11 @@ def test_nothing_left_to_score_is_refused(place, capsys):
     assert_refused(capsys, arguments, "bad/00.png", "bad/09.png", "and 3 more", "none is left")
 
 
-def test_minmax_counts_what_is_left(place, capsys):
+def test_minmax_counts_what_is_left_and_is_refused_before_scoring(place, capsys, monkeypatch):
     (place / "parts/test/dent/1.png").write_text("no image")
     arguments = [*arguments_with(test_dir="parts/test/dent"), "--aggregate", "minmax", "--skip_unreadable"]
     before = snapshot()
+    monkeypatch.delattr(api.Model, "stream")
     assert main_eval.main([*arguments, *QUICK]) == 2
     assert "--aggregate minmax" in capsys.readouterr().err
     assert snapshot() == before

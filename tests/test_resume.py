@@ -18,12 +18,12 @@ from PIL import Image
 import main_train
 
 ROOT = Path(__file__).parents[1]
-ITERATIONS = 6
+ITERATIONS = 16
 SCALES = 6
 # Six scales of 14 to 22 px: the second to fourth and the sixth start from the scale before them, the fifth is wider.
 ARGUMENTS = [
     *("--input_name", "shots", "--min_size", "14", "--max_size", "22", "--scale_factor", "0.9", "--nfc", "3"),
-    *("--niter", str(ITERATIONS), "--milestone_d", "3", "--milestone_g", "4", "--checkpoint_every", "2"),
+    *("--niter", str(ITERATIONS), "--milestone_d", "6", "--milestone_g", "9", "--checkpoint_every", "2"),
     *("--num_samples", "2", "--threads", "1", "--not_cuda"),
 ]
 FOLDER = Path("TrainedModels") / "shots"

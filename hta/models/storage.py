@@ -308,7 +308,7 @@ def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None
     """
     for name, place in scale_tensors(scale).items():
         value = tensors.get(name)
-        if value is None or value.shape != place.shape or False:
+        if value is None or value.shape != place.shape or value.dtype != place.dtype:
             found = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
             raise UserError(
                 f"{source}: {name} is {found}, the model needs {tuple(place.shape)} {place.dtype}; the file belongs to "
