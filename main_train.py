@@ -107,6 +107,7 @@ def _train(options: InputOptions, samples: SampleOptions, config: Config, given:
     folder = RunFolder(Path(options.models_dir) / _model_name(options, paths))
     if options.resume:
         api.check_resumable(folder)
+        given = {name: value for name, value in given.items() if value != "auto"}  # the run has settled it
         config = _settings_of_run(folder, config, given)
     training_set = api.prepare(load_training_images(paths, options.size_image), [p.name for p in paths], config)
     if options.resume:

@@ -165,6 +165,12 @@ class TrainingConfig(Checked):
     Gsteps: int = option(3, "generator steps in one iteration", low=1)
     Dsteps: int = option(3, "discriminator steps in one iteration", low=1)
     alpha: float = option(100.0, "weight of the reconstruction loss", low=0)
+    batch_statistics: str = option(
+        "training_images",
+        "batch-norm statistics of the frozen networks: those of the training images and their reconstructions, or the "
+        "running averages over all batches, generated ones too, as in the released code",
+        choices=("training_images", "running"),
+    )
     noise_amp: float = option(0.1, "factor of the noise amplitude of the finer scales", low=0)
     manualSeed: int = option(0, "seed of the weights and of all noise", low=0, high=2**31 - 1)
 

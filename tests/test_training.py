@@ -458,3 +458,28 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(dtype):
     losses += list(second.run())
     assert losses == whole_losses
     assert_same_state(state_of(whole.scale), state_of(second.scale))
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_frozen_networks_do_on_the_training_images_what_they_did_in_training(num_images):
+    pyramid = add_scales(make_pyramid(num_images, double=True), 1)
+    trainer = ScaleTrainer(pyramid, images_for(pyramid, 1), TrainingConfig(niter=3))
+    list(trainer.run())
+    in_training = trainer._discriminate(trainer.real_canvases)
+    rebuilt = trainer._reconstruct()
+    scale = trainer.finish()
+    assert not scale.discriminator.training
+    # What is left of the difference is the unbiased factor of the kept variance.
+    for frozen, trained in zip(scale.discriminator(trainer.real_canvases), in_training, strict=True):
+        torch.testing.assert_close(frozen, trained, rtol=0, atol=0.02 * float(trained.std()))
+    pyramid.scales.append(scale)
+    torch.testing.assert_close(pyramid.reconstruct(), rebuilt, rtol=0, atol=0.02)
+
+
+def test_the_released_code_keeps_the_running_averages():
+    pyramid = make_pyramid(1)
+    trainer = ScaleTrainer(pyramid, images_for(pyramid, 0), TrainingConfig(niter=2, batch_statistics="running"))
+    list(trainer.run())
+    before = state_of(trainer.scale)
+    after = state_of(trainer.finish())
+    assert all(torch.equal(after[name], value) for name, value in before.items())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-METHOD_VERSION = 1
+METHOD_VERSION = 2
 """Raised with every change that moves a score: results of another version are run again and enter no table."""
 
 

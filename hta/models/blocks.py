@@ -197,6 +197,11 @@ class ConvBody(nn.Module):
         self.blocks = nn.ModuleList(ConvNormLeaky(before, after, ker_size) for before, after in pairwise(channels))
         self.tail = nn.Conv2d(width, out_channels, ker_size)
 
+    def set_momentum(self, momentum: float) -> None:
+        """Set the weight of a new batch in the running statistics of all layers, in (0, 1]."""
+        for block in self.blocks:
+            block.norm.momentum = momentum
+
     def forward(self, batches: Sequence[Tensor], coverages: Sequence[Coverage] | None = None) -> list[Tensor]:
         """Apply all layers.
 

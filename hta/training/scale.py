@@ -130,17 +130,44 @@ class ScaleTrainer:
 
     def _step_generator(self, noise: Tensor, below: Tensor) -> Tensor:
         """One step of G, which fools D and rebuilds the images; returns both losses, `(2,)`, detached."""
-        G, D, scale = self.scale.generator, self.scale.discriminator, self.scale
+        G, D = self.scale.generator, self.scale.discriminator
         self.optimizer_g.zero_grad(set_to_none=True)
         fake = G(noise, below, self.index, self.g_coverages)
         D.requires_grad_(False)
         loss_adversarial = transformation_loss(self._discriminate(self.canvases.render(fake)), self.targets)
         D.requires_grad_(True)
-        fixed = self._amplify(scale.fixed_noise.expand(len(self.real), 3, -1, -1))
-        loss_rebuilt = F.mse_loss(G(fixed, self.rebuilt_below, self.index, self.g_coverages), self.real)
+        loss_rebuilt = F.mse_loss(self._reconstruct(), self.real)
         (loss_adversarial + self.config.alpha * loss_rebuilt).backward()
         self.optimizer_g.step()
         return torch.stack([loss_adversarial.detach(), loss_rebuilt.detach()])
+
+    @torch.no_grad()
+    def finish(self) -> Scale:
+        """Settle the batch-norm statistics, freeze both networks, and hand the scale over.
+
+        Running averages mix real and generated batches, whose statistics drift apart as D learns to tell them apart: a
+        frozen D is then off on real images. With "training_images" each layer keeps what it saw of them in one last
+        pass in training mode, so that a frozen network does on the training images what it did in training.
+
+        Returns:
+            The scale, frozen.
+
+        Raises:
+            RunError: a weight is not finite.
+        """
+        if self.config.batch_statistics == "training_images":
+            for network in (self.scale.generator, self.scale.discriminator):
+                network.body.set_momentum(1.0)
+            self._discriminate(self.real_canvases)
+            self._reconstruct()
+        self.state()  # raises where a weight is not finite
+        self.scale.freeze()
+        return self.scale
+
+    def _reconstruct(self) -> Tensor:
+        """The images rebuilt from the fixed noise, in training mode."""
+        fixed = self._amplify(self.scale.fixed_noise.expand(len(self.real), 3, -1, -1))
+        return self.scale.generator(fixed, self.rebuilt_below, self.index, self.g_coverages)
 
     def _discriminate(self, canvases: list[Tensor]) -> list[Tensor]:
         return self.scale.discriminator(canvases, self.d_coverages)

@@ -55,9 +55,7 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
             trainer.restore(state, iteration, str(folder.path / CHECKPOINT_FILE))
         state = {}
         _train_scale(trainer, journal, folder, record.config.runtime.checkpoint_every)
-        trainer.state()  # raises where a weight is not finite
-        trainer.scale.freeze()
-        pyramid.scales.append(trainer.scale)
+        pyramid.scales.append(trainer.finish())
         if folder:
             folder.save_scale(n, trainer.scale)
             folder.save_checkpoint({}, scale=n + 1, iteration=0)
