@@ -15,7 +15,7 @@ from hta.config import Checked, Config, ModelConfig, RuntimeConfig, TrainingConf
 from hta.data.folders import find_training_images, load_training_images
 from hta.errors import UserError
 from hta.models.storage import RunFolder
-from hta.runtime import set_up
+from hta.runtime import resolve
 from hta.training.samples import SampleRequest, write_samples
 
 logger = logging.getLogger("hta.main_train")
@@ -166,7 +166,7 @@ def _print_plan(folder: RunFolder, training_set: api.TrainingSet) -> None:
     )
     print(f"{plan.num_scales} scales of {plan.describe()} px, networks of {' '.join(map(str, plan.widths))} channels")
     print(f"{record.config.model.num_transforms} transformations, {record.config.training.niter} iterations a scale")
-    runtime = set_up(record.config.runtime)
+    runtime = resolve(record.config.runtime)
     print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {folder.path}")
 
 

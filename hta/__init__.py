@@ -6,7 +6,7 @@ model = hta.load("brick")
 
 from hta.version import __version__
 
-__all__ = ["Model", "__version__", "load", "train"]
+__all__ = ["Model", "__version__", "default_config", "load", "train"]
 
 
 def __getattr__(name: str):

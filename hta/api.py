@@ -19,7 +19,7 @@ from hta.evaluation.scoring import anomaly_scores, default_fraction
 from hta.imaging import is_gray, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid, plan_of
 from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
-from hta.runtime import Runtime, resolve_device, set_up
+from hta.runtime import Runtime, resolve, resolve_device, set_up
 from hta.training.trainer import train_pyramid
 
 logger = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ def begin(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = Fal
     check_vacant(folder, overwrite=overwrite)
     # Kept as it is here: a run that is resumed elsewhere must not change its type midway.
     runtime = training_set.record.config.runtime
-    precision = "bfloat16" if set_up(runtime).dtype == torch.bfloat16 else "float32"
+    precision = "bfloat16" if resolve(runtime).dtype == torch.bfloat16 else "float32"
     config = replace(training_set.record.config, runtime=replace(runtime, precision=precision))
     folder.create(replace(training_set.record, config=config), training_set.images, replace=overwrite)
 

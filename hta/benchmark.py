@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -145,6 +146,12 @@ def build_trainers(config: Config, runtime: Runtime) -> Iterator[tuple[ScaleTrai
         pyramid.scales.append(scale)
 
 
+def finest_pair(config: Config, runtime: Runtime) -> tuple[ScaleTrainer, ExplicitScale]:
+    """Both ways of training at the finest scale."""
+    last = random_pyramid(config, runtime).plan.num_scales - 1
+    return next(islice(build_trainers(config, runtime), last, None))
+
+
 def time_in_turns(ways: Sequence[Callable[[], object]], repeats: Sequence[int], rounds: int) -> list[float]:
     """Median seconds of several things, done in turns so that a slow moment of the machine meets all of them.
 
@@ -210,9 +217,8 @@ def discriminator_gflop(config: ModelConfig, side: int, width: int) -> float:
 
 def measure_discriminator(config: Config, runtime: Runtime, rounds: int) -> float:
     """GFLOP/s of the discriminator's forward and backward at the finest scale, gradients of image and weights."""
-    pairs = list(build_trainers(config, runtime))
-    trainer = pairs[-1][0]
-    network = trainer.scale.discriminator.requires_grad_(True).train()
+    trainer, _ = finest_pair(config, runtime)
+    network = trainer.scale.discriminator
     canvases = [batch.detach().requires_grad_() for batch in trainer.real_canvases]
 
     def forward_backward():
@@ -244,11 +250,20 @@ def measure_conv_peak(config: Config, runtime: Runtime, rounds: int) -> float:
 def _train_finest(way: str, options: dict, pipe) -> None:
     """In a process of its own: train the finest scale one way, and send the peak of the resident memory."""
     config = _config(BenchmarkOptions(**options))
-    *_, (trainer, explicit) = build_trainers(config, set_up(config.runtime))
+    trainer, explicit = finest_pair(config, set_up(config.runtime))
     iterations, stream = trainer.run(), seeded_generator("benchmark")
     for _ in range(2):
         next(iterations) if way == "hta" else explicit.iterate(stream)
-    pipe.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    pipe.send(_peak_memory_mib())
+
+
+def _peak_memory_mib() -> float:
+    """Peak resident memory of this process; the kernel's own figure where there is one, without the parent's share."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def measure_memory(options: BenchmarkOptions) -> dict[str, float]:
@@ -258,6 +273,7 @@ def measure_memory(options: BenchmarkOptions) -> dict[str, float]:
         receiver, sender = context.Pipe(duplex=False)
         process = context.Process(target=_train_finest, args=(way, asdict(options), sender))
         process.start()
+        sender.close()
         peaks[way] = receiver.recv()
         process.join()
     return peaks

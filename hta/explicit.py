@@ -104,7 +104,7 @@ class ExplicitScale:
         loss_fake = patch_cross_entropy(fake_logits, self.fake_classes)
         loss_fake.backward()
         self.optimizer_d.step()
-        return float(loss_real), float(loss_fake)
+        return loss_real.item(), loss_fake.item()
 
     def _step_generator(self, noise: Tensor, below: Tensor) -> tuple[float, float]:
         self.optimizer_g.zero_grad()
@@ -115,7 +115,7 @@ class ExplicitScale:
         loss_rebuilt = F.mse_loss(rebuilt, self.images)
         (loss_adversarial + self.config.alpha * loss_rebuilt).backward()
         self.optimizer_g.step()
-        return float(loss_adversarial), float(loss_rebuilt)
+        return loss_adversarial.item(), loss_rebuilt.item()
 
     def _generate(self, network: nn.Sequential, noise: Tensor, below: Tensor) -> Tensor:
         padded = F.pad(noise, [self.margin] * 4) + F.pad(below, [self.margin] * 4)

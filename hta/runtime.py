@@ -87,6 +87,17 @@ def _keep_freed_memory() -> None:
     libc.mallopt(_MALLOC_TRIM_THRESHOLD, _KEEP_BYTES)
 
 
+def resolve(config: RuntimeConfig) -> Runtime:
+    """The device and precision that the settings come to on this machine; changes nothing.
+
+    Raises:
+        UserError: a device that does not exist.
+    """
+    device = resolve_device(config)
+    wants_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_native_bfloat16(device))
+    return Runtime(device, torch.bfloat16 if wants_bfloat16 else torch.float32)
+
+
 def set_up(config: RuntimeConfig) -> Runtime:
     """Resolve the device and precision, and set the whole process's threads, determinism and memory allocator.
 
@@ -99,19 +110,18 @@ def set_up(config: RuntimeConfig) -> Runtime:
     Raises:
         UserError: a device that does not exist.
     """
-    device = resolve_device(config)
-    if device.type == "cpu" and config.device is None and not config.not_cuda:
+    runtime = resolve(config)
+    if runtime.device.type == "cpu" and config.device is None and not config.not_cuda:
         logger.info("no CUDA device found: running on the CPU")
     torch.set_num_threads(config.threads or available_cores())
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     _keep_freed_memory()
-    if device.type == "cuda":
+    if runtime.device.type == "cuda":
         # Convolutions of "float32" are float32, not the shortened form that is a GPU's default.
         torch.backends.cudnn.allow_tf32 = False
-    wants_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_native_bfloat16(device))
-    return Runtime(device, torch.bfloat16 if wants_bfloat16 else torch.float32)
+    return runtime
 
 
 def seeded_generator(*keys: int | str) -> torch.Generator:

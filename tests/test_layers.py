@@ -31,10 +31,11 @@ FLOORS = {
     "hta.benchmark": 6,
     "hta.explicit": 6,  # the benchmark's baseline
     "hta.demo": 6,
+    "hta.planted": 6,
     "main_train": 6,
     "main_eval": 6,
 }
-SCRIPTS = ("main_train", "main_eval", "hta.experiments", "hta.benchmark", "hta.explicit", "hta.demo")
+SCRIPTS = ("main_train", "main_eval", "hta.experiments", "hta.benchmark", "hta.explicit", "hta.demo", "hta.planted")
 APART = ({"hta.training", "hta.evaluation"},)
 
 

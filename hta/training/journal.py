@@ -27,6 +27,8 @@ _LOSSES = tuple(f.name for f in fields(IterationLosses))
 _HEADER = ("scale", "iteration", *_LOSSES)
 # The first iterations of a scale warm up caches and allocators; the estimate is made from the next ones.
 _WARM_UP, _TIMED = 2, 5
+# What an iteration costs whatever its size, in multiplications of one layer: fitted to seconds at 25 ... 64 px.
+_FIXED_COST = 9e7
 
 
 class Journal:
@@ -134,7 +136,7 @@ def _relative_cost(plan: ScalePlan, config: ModelConfig, n: int) -> float:
     canvases = plan_canvases(*plan.sizes[n], config.num_transforms)
     pixels = sum(len(group.canvases) * group.size[0] * group.size[1] for group in canvases.groups)
     hidden = (config.num_layer - 2) * width * width
-    return pixels * (3 * width + hidden + width * (config.num_transforms + 1)) + 5e6
+    return pixels * (3 * width + hidden + width * (config.num_transforms + 1)) + _FIXED_COST
 
 
 def format_duration(seconds: float) -> str:

@@ -1,0 +1,37 @@
+"""The benchmark of planted defects: its plants, its count, and a short run of it."""
+
+import numpy as np
+from skimage import data
+
+import hta
+from hta.demo import TRAINING_CORNER, cut
+from hta.planted import measure, peak_hits, plant
+
+
+def test_plants_are_seeded_and_as_large_as_they_should_be():
+    pairs = plant(data.brick(), 6, seed=3)
+    again = plant(data.brick(), 6, seed=3)
+    assert all(np.array_equal(one[0], other[0]) for one, other in zip(pairs, again, strict=True))
+    for _, mask in pairs:
+        rows, columns = np.nonzero(mask)
+        assert 12 <= np.ptp(rows) + 1 <= 24
+        assert 12 <= np.ptp(columns) + 1 <= 24
+
+
+def test_hits_and_chance_by_hand():
+    mask = np.zeros((10, 10), dtype=bool)
+    mask[0, 0] = True
+    near, far = np.zeros((10, 10)), np.zeros((10, 10))
+    near[0, 2] = far[0, 3] = 1
+    result = peak_hits([near, far], [mask, mask], reach=2)
+    assert (result.hits, result.plants) == (1, 2)
+    # Within 2 px of the corner lie (0,0) (0,1) (0,2) (1,0) (1,1) (2,0).
+    assert result.chance == 0.06
+
+
+def test_a_short_run_counts_all_plants():
+    image = cut(data.brick(), *TRAINING_CORNER)
+    model = hta.train(image, hta.default_config(niter=4, max_size=32, threads=1))
+    result = measure(model, 4, seed=0)
+    assert result.plants == 4
+    assert 0 < result.chance < 0.5
