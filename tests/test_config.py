@@ -72,6 +72,7 @@ REFUSED = {
     "Dsteps": [0],
     "alpha": [-1.0],
     "noise_amp": [-0.1],
+    "batch_statistics": ["eval"],
     "manualSeed": [-1, 2**31],
     "threads": [-1],
     "precision": ["float16"],

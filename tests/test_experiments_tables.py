@@ -10,6 +10,7 @@ from scipy import stats
 
 from hta.experiments.__main__ import main
 from hta.experiments.paper import paper_parts, paper_value
+from hta.experiments.presets import METHOD_VERSION
 from hta.experiments.results import ResultsFolder
 from hta.experiments.tables import build_table, to_csv
 
@@ -128,7 +129,7 @@ def test_fractions_and_both_defect_columns(tmp_path):
 def test_every_table_prints_without_any_run_and_results_of_another_version_are_left_out(tmp_path, capsys):
     write_result(tmp_path, 0.8)
     (path,) = tmp_path.glob("*.json")
-    path.write_text(path.read_text().replace('"method_version": 1', '"method_version": 0'))
+    path.write_text(path.read_text().replace(f'"method_version": {METHOD_VERSION}', '"method_version": 0'))
     for table in range(1, 8):
         assert main(["table", str(table), "--results", str(tmp_path)]) == 0
         text = capsys.readouterr().out
