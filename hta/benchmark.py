@@ -48,8 +48,7 @@ SCORED_IMAGES = 16
 class BenchmarkOptions(Checked):
     """What is measured."""
 
-    quick: bool = option(False, "fewer repetitions, without --compile: under two minutes")
-    compile: bool = option(False, "measure with torch.compile too (minutes of compiling)")
+    quick: bool = option(False, "fewer repetitions: about a minute")
     json: str | None = option(None, "write all figures to this file")
     chart: str | None = option(None, "write a bar chart to this PNG")
     threads: int = option(0, "CPU threads, 0 for one a core", low=0, high=1024)

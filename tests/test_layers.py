@@ -32,10 +32,20 @@ FLOORS = {
     "hta.explicit": 6,  # the benchmark's baseline
     "hta.demo": 6,
     "hta.planted": 6,
+    "hta.sample_statistics": 6,
     "main_train": 6,
     "main_eval": 6,
 }
-SCRIPTS = ("main_train", "main_eval", "hta.experiments", "hta.benchmark", "hta.explicit", "hta.demo", "hta.planted")
+SCRIPTS = (
+    "main_train",
+    "main_eval",
+    "hta.experiments",
+    "hta.benchmark",
+    "hta.explicit",
+    "hta.demo",
+    "hta.planted",
+    "hta.sample_statistics",
+)
 APART = ({"hta.training", "hta.evaluation"},)
 
 
