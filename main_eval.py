@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from hta import api
-from hta.cli import Parser, add_settings, run_command, take_settings
+from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import Checked, RuntimeConfig, ScoringConfig, option
 from hta.data.folders import TestItem, check_mask, check_readable, find_test_images
 from hta.errors import UserError
@@ -87,7 +87,6 @@ GROUPS = {
     "scoring": ScoringConfig,
     "machine": RuntimeConfig,
 }
-NOT_FOR_SCORING = ("checkpoint_every",)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ convolution, the fastest of several layouts and batch shapes, measured in the sa
 import io
 import json
 import multiprocessing
-import platform
 import resource
 import statistics
 import sys
@@ -30,6 +29,7 @@ from hta.cli import Parser, add_settings, run_command, take_settings
 from hta.config import Checked, Config, ModelConfig, RuntimeConfig, TrainingConfig, option
 from hta.errors import UserError
 from hta.evaluation.evaluator import Evaluator
+from hta.experiments.machine import describe_machine, describe_versions
 from hta.explicit import ExplicitScale, explicit_network, explicit_vote_shares
 from hta.files import write_atomically
 from hta.imaging import resize, to_tensor
@@ -278,22 +278,6 @@ def measure_memory(options: BenchmarkOptions) -> dict[str, float]:
     return peaks
 
 
-def describe_machine(runtime: Runtime) -> dict:
-    """What the figures depend on."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = names[0] if names else name
-    return {
-        "cpu": name,
-        "threads": torch.get_num_threads(),
-        "dtype": str(runtime.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def _config(options: BenchmarkOptions) -> Config:
     return Config(
         ModelConfig(task="class", num_transforms=NUM_TRANSFORMS),
@@ -307,7 +291,7 @@ def run_benchmark(options: BenchmarkOptions) -> Report:
     config = _config(options)
     runtime = set_up(config.runtime)
     rounds = 1 if options.quick else 3
-    report = Report(describe_machine(runtime))
+    report = Report(describe_machine(runtime) | describe_versions())
     report.conv_peak_gflops = measure_conv_peak(config, runtime, 2 * rounds)
     report.discriminator_gflops = measure_discriminator(config, runtime, 2 * rounds)
     report.scoring = measure_scoring(config, runtime, 2 * rounds)

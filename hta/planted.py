@@ -13,7 +13,7 @@ from scipy.ndimage import distance_transform_edt
 from skimage import data
 
 from hta import api
-from hta.cli import Parser, add_settings, run_command, take_settings
+from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import Checked, RuntimeConfig, ScoringConfig, option
 from hta.demo import cut, plan_crops, plant_defect
 
@@ -102,7 +102,7 @@ def _at_size(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _command(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m hta.planted", description=__doc__)
     add_settings(parser, "options", PlantedOptions)
-    add_settings(parser, "machine", RuntimeConfig, exclude=("checkpoint_every",))
+    add_settings(parser, "machine", RuntimeConfig, exclude=NOT_FOR_SCORING)
     given = vars(parser.parse_args(argv))
     options = take_settings(PlantedOptions, given)
     model = api.load(options.input_name, options.models_dir, take_settings(RuntimeConfig, given))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hta import api
-from hta.cli import Parser, add_settings, run_command, take_settings
+from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import Checked, RuntimeConfig, option
 from hta.runtime import seeded_generator
 from hta.training.samples import SampleRequest, draw_samples
@@ -95,7 +95,7 @@ def _rmse(one: Tensor, other: Tensor) -> Tensor:
 def _command(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m hta.sample_statistics", description=__doc__)
     add_settings(parser, "options", StatisticsOptions)
-    add_settings(parser, "machine", RuntimeConfig, exclude=("checkpoint_every",))
+    add_settings(parser, "machine", RuntimeConfig, exclude=NOT_FOR_SCORING)
     given = vars(parser.parse_args(argv))
     options = take_settings(StatisticsOptions, given)
     model = api.load(options.input_name, options.models_dir, take_settings(RuntimeConfig, given))
