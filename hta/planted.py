@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
-from skimage import data
 
 from hta import api
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import Checked, RuntimeConfig, ScoringConfig, option
-from hta.demo import cut, plan_crops, plant_defect
+from hta.demo import brick_wall, cut, plan_crops, plant_defect
 
 REACH_PX = 5
 # Both are 15 to 20 px across in a crop of 128 px, which a model works on at 64 px.
@@ -84,7 +83,7 @@ def peak_hits(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], reach: fl
 
 def measure(model: api.Model, count: int, seed: int) -> PlantedResult:
     """Plant defects and look for them at the model's working size."""
-    pairs = plant(data.brick(), count, seed)
+    pairs = plant(brick_wall(), count, seed)
     votes = list(model.stream([image for image, _ in pairs], ScoringConfig()))
     maps = [image.anomaly_map for image in votes]
     masks = [_at_size(mask, maps[0].shape) for _, mask in pairs]

@@ -14,7 +14,7 @@ SEEDS = range(4)
 
 @pytest.fixture(scope="module")
 def texture():
-    return data.brick()
+    return demo.brick_wall()
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,23 @@ def test_no_test_crop_touches_the_training_crop(texture, seed):
         assert not place.any()
 
 
+def test_the_wall_is_seen_straight_on(texture):
+    assert (texture.shape, texture.dtype) == ((512, 434), np.uint8)
+
+    def uprightness(image):
+        """Variance over columns of their mean, among that of all pixels: 1 if every column is of one grey level."""
+        return image.mean(axis=0).var() / image.var()
+
+    # The same place of the photograph as it was taken, and as it is used.
+    assert uprightness(texture[:, :400]) > 0.35 > 2 * uprightness(data.brick()[:, :400])
+    halves = texture[:256], texture[256:]
+    spectra = [np.abs(np.fft.rfft(half.mean(axis=0) - half.mean()))[5:30] for half in halves]
+    # Bricks are as wide at one end of the wall as at the other.
+    assert spectra[0].argmax() == spectra[1].argmax()
+
+
 def test_training_image_and_good_crops_are_the_untouched_texture(texture, files):
-    assert np.array_equal(files["Images/brick.png"], texture[176:304, 176:304])
+    assert np.array_equal(files["Images/brick.png"], texture[208:336, 137:265])
     for crop in demo.plan_crops(texture.shape, 0):
         if crop.kind == "good":
             clean = texture[crop.top : crop.top + 128, crop.left : crop.left + 128]

@@ -1,16 +1,15 @@
 """The benchmark of planted defects: its plants, its count, and a short run of it."""
 
 import numpy as np
-from skimage import data
 
 import hta
-from hta.demo import TRAINING_CORNER, cut
+from hta.demo import TRAINING_CORNER, brick_wall, cut
 from hta.planted import measure, peak_hits, plant
 
 
 def test_plants_are_seeded_and_as_large_as_they_should_be():
-    pairs = plant(data.brick(), 6, seed=3)
-    again = plant(data.brick(), 6, seed=3)
+    pairs = plant(brick_wall(), 6, seed=3)
+    again = plant(brick_wall(), 6, seed=3)
     assert all(np.array_equal(one[0], other[0]) for one, other in zip(pairs, again, strict=True))
     for _, mask in pairs:
         rows, columns = np.nonzero(mask)
@@ -30,7 +29,7 @@ def test_hits_and_chance_by_hand():
 
 
 def test_a_short_run_counts_all_plants():
-    image = cut(data.brick(), *TRAINING_CORNER)
+    image = cut(brick_wall(), *TRAINING_CORNER)
     model = hta.train(image, hta.default_config(niter=4, max_size=32, threads=1))
     result = measure(model, 4, seed=0)
     assert result.plants == 4
