@@ -1,4 +1,7 @@
-"""Score images with a trained model: python main_eval.py --input_name brick --test_dir Input/Test/brick"""
+"""Score images with a trained model: python main_eval.py --input_name brick --test_dir Input/Test/brick
+
+Or those of a data set, by the paper's protocol: python main_eval.py --dataset mnist --data_root DIR --pos_class 8
+"""
 
 import logging
 import platform
@@ -6,7 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,17 @@ from tqdm import tqdm
 from hta import api
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import Checked, RuntimeConfig, ScoringConfig, option
-from hta.data.folders import TestItem, check_mask, check_readable, find_test_images
+from hta.data.folders import find_test_images
+from hta.data.scored import ScoredImage, check_readable
+from hta.data.selection import BenchmarkOptions, Selection, default_model_name, default_task, select, select_again
 from hta.errors import UserError
+from hta.evaluation.decision import Threshold, decide, summarize_decision
 from hta.evaluation.differences import InputComparison
 from hta.evaluation.overlays import ColourScale, picture_of
+from hta.evaluation.report import write_report
 from hta.evaluation.results import (
     BOOTSTRAP_SEED,
+    REPORT_FILE,
     ResultsWriter,
     check_target,
     has_known_pixels,
@@ -31,7 +39,7 @@ from hta.evaluation.results import (
     write_metrics,
     write_scores,
 )
-from hta.imaging import image_size
+from hta.imaging import resize, to_tensor
 from hta.version import __version__
 
 logger = logging.getLogger("hta.main_eval")
@@ -40,6 +48,7 @@ RESULTS_FOLDER = "results"
 
 _LISTED = 10  # unreadable files that a message names before it only counts them
 _MOST_ANOMALOUS = 5
+_PIXEL_TOLERANCE = 0.02  # of [-1, 1]: what versions of Pillow and OpenCV may differ by
 _METRIC_NAMES = {
     "image_auroc": "image AUROC",
     "average_precision": "average precision",
@@ -54,7 +63,11 @@ _METRIC_NAMES = {
 class InputOptions(Checked):
     """Which model, and which images."""
 
-    input_name: str = option("", "the model: its name, the name of its training image, or the path of its folder")
+    input_name: str = option(
+        "",
+        "the model: its name, the name of its training image, or the path of its folder; with --dataset by default the "
+        "one that main_train.py makes of the same options",
+    )
     models_dir: str = option("TrainedModels", "folder of the models")
     test_dir: str = option(
         "", "an image, or a folder of them; folders good and others in it give labels, ground_truth gives masks"
@@ -63,6 +76,12 @@ class InputOptions(Checked):
     skip_unreadable: bool = option(False, "leave out images that cannot be read")
     task: str | None = option(
         None, "take the default fraction of another task than the model's", choices=("defect", "class")
+    )
+    num_images: int | None = option(
+        None, "how many images of a --dataset the model was trained on, by default 1", low=1
+    )
+    test_limit: int | None = option(
+        None, "score only so many test images of a --dataset, each class in proportion", low=1
     )
 
 
@@ -83,6 +102,7 @@ class OutputOptions(Checked):
 
 GROUPS = {
     "input": InputOptions,
+    "data set instead of --test_dir": BenchmarkOptions,
     "output": OutputOptions,
     "scoring": ScoringConfig,
     "machine": RuntimeConfig,
@@ -90,10 +110,34 @@ GROUPS = {
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where the images come from.
+
+    Attributes:
+        images: what is to be scored.
+        name: of the results folder, by default.
+        folder: the folder or image that holds them, in which results must not lie; None for a data set.
+        about: what metrics.json says of them.
+        available: number of images before a part of them was taken.
+        compared: whether they are to look like the training images; those of a data set are prepared like them, and
+            other classes look as they do.
+        warnings: why the model may not be made for them.
+    """
+
+    images: Sequence[ScoredImage]
+    name: str
+    folder: Path | None
+    about: dict[str, Any]
+    available: int
+    compared: bool = True
+    warnings: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class TestSet:
     """Images that were checked, and those that were left out, with the reason."""
 
-    items: list[TestItem]
+    items: list[ScoredImage]
     skipped: dict[str, str]
 
 
@@ -102,8 +146,10 @@ class Evaluation:
     """What is to be done, all of it checked."""
 
     model: api.Model
+    source: Source
     test_set: TestSet
     scoring: ScoringConfig
+    threshold: Threshold
     options: InputOptions
     output: OutputOptions
     target: Path
@@ -125,49 +171,132 @@ def _command(argv: Sequence[str] | None) -> None:
         add_settings(parser, title, cls, exclude=NOT_FOR_SCORING)
     given = vars(parser.parse_args(argv))
     parts = {cls: take_settings(cls, given) for cls in GROUPS.values()}
-    evaluation = _prepare(parts[InputOptions], parts[OutputOptions], parts[ScoringConfig], parts[RuntimeConfig])
+    evaluation = _prepare(parts, given)
     _report(evaluation, *_evaluate(evaluation))
 
 
-def _prepare(
-    options: InputOptions, output: OutputOptions, scoring: ScoringConfig, runtime: RuntimeConfig
-) -> Evaluation:
+def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     """Load the model and check everything, before anything is written."""
-    for name in ("input_name", "test_dir"):
-        if not getattr(options, name):
-            raise UserError(f"--{name} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
-    model = api.load(options.input_name, options.models_dir, runtime)
+    options, benchmark, output = parts[InputOptions], parts[BenchmarkOptions], parts[OutputOptions]
+    _refuse_mixture(benchmark, given)
+    name = options.input_name
+    if benchmark.dataset is None:
+        for missing in ("input_name", "test_dir"):
+            if not getattr(options, missing):
+                raise UserError(f"--{missing} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
+    elif not name:
+        name = default_model_name(benchmark, options.num_images or 1)
+    model = api.load(name, options.models_dir, parts[RuntimeConfig])
+    if benchmark.dataset is None:
+        source = _images_of_folder(options)
+    else:
+        source = _images_of_dataset(model, options, benchmark, given)
+    target = Path(output.out) if output.out else model.folder.path / RESULTS_FOLDER / source.name
+    check_target(target, source.folder, overwrite=output.overwrite)
+    test_set = _check_images(source.images, skip_unreadable=options.skip_unreadable)
+    api.check_aggregate(parts[ScoringConfig].aggregate, len(test_set.items))
+    scoring = model.resolve_scoring(parts[ScoringConfig], options.task)
+    threshold = model.threshold(scoring, options.task)
+    return Evaluation(model, source, test_set, scoring, threshold, options, output, target)
+
+
+def _refuse_mixture(benchmark: BenchmarkOptions, given: dict[str, Any]) -> None:
+    """Refuse options of a folder beside a data set, and the other way round."""
+    of_dataset = (*(f.name for f in fields(BenchmarkOptions)), "num_images", "test_limit")
+    if benchmark.dataset is None:
+        names, reason = of_dataset, "has no effect without --dataset; give the data set, or leave it out"
+    else:
+        names = ("test_dir", "labels_csv")
+        reason = "contradicts --dataset, whose protocol says what to score; leave out one of them"
+    stray = next((name for name in names if name in given), None)
+    if stray is not None:
+        raise UserError(f"--{stray}: {reason}")
+
+
+def _images_of_folder(options: InputOptions) -> Source:
+    """Image files, with the labels and masks that their folder has."""
     test_dir = Path(options.test_dir)
     items = find_test_images(test_dir, None if options.labels_csv is None else Path(options.labels_csv))
     located = test_dir.resolve()
-    name = located.name if located.is_dir() else located.stem
-    target = Path(output.out) if output.out else model.folder.path / RESULTS_FOLDER / name
-    check_target(target, test_dir, overwrite=output.overwrite)
-    test_set = _check_images(items, skip_unreadable=options.skip_unreadable)
-    api.check_aggregate(scoring.aggregate, len(test_set.items))
-    return Evaluation(model, test_set, model.resolve_scoring(scoring, options.task), options, output, target)
+    about = {"test_dir": options.test_dir, "labels_csv": options.labels_csv, "dataset": None}
+    return Source(items, located.name if located.is_dir() else located.stem, test_dir, about, len(items))
 
 
-def _check_images(items: Sequence[TestItem], *, skip_unreadable: bool) -> TestSet:
-    """Decode every image and mask once, and compare their sizes."""
-    unreadable = check_readable(tqdm(items, "checking", unit="image", disable=None, dynamic_ncols=True))
-    readable = [item for item in items if item.path not in unreadable and item.mask not in unreadable]
-    if unreadable and not (skip_unreadable and readable):
-        reasons = list(unreadable.values())
-        more = f"; and {len(reasons) - _LISTED} more" if len(reasons) > _LISTED else ""
-        remedy = "give --skip_unreadable to go on without them" if readable else "none is left to score"
-        raise UserError(f"{'; '.join(reasons[:_LISTED])}{more}; {remedy}")
-    for item in readable:
-        if item.mask is not None:
-            check_mask(item, image_size(item.path))
-    skipped = {
-        item.relative: unreadable.get(item.path) or unreadable[item.mask]
-        for item in items
-        if item.path in unreadable or item.mask in unreadable
+def _images_of_dataset(
+    model: api.Model, options: InputOptions, benchmark: BenchmarkOptions, given: dict[str, Any]
+) -> Source:
+    """Test images of a data set, labelled and prepared by the paper's protocol."""
+    selection = _selection_of(model, options, benchmark, given)
+    name = selection.benchmark.spec.name
+    dataset = {
+        "name": name,
+        "pos_class": selection.pos_class,
+        "test_limit": options.test_limit,
     }
-    for reason in skipped.values():
+    return Source(
+        images=selection.test_images(selection.test_indices(options.test_limit)),
+        name=f"{name}_{selection.pos_class}",
+        folder=None,
+        about={"test_dir": benchmark.data_root, "labels_csv": None, "dataset": dataset},
+        available=len(selection.test_indices()),
+        compared=False,
+        warnings=_doubts(model, selection, options.task),
+    )
+
+
+def _selection_of(
+    model: api.Model, options: InputOptions, benchmark: BenchmarkOptions, given: dict[str, Any]
+) -> Selection:
+    """The run of the protocol that a model is of."""
+    sources, num_transforms = model.record.sources, model.record.config.model.num_transforms
+    named = options.input_name and not {"num_images", "index_download", "random_images_download"} & set(given)
+    if named:
+        return select_again(benchmark, sources, num_transforms)
+    selection = select(benchmark, options.num_images or 1, num_transforms)
+    if selection.training_ids() != list(sources):
+        raise UserError(
+            f"--input_name {model.folder.path.name}: was trained on other images than --num_images, --index_download "
+            "and --random_images_download choose; leave these out, or name another model"
+        )
+    return selection
+
+
+def _doubts(model: api.Model, selection: Selection, task: str | None) -> list[str]:
+    """Say why a model may not be made for this run of the protocol."""
+    spec, own_task = selection.benchmark.spec, model.record.config.model.task
+    doubts = []
+    if not _is_trained_on(model, selection):
+        doubts.append(f"the model was not trained on images of {spec.title} as the protocol prepares them")
+    elif not set(selection.training) <= set(selection.benchmark.train_indices(selection.pos_class)):
+        doubts.append(f"the model was trained on images of another class than {selection.pos_class}")
+    if task is None and own_task != default_task(spec.name):
+        doubts.append(
+            f"the model's task is {own_task}, that of {spec.title} {default_task(spec.name)}: --task "
+            f"{default_task(spec.name)} takes its fraction of the patches"
+        )
+    return doubts
+
+
+def _is_trained_on(model: api.Model, selection: Selection) -> bool:
+    """Whether the model's training images are, but for rounding, those of the same names in the data set."""
+    if len(selection.training) != model.record.num_images:
+        return False
+    images = resize(to_tensor(selection.training_images()), model.pyramid.plan.working_size)
+    return torch.allclose(images, model.training_images.to(images), rtol=0, atol=_PIXEL_TOLERANCE)
+
+
+def _check_images(items: Sequence[ScoredImage], *, skip_unreadable: bool) -> TestSet:
+    """Read every image and mask once."""
+    reasons = check_readable(tqdm(items, "checking", unit="image", disable=None, dynamic_ncols=True))
+    readable = [item for item in items if item.relative not in reasons]
+    if reasons and not (skip_unreadable and readable):
+        lines = list(reasons.values())
+        more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+        remedy = "give --skip_unreadable to go on without them" if readable else "none is left to score"
+        raise UserError(f"{'; '.join(lines[:_LISTED])}{more}; {remedy}")
+    for reason in reasons.values():
         logger.warning("left out: %s", reason)
-    return TestSet(readable, skipped)
+    return TestSet(readable, reasons)
 
 
 def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
@@ -181,15 +310,18 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
         with ResultsWriter(folder, scale, masked=masked, full_size_maps=output.full_size_maps) as writer:
             _score(evaluation, writer, comparison)
         seconds = time.perf_counter() - start
-        scores = api.anomaly_scores_of(writer.shares, evaluation.scoring.aggregate)
+        scores = model.anomaly_scores(writer.shares, evaluation.scoring, evaluation.options.task)
+        rejected = decide(scores, evaluation.threshold)
         document = {
             "metrics": summarize(items, scores, writer.pixels),
-            "warnings": comparison.warnings() + _mask_warnings(items, masked=masked),
+            "decision": summarize_decision([item.label for item in items], rejected, evaluation.threshold),
+            "warnings": _warnings(evaluation.source, comparison) + _mask_warnings(items, masked=masked),
             "colour_scale": None if scale is None else asdict(scale),
             "seconds": {"total": round(seconds, 3), "per_image": round(seconds / len(items), 6)},
         } | _describe(evaluation)
-        write_scores(folder, items, scores, writer.shares)
+        write_scores(folder, items, scores, writer.shares, rejected)
         write_metrics(folder, document)
+        write_report(folder, document, items, scores, writer.shares, writer.thumbnails)
     return document, scores
 
 
@@ -200,14 +332,13 @@ def _score(evaluation: Evaluation, writer: ResultsWriter, comparison: InputCompa
 
     def observe(image: np.ndarray) -> None:
         comparison.add(image)
-        if with_maps:
-            pictures.append(picture_of(image))
+        pictures.append(picture_of(image))
 
-    paths = (item.path for item in items)
-    stream = evaluation.model.stream(paths, evaluation.scoring, with_maps=with_maps, observe=observe)
+    images = (item.read() for item in items)
+    stream = evaluation.model.stream(images, evaluation.scoring, with_maps=with_maps, observe=observe)
     bar = tqdm(stream, "scoring", len(items), unit="image", disable=None, dynamic_ncols=True)
     for item, votes in zip(items, bar, strict=True):
-        writer.add(item, votes, pictures.popleft() if with_maps else None)
+        writer.add(item, votes, pictures.popleft())
 
 
 def _colour_scale(model: api.Model) -> ColourScale:
@@ -215,7 +346,12 @@ def _colour_scale(model: api.Model) -> ColourScale:
     return ColourScale.of_normal_maps(model.evaluator().score(model.training_images).maps)
 
 
-def _mask_warnings(items: Sequence[TestItem], *, masked: bool) -> list[str]:
+def _warnings(source: Source, comparison: InputComparison) -> list[str]:
+    """Say what makes the model look unfit for the images."""
+    return [*source.warnings, *(comparison.warnings() if source.compared else ())]
+
+
+def _mask_warnings(items: Sequence[ScoredImage], *, masked: bool) -> list[str]:
     """Say which images the pixel metrics leave out."""
     unknown = sum(not has_known_pixels(item) for item in items)
     return [f"{unknown} anomalous images have no mask: the pixel metrics leave them out"] if masked and unknown else []
@@ -227,8 +363,8 @@ def _describe(evaluation: Evaluation) -> dict[str, Any]:
     record = model.record
     return {
         "images": len(test_set.items),
-        "test_dir": options.test_dir,
-        "labels_csv": options.labels_csv,
+        "images_available": evaluation.source.available,
+        **evaluation.source.about,
         "skipped": test_set.skipped,
         "scoring": asdict(evaluation.scoring) | {"task": options.task or record.config.model.task},
         "model": {
@@ -259,14 +395,31 @@ def _report(evaluation: Evaluation, document: dict[str, Any], scores: np.ndarray
     for warning in document["warnings"]:
         logger.warning("warning: %s", warning)
     items, seconds = evaluation.test_set.items, document["seconds"]
-    print(f"{len(items)} image(s) scored, {seconds['per_image']:.3f} s an image")
+    part = f" of {evaluation.source.available}" if len(items) < evaluation.source.available else ""
+    print(f"{len(items)}{part} image(s) scored, {seconds['per_image']:.3f} s an image")
     for key, name in _METRIC_NAMES.items():
         print(f"  {name}: {_metric_text(document['metrics'][key])}")
+    print(_decision_text(document["decision"]))
     print("most anomalous (score, image):")
     for index in np.argsort(-scores, kind="stable")[:_MOST_ANOMALOUS]:
         # A name that is no UTF-8 must not end the run now.
         print(f"  {scores[index]:.4f}  {items[index].relative.encode(errors='backslashreplace').decode()}")
     print(f"results: {evaluation.target}")
+    print(f"report: {evaluation.target / REPORT_FILE}")
+
+
+def _decision_text(decision: dict[str, Any]) -> str:
+    """What was decided, in words."""
+    if decision["threshold"] is None:
+        return f"no decision: {decision['reason']}"
+    origin = f", for {decision['target_fpr']:.0%} false alarms" if decision["source"] == "calibrated" else ""
+    limit = f"anomaly score above {decision['threshold']:.4f} ({decision['source']}{origin})"
+    text = f"{decision['rejected']} rejected: {limit}"
+    for key, name in (("false_positive_rate", "false alarms"), ("recall", "recall")):
+        if decision[key]["value"] is not None:
+            low, high = decision[key]["interval_95"]
+            text += f"\n  {name}: {decision[key]['value']:.1%} (95 % interval {low:.1%} to {high:.1%})"
+    return text
 
 
 def _metric_text(metric: dict[str, Any]) -> str:

@@ -1,21 +1,28 @@
-"""Train a model on one normal image, or a few: python main_train.py --input_name brick.png"""
+"""Train a model on one normal image, or a few: python main_train.py --input_name brick.png
+
+Or on images of a data set, by the paper's protocol: python main_train.py --dataset mnist --data_root DIR --pos_class 8
+"""
 
 import json
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hta import api
 from hta.cli import Parser, add_settings, run_command, take_settings
 from hta.config import Checked, Config, ModelConfig, RuntimeConfig, TrainingConfig, option
 from hta.data.folders import find_training_images, load_training_images
+from hta.data.selection import BenchmarkOptions, default_model_name, default_task, select
 from hta.errors import UserError
 from hta.models.storage import RunFolder
 from hta.runtime import resolve
+from hta.training.page import NEAR_CHANCE, write_train_page
 from hta.training.samples import SampleRequest, write_samples
 
 logger = logging.getLogger("hta.main_train")
@@ -30,9 +37,13 @@ class InputOptions(Checked):
 
     input_name: tuple = option((), "a file of --input_dir or a path; several files, or a folder, for several shots")
     input_dir: str = option("Input/Images", "folder in which names are looked for")
-    num_images: int | None = option(None, "at most this many images of a folder", low=1)
+    num_images: int | None = option(
+        None, "at most this many images of a folder; of a --dataset exactly so many, by default 1", low=1
+    )
     size_image: int | None = option(None, "resize all images to this shorter side first", low=11, unit="px")
-    name: str | None = option(None, "name of the model; by default the first file's without suffix, or the folder's")
+    name: str | None = option(
+        None, "name of the model; by default the first file's without suffix, or the folder's, or told from --dataset"
+    )
     models_dir: str = option("TrainedModels", "folder of the models")
     overwrite: bool = option(False, "replace what is there")
     resume: bool = option(False, "go on where a stopped run left off")
@@ -52,11 +63,28 @@ class SampleOptions(Checked):
 
 GROUPS = {
     "input and output": InputOptions,
+    "data set instead of --input_name": BenchmarkOptions,
     "model": ModelConfig,
     "training": TrainingConfig,
     "random samples": SampleOptions,
     "machine": RuntimeConfig,
 }
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the training images come from.
+
+    Attributes:
+        name: what the model is called by default.
+        read: given the settings, returns the images, `(H, W, 3)` float32 in [0, 1], what names them, and the settings
+            with what the images decide.
+        test_words: arguments of main_eval.py that score images like them.
+    """
+
+    name: str
+    read: Callable[[Config], tuple[Sequence[np.ndarray], list[str], Config]]
+    test_words: list[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -76,16 +104,15 @@ def _command(argv: Sequence[str] | None) -> None:
     for title, cls in GROUPS.items():
         add_settings(parser, title, cls)
     given = vars(parser.parse_args(argv))
-    parts = {cls: take_settings(cls, given) for cls in GROUPS.values()}
+    task = {"task": default_task(given["dataset"])} if "dataset" in given else {}
+    parts = {cls: take_settings(cls, task | given) for cls in GROUPS.values()}
     options, samples = parts[InputOptions], parts[SampleOptions]
     config = Config(parts[ModelConfig], parts[TrainingConfig], parts[RuntimeConfig])
-    if not options.input_name:
-        raise UserError("--input_name is missing: name an image of your normal state, such as --input_name brick.png")
     _refuse_without_effect(samples.mode, given)
     if samples.mode == "random_samples":
         _draw_random_samples(options, samples, config)
     else:
-        _train(options, samples, config, given)
+        _train(_source(options, parts[BenchmarkOptions], given), options, samples, config, given)
 
 
 def _refuse_without_effect(mode: str, given: dict[str, Any]) -> None:
@@ -101,15 +128,64 @@ def _refuse_without_effect(mode: str, given: dict[str, Any]) -> None:
         raise UserError(f"--{sorted(idle)[0]}: has no effect with --mode {mode}; leave it out")
 
 
-def _train(options: InputOptions, samples: SampleOptions, config: Config, given: dict[str, Any]) -> None:
-    """Train, then draw samples and check what was learnt."""
+def _source(options: InputOptions, benchmark: BenchmarkOptions, given: dict[str, Any]) -> Source:
+    """Tell own images from those of a data set; options of the one are refused beside the other."""
+    if benchmark.dataset is None:
+        stray = next((f.name for f in fields(BenchmarkOptions) if f.name in given), None)
+        if stray is not None:
+            raise UserError(f"--{stray}: has no effect without --dataset; give the data set, or leave it out")
+        _require_input_name(options)
+        return _own_images(options)
+    stray = next((name for name in ("input_name", "input_dir", "size_image") if name in given), None)
+    if stray is not None:
+        raise UserError(
+            f"--{stray}: contradicts --dataset, whose protocol says what to train on; leave out one of them"
+        )
+    return _images_of_dataset(options, benchmark)
+
+
+def _require_input_name(options: InputOptions) -> None:
+    if not options.input_name:
+        raise UserError("--input_name is missing: name an image of your normal state, such as --input_name brick.png")
+
+
+def _own_images(options: InputOptions) -> Source:
+    """Image files, or a folder of them."""
     paths = find_training_images(options.input_name, Path(options.input_dir), options.num_images)
-    folder = RunFolder(Path(options.models_dir) / _model_name(options, paths))
+    is_folder = len(options.input_name) == 1 and paths[0].name != Path(options.input_name[0]).name
+
+    def read(config: Config) -> tuple[Sequence[np.ndarray], list[str], Config]:
+        return load_training_images(paths, options.size_image), [path.name for path in paths], config
+
+    name = paths[0].resolve().parent.name if is_folder else paths[0].stem
+    return Source(name, read, ["--test_dir", "YOUR_TEST_FOLDER"])
+
+
+def _images_of_dataset(options: InputOptions, benchmark: BenchmarkOptions) -> Source:
+    """Images of a data set, chosen and prepared by the paper's protocol."""
+    num_images = options.num_images or 1
+
+    def read(config: Config) -> tuple[Sequence[np.ndarray], list[str], Config]:
+        # Whether the set is gray is not yet known here, and matters not: only the 4 rotations are prepared otherwise.
+        selection = select(benchmark, num_images, config.resolved(is_gray=False).model.num_transforms)
+        # The set decides, not the images drawn: one of CIFAR10 may happen to be gray.
+        settled = config.resolved(is_gray=selection.benchmark.is_gray)
+        return selection.training_images(), selection.training_ids(), settled
+
+    words = ["--dataset", benchmark.dataset, "--data_root", benchmark.data_root, "--pos_class", benchmark.pos_class]
+    return Source(default_model_name(benchmark, num_images), read, words)
+
+
+def _train(
+    source: Source, options: InputOptions, samples: SampleOptions, config: Config, given: dict[str, Any]
+) -> None:
+    """Train, then draw samples and check what was learnt."""
+    folder = RunFolder(Path(options.models_dir) / _checked_name(source.name if options.name is None else options.name))
     if options.resume:
         api.check_resumable(folder)
         given = {name: value for name, value in given.items() if value != "auto"}  # the run has settled it
         config = _settings_of_run(folder, config, given)
-    training_set = api.prepare(load_training_images(paths, options.size_image), [p.name for p in paths], config)
+    training_set = api.prepare(*source.read(config))
     if options.resume:
         api.check_same_run(folder, training_set, tuple(given))
     else:
@@ -122,7 +198,12 @@ def _train(options: InputOptions, samples: SampleOptions, config: Config, given:
     model = api.go_on(folder, config.runtime if options.resume else None)
     request = SampleRequest(samples.num_samples, config.training.manualSeed)
     write_samples(model.pyramid, request, folder.path / SAMPLES_FOLDER, reconstruction=True)
-    _report(model, options)
+    shares = model.training_vote_shares()
+    page = write_train_page(
+        folder.path, model.record, model.pyramid, model.training_images, shares, config.training.manualSeed
+    )
+    model.keep_calibration()
+    _report(model, options, source.test_words, shares, page)
     folder.finish()
 
 
@@ -141,12 +222,8 @@ def _settings_of_run(folder: RunFolder, config: Config, given: dict[str, Any]) -
     )
 
 
-def _model_name(options: InputOptions, paths: Sequence[Path]) -> str:
-    """The name of the model, checked to be one plain folder name."""
-    name = options.name
-    if name is None:
-        is_folder = len(options.input_name) == 1 and paths[0].name != Path(options.input_name[0]).name
-        name = paths[0].resolve().parent.name if is_folder else paths[0].stem
+def _checked_name(name: str) -> str:
+    """Refuse a name of a model that is not one plain folder name."""
     if not name or name.startswith(".") or set(name) & set("/\\:\0") or len(name) > _LONGEST_NAME:
         raise UserError(
             f"--name {name[:_LONGEST_NAME]!r}: must be a plain folder name of at most {_LONGEST_NAME} characters, "
@@ -170,27 +247,30 @@ def _print_plan(folder: RunFolder, training_set: api.TrainingSet) -> None:
     print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {folder.path}")
 
 
-def _report(model: api.Model, options: InputOptions) -> None:
+def _report(model: api.Model, options: InputOptions, test_words: Sequence[str], shares: np.ndarray, page: Path) -> None:
     """Say what was learnt on each scale, and what to type next."""
     chance = 1 / model.record.config.model.num_transforms
     print(f"vote share of the right transformation on the training images (chance {chance:.3f}):")
-    for n, share in enumerate(model.training_vote_shares().mean(axis=0)):
+    for n, share in enumerate(shares.mean(axis=0)):
         height, width = model.pyramid.plan.sizes[n]
-        remark = "  near chance: little was learnt here, try more --niter" if share < 1.5 * chance else ""
+        remark = "  near chance: little was learnt here, try more --niter" if share < NEAR_CHANCE * chance else ""
         print(f"  scale {n} ({width} x {height} px): {share:.3f}{remark}")
     print(f"model: {model.folder.path}")
-    print("next: " + _next_command(model, options))
+    print(f"page: {page}")
+    print("next: " + _next_command(model, options, test_words))
 
 
-def _next_command(model: api.Model, options: InputOptions) -> str:
+def _next_command(model: api.Model, options: InputOptions, test_words: Sequence[str]) -> str:
     words = ["python", "main_eval.py", "--input_name", model.folder.path.name]
     if Path(options.models_dir) != api.MODELS_DIR:
         words += ["--models_dir", options.models_dir]
-    return shlex.join([*words, "--test_dir", "YOUR_TEST_FOLDER"])
+    return shlex.join([*words, *test_words])
 
 
 def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: Config) -> None:
     """Draw more samples from a trained model, into a folder of their own."""
+    if options.name is None:
+        _require_input_name(options)
     model = api.load(options.name or options.input_name[0], options.models_dir, config.runtime)
     last = model.pyramid.plan.num_scales - 1
     if samples.gen_start_scale > last:

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from hta.config import Config, ModelConfig, RuntimeConfig, ScoringConfig, TrainingConfig
 from hta.errors import UserError
+from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
+from hta.evaluation.decision import Threshold, decide
 from hta.evaluation.evaluator import Evaluator, ImageVotes
 from hta.evaluation.scoring import anomaly_scores, default_fraction
+from hta.evaluation.views import STRENGTH
 from hta.imaging import is_gray, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid, plan_of
 from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
@@ -34,7 +37,7 @@ class Scores(NamedTuple):
 
     Attributes:
         anomaly_scores: `(N,)` float64, higher = more anomalous.
-        decisions: `(N,)` bool, True = anomalous; None while the model has no threshold.
+        decisions: `(N,)` bool, True = anomalous; None where there is no threshold ("minmax" without a given one).
         anomaly_maps: one `(H, W)` float32 array in [0, 1] an image, at its own size, higher = more anomalous; None if
             not asked.
     """
@@ -62,6 +65,7 @@ class Model:
     training_images: Tensor
     folder: RunFolder | None = None
     _ready: tuple[tuple, Evaluator] | None = field(default=None, init=False, repr=False, compare=False)
+    _calibration: Calibration | None = field(default=None, init=False, repr=False, compare=False)
 
     def evaluator(self, fractions: Sequence[float] = (1.0,), *, with_maps: bool = True) -> Evaluator:
         """The model ready to score, for one or more fractions of the patches that vote; the last one is kept."""
@@ -77,12 +81,58 @@ class Model:
         fraction = default_fraction(task or self.record.config.model.task, self.record.num_images)
         return replace(scoring, fraction_defect=fraction)
 
+    def calibration(self, scoring: ScoringConfig | None = None, task: str | None = None) -> Calibration:
+        """What the model says about views of its training images, as kept beside it or made now; the last one is kept.
+
+        Args:
+            scoring: the fraction of the patches that vote.
+            task: "defect" or "class", by default the model's own.
+
+        Raises:
+            UserError: the file beside the model is damaged.
+        """
+        fraction = self.resolve_scoring(scoring or ScoringConfig(), task).fraction_defect
+        task = task or self.record.config.model.task
+        if self._calibration is None and self.folder is not None:
+            self._calibration = kept_calibration(self.folder.path, self.pyramid.plan.num_scales)
+        kept = self._calibration
+        if kept is None or (kept.fraction, kept.strength) != (fraction, STRENGTH[task]):
+            if kept is not None:
+                logger.info("calibrated anew: the threshold beside the model is for fraction %g", kept.fraction)
+            self._calibration = calibrate(self.evaluator((fraction,)), self.training_images, task)
+        return self._calibration
+
+    def keep_calibration(self) -> None:
+        """Calibrate with the settings of the model's task, and keep the statistics in its folder.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        save_calibration(self.folder.path, self.calibration())
+
+    def threshold(self, scoring: ScoringConfig, task: str | None = None) -> Threshold:
+        """Where anomalous begins: the threshold that `scoring` gives, else the calibrated one."""
+        calibrated = self.calibration(scoring, task).threshold(scoring.aggregate, scoring.target_fpr)
+        if scoring.threshold is None:
+            return calibrated
+        return Threshold(scoring.threshold, source="given", pixel_threshold=calibrated.pixel_threshold)
+
+    def anomaly_scores(
+        self, shares: Sequence[np.ndarray], scoring: ScoringConfig, task: str | None = None
+    ) -> np.ndarray:
+        """Anomaly scores `(N,)` of a test set from the `(S,)` vote shares of its images; higher = more anomalous."""
+        if scoring.aggregate == "calibrated":
+            return self.calibration(scoring, task).scores(np.stack(shares), "calibrated")
+        return anomaly_scores(torch.from_numpy(np.stack(shares)), scoring.aggregate).numpy()
+
     def score(
         self,
         images: ImageLike | Sequence[ImageLike],
         *,
         fraction_defect: float | None = None,
         aggregate: str = "mean",
+        target_fpr: float = 0.05,
+        threshold: float | None = None,
         with_maps: bool = True,
     ) -> Scores:
         """Score images, and show where they are anomalous.
@@ -92,7 +142,10 @@ class Model:
                 [0, 1].
             fraction_defect: part of the patches that vote, the lowest ones, in (0, 1]; by default that of the model's
                 task.
-            aggregate: "mean" scores each image alone; "minmax" normalises each scale over all these images first.
+            aggregate: "mean" scores each image alone; so does "calibrated", which standardises each scale by what views
+                of the training images reach; "minmax" normalises each scale over all these images first.
+            target_fpr: share of normal images that the calibrated threshold may reject, in (0, 1).
+            threshold: of one's own instead; an image with a higher score is anomalous.
             with_maps: whether to make anomaly maps.
 
         Returns:
@@ -102,11 +155,12 @@ class Model:
             UserError: an image cannot be read, a setting is out of range, or "minmax" of one image.
         """
         several = _as_several(images)
-        scoring = ScoringConfig(fraction_defect, aggregate)
+        scoring = ScoringConfig(fraction_defect, aggregate, target_fpr=target_fpr, threshold=threshold)
         check_aggregate(aggregate, len(several))
         votes = list(self.stream(several, scoring, with_maps=with_maps))
-        scores = anomaly_scores_of([image.shares for image in votes], aggregate)
-        return Scores(scores, None, [image.full_size_map() for image in votes] if with_maps else None)
+        scores = self.anomaly_scores([image.shares for image in votes], scoring)
+        maps = [image.full_size_map() for image in votes] if with_maps else None
+        return Scores(scores, decide(scores, self.threshold(scoring)), maps)
 
     def stream(
         self,
@@ -120,7 +174,7 @@ class Model:
 
         Args:
             images: as `score` takes them; they are read as needed, ahead by a batch, in another thread.
-            scoring: fraction and batch size; the aggregate is left to `anomaly_scores_of`, which needs all images.
+            scoring: fraction and batch size; the aggregate is left to `anomaly_scores`, which needs all images.
             with_maps: whether to make anomaly maps.
             observe: called with every image, `(H, W, 3)` float32 in [0, 1], in order, when it is read.
 
@@ -150,18 +204,14 @@ class Model:
         return self.evaluator(with_maps=False).score(self.training_images).shares[0]
 
 
-def anomaly_scores_of(shares: Sequence[np.ndarray], aggregate: str) -> np.ndarray:
-    """Anomaly scores `(N,)` of a test set from the `(S,)` vote shares of its images; higher = more anomalous."""
-    return anomaly_scores(torch.from_numpy(np.stack(shares)), aggregate).numpy()
-
-
 def check_aggregate(aggregate: str, num_images: int) -> None:
     """Refuse before the work what could not be brought together after it.
 
     Raises:
         UserError: "minmax" of one image.
     """
-    anomaly_scores(torch.zeros(num_images, 1), aggregate)
+    if aggregate != "calibrated":
+        anomaly_scores(torch.zeros(num_images, 1), aggregate)
 
 
 @dataclass(frozen=True)
@@ -238,6 +288,7 @@ def train(
     run_folder = RunFolder(Path(folder))
     begin(run_folder, training_set, overwrite=overwrite)
     model = go_on(run_folder)
+    model.keep_calibration()
     run_folder.finish()
     return model
 

@@ -204,10 +204,15 @@ class ScoringConfig(Checked):
     )
     aggregate: str = option(
         "mean",
-        "how the scales are brought together: as they are, or each min-max normalised over all test images",
-        choices=("mean", "minmax"),
+        "how the scales are brought together: as they are, each min-max normalised over all test images, or each "
+        "standardised by what views of the training images reach",
+        choices=("mean", "minmax", "calibrated"),
     )
     batch_size: int = option(16, "images scored together: changes memory and speed only", low=1, high=65536)
+    target_fpr: float = option(
+        0.05, "share of normal images that the calibrated threshold may reject", above=0, below=1
+    )
+    threshold: float | None = option(None, "reject images whose anomaly score is above this, instead of calibrating")
 
 
 @dataclass(frozen=True)

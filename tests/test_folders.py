@@ -8,13 +8,12 @@ from PIL import Image
 
 from hta.data import folders
 from hta.data.folders import (
-    check_mask,
-    check_readable,
     find_test_images,
     find_training_images,
     load_training_images,
     read_mask,
 )
+from hta.data.scored import check_readable
 from hta.errors import UserError
 from hta.imaging import is_gray, read_image
 
@@ -327,10 +326,11 @@ class TestMasks:
     def test_size_must_be_that_of_the_image(self, tmp_path):
         image, mask = make(tmp_path, "a.png", "a_mask.png")
         item = folders.TestItem(image, "a.png", mask=mask)
-        check_mask(item, (4, 6))
-        check_mask(folders.TestItem(image, "a.png"), (1, 1))
+        assert item.read_mask().shape == (4, 6)
+        assert folders.TestItem(image, "a.png").read_mask() is None
+        Image.new("L", (4, 6)).save(mask)
         with pytest.raises(UserError, match="6 x 4") as error:
-            check_mask(item, (6, 4))
+            item.read_mask()
         assert str(image) in str(error.value)
         assert str(mask) in str(error.value)
 
@@ -344,12 +344,13 @@ class TestCheckReadable:
         cut.write_bytes(cut.read_bytes()[:50])
         mask.write_bytes(b"")
         reasons = check_readable(items)
-        assert list(reasons) == [text, cut, mask]
-        assert all(str(path) in reason for path, reason in reasons.items())
-        assert "not an image" in reasons[text]
-        assert "empty" in reasons[mask]
+        assert list(reasons) == [items[number].relative for number in (0, 2, 4)]
+        for path, reason in zip((text, cut, mask), reasons.values(), strict=True):
+            assert str(path) in reason
+        assert "not an image" in reasons[items[0].relative]
+        assert "empty" in reasons[items[4].relative]
 
     def test_a_dangling_link_is_listed(self, tmp_path):
         make(tmp_path, "a.png")
         (tmp_path / "b.png").symlink_to(tmp_path / "none.png")
-        assert list(check_readable(find_test_images(tmp_path))) == [tmp_path / "b.png"]
+        assert list(check_readable(find_test_images(tmp_path))) == ["b.png"]

@@ -105,6 +105,7 @@ def test_a_run_leaves_model_curves_samples_and_metrics(trained):
         f"samples/reconstruction_{i:03d}.png" for i in (0, 1)
     }
     files = {"config.json", "training_images.safetensors", "metrics.csv", "curves.png", "samples"} | pictures
+    files |= {"train.html", "calibration.json"}
     assert set(snapshot(folder)) == files | {f"scale_{n}.safetensors" for n in range(3)}
     assert set(snapshot(trained / "TrainedModels")) == {"shots"} | {f"shots/{name}" for name in snapshot(folder)}
     for name in pictures:

@@ -5,7 +5,7 @@ import pytest
 from experiments_helpers import make_tree
 from PIL import Image
 
-from hta.data.selection import BenchmarkOptions, is_defect_set, load_dataset, select, training_images
+from hta.data.selection import BenchmarkOptions, is_defect_set, load_dataset, select
 from hta.errors import UserError
 
 
@@ -22,10 +22,9 @@ def defects(tmp_path):
 
 def test_images_of_one_run_in_data_set_order(tmp_path):
     options = BenchmarkOptions("folder", str(make_tree(tmp_path / "tree")), "bee", index_download=2)
-    images, names = training_images(options, 1)
-    assert names == ["train/bee/1.png"]
-    assert images[0].shape == (128, 128, 3)
     selection = select(options, 1)
+    assert selection.training_ids() == ["train/bee/1.png"]
+    assert selection.training_images()[0].shape == (128, 128, 3)
     indices = selection.test_indices()
     assert selection.labels(indices).tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
     assert len(selection.test_indices(test_limit=4)) == 4

@@ -4,7 +4,7 @@ import csv
 import difflib
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -42,6 +42,26 @@ class TestItem:
     label: int | None = None
     defect: str | None = None
     mask: Path | None = None
+
+    def read(self) -> np.ndarray:
+        """Read the image, `(H, W, 3)` float32 in [0, 1]; UserError if the file cannot be read."""
+        return read_image(self.path)
+
+    def read_mask(self) -> np.ndarray | None:
+        """Read the mask, `(H, W)` bool; None where there is none.
+
+        Raises:
+            UserError: The mask cannot be read, or is not as large as the image.
+        """
+        if self.mask is None:
+            return None
+        mask, image_shape = read_mask(self.mask), image_size(self.path)
+        if mask.shape != image_shape:
+            raise UserError(
+                f"{self.mask}: {mask.shape[0]} x {mask.shape[1]} px (height x width), but its image {self.path} has "
+                f"{image_shape[0]} x {image_shape[1]}; make the mask as large as the image"
+            )
+        return mask
 
 
 # --- training images ------------------------------------------------------------------------------------------------
@@ -197,45 +217,6 @@ def read_mask(path: Path) -> np.ndarray:
         UserError: The file cannot be read.
     """
     return (read_image(path, background=0.0) > 0).any(axis=2)
-
-
-def check_mask(item: TestItem, image_shape: tuple[int, int]) -> None:
-    """Check that an item's mask, if it has one, is as large as its image.
-
-    Args:
-        item: The item.
-        image_shape: (H, W) of the item's image.
-
-    Raises:
-        UserError: The sizes differ, or the mask cannot be read.
-    """
-    if item.mask is None:
-        return
-    height, width = image_size(item.mask)
-    if (height, width) != tuple(image_shape[:2]):
-        raise UserError(
-            f"{item.mask}: {height} x {width} px (height x width), but its image {item.path} has "
-            f"{image_shape[0]} x {image_shape[1]}; make the mask as large as the image"
-        )
-
-
-def check_readable(items: Iterable[TestItem]) -> dict[Path, str]:
-    """Decode every image and mask once, to know all that is wrong before the work begins.
-
-    Args:
-        items: What is to be scored.
-
-    Returns:
-        The unreadable files with a line that says why, in the order of the items; empty if all is well.
-    """
-    reasons: dict[Path, str] = {}
-    for item in items:
-        for path in filter(None, (item.path, item.mask)):
-            try:
-                read_image(path)
-            except UserError as error:
-                reasons[path] = str(error)
-    return reasons
 
 
 def _items_of_folder(folder: Path) -> list[TestItem]:

@@ -1,5 +1,6 @@
 """One run of the protocol: a data set, its normal class, the images to train on and those to score (section 7)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hta.config import Checked, option
 from hta.data.benchmarks import SPECS, Benchmark, load_benchmark
 from hta.data.defect_folder import DEFECTS, load_defect_folder
 from hta.data.protocol import choose_test_images, draw_training_images
-from hta.data.specs import benchmark_spec
+from hta.data.specs import benchmark_spec, class_index
 from hta.errors import UserError
 
 ROTATIONS = 4
@@ -26,6 +27,47 @@ class BenchmarkOptions(Checked):
     index_download: int = option(1, "which images of the class: k takes the k-th --num_images of them", low=1)
     random_images_download: bool = option(False, "take the random draw of number --index_download instead")
     download: bool = option(False, "fetch CIFAR10, MNIST or FashionMNIST into --data_root")
+
+
+@dataclass(frozen=True)
+class SelectedImage:
+    """A test image of a run, prepared as the protocol says when it is read; a `hta.data.scored.ScoredImage`.
+
+    Attributes:
+        selection: The run's images.
+        index: Of the image in the data set.
+    """
+
+    selection: "Selection"
+    index: int
+
+    @property
+    def relative(self) -> str:
+        """What names it, such as `test/17`."""
+        return self.selection.benchmark.test_id(self.index)
+
+    @property
+    def label(self) -> int:
+        """1 = anomalous, 0 = normal."""
+        return int(not self.selection.benchmark.is_normal(self.index, self.selection.pos_class))
+
+    @property
+    def defect(self) -> str | None:
+        """The kind of defect or the class of an anomalous image, None for a normal one."""
+        return self.selection.benchmark.strata[self.index] if self.label else None
+
+    @property
+    def mask(self) -> Path | None:
+        """The file of its defect, None where there is none."""
+        return (self.selection.benchmark.masks or {}).get(self.index)
+
+    def read(self) -> np.ndarray:
+        """Return the prepared image, `(size, size, 3)` float32 in [0, 1]."""
+        return self.selection.benchmark.test_image(self.index)
+
+    def read_mask(self) -> np.ndarray | None:
+        """Return the defect, prepared like its image, `(size, size)` bool; None without a mask."""
+        return None if self.mask is None else self.selection.benchmark.test_mask(self.index)
 
 
 @dataclass(frozen=True)
@@ -56,9 +98,13 @@ class Selection:
             self.benchmark, self.pos_class, training=self.training, test_limit=test_limit, seed=seed
         )
 
+    def test_images(self, indices: Sequence[int]) -> list[SelectedImage]:
+        """The test images of these indices, ready to be read."""
+        return [SelectedImage(self, index) for index in indices]
+
     def labels(self, indices: list[int]) -> np.ndarray:
         """`(N,)` labels of test images, 1 = anomalous."""
-        return np.array([int(not self.benchmark.is_normal(index, self.pos_class)) for index in indices])
+        return np.array([image.label for image in self.test_images(indices)])
 
 
 def is_defect_set(dataset: str) -> bool:
@@ -98,18 +144,61 @@ def select(options: BenchmarkOptions, num_images: int, num_transforms: int | Non
     Raises:
         UserError: An option is missing or does not fit the data set.
     """
-    if options.dataset is None or options.pos_class is None:
-        missing = "dataset" if options.dataset is None else "pos_class"
-        raise UserError(f"--{missing} is missing: name a data set and its normal class")
-    benchmark = load_dataset(
-        options.dataset, options.data_root, num_transforms=num_transforms, download=options.download
-    )
+    benchmark = _load(options, num_transforms)
     kind = "draw" if options.random_images_download else "index_download"
     training = draw_training_images(benchmark, options.pos_class, num_images, **{kind: options.index_download})
     return Selection(benchmark, benchmark.classes[benchmark.class_index(options.pos_class)], tuple(training))
 
 
-def training_images(options: BenchmarkOptions, num_images: int) -> tuple[list[np.ndarray], list[str]]:
-    """The prepared training images of one run, `(size, size, 3)` float32 in [0, 1], and what names them."""
-    selection = select(options, num_images)
-    return selection.training_images(), selection.training_ids()
+def select_again(options: BenchmarkOptions, sources: Sequence[str], num_transforms: int | None = None) -> Selection:
+    """Find the images of a model that was trained by the protocol.
+
+    Args:
+        options: Data set and class; which images of the class is told by `sources`.
+        sources: What names the model's training images. Names that the data set does not have are passed over.
+        num_transforms: M of the model.
+
+    Raises:
+        UserError: An option is missing or does not fit the data set.
+    """
+    benchmark = _load(options, num_transforms)
+    pos_class = benchmark.classes[benchmark.class_index(options.pos_class)]
+    benchmark.train_indices(pos_class)  # refuses a class that is not on the disk
+    index_of = {benchmark.train_id(index): index for index in range(len(benchmark.train))}
+    return Selection(benchmark, pos_class, tuple(index_of[name] for name in sources if name in index_of))
+
+
+def _load(options: BenchmarkOptions, num_transforms: int | None) -> Benchmark:
+    _require(options)
+    return load_dataset(options.dataset, options.data_root, num_transforms=num_transforms, download=options.download)
+
+
+def default_task(dataset: str) -> str:
+    """The task that a data set is for: "defect" or "class"."""
+    return "defect" if is_defect_set(dataset) else "class"
+
+
+def default_model_name(options: BenchmarkOptions, num_images: int) -> str:
+    """A name for the model of one run, told from the options alone, such as `fashionmnist_sandals_5shot_2`.
+
+    A class goes by the paper's spelling where the data set's classes are known beforehand, else as it is given. Random
+    draws end in `draw2` instead of `2`.
+
+    Raises:
+        UserError: An option is missing, or there is no such data set or class.
+    """
+    _require(options)
+    dataset, pos_class = options.dataset, options.pos_class
+    if dataset != DEFECTS:
+        spec = benchmark_spec(dataset)
+        dataset = spec.name
+        pos_class = spec.classes[class_index(spec, pos_class)] if spec.classes else pos_class
+    choice = f"{'draw' if options.random_images_download else ''}{options.index_download}"
+    return f"{dataset}_{pos_class}_{num_images}shot_{choice}"
+
+
+def _require(options: BenchmarkOptions) -> None:
+    """Refuse options that do not name a data set and a class."""
+    if options.dataset is None or options.pos_class is None:
+        missing = "dataset" if options.dataset is None else "pos_class"
+        raise UserError(f"--{missing} is missing: name a data set and its normal class")

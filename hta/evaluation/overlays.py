@@ -78,6 +78,18 @@ def picture_of(image: np.ndarray) -> np.ndarray:
     return to_uint8(resize(to_tensor([image]), overlay_size(image.shape[:2])))[0]
 
 
+def map_colours(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What a map looks like, to be laid over a picture.
+
+    Args:
+        position: any shape, in [0, 1], from `ColourScale.position`.
+
+    Returns:
+        Colours, a last axis of 3 added, in [0, 255], and opacities in [0, 1], of the shape of `position`.
+    """
+    return matplotlib.colormaps[_COLORMAP](position)[..., :3] * 255, _OPACITY * position
+
+
 def draw_overlay(
     picture: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, mask: np.ndarray | None = None
 ) -> np.ndarray:
@@ -94,8 +106,8 @@ def draw_overlay(
     """
     size = picture.shape[:2]
     position = scale.position(upsample_map(torch.from_numpy(anomaly_map), size).numpy())
-    colours = matplotlib.colormaps[_COLORMAP](position)[..., :3] * 255
-    opacity = _OPACITY * position[..., None]
+    colours, opacities = map_colours(position)
+    opacity = opacities[..., None]
     blended = np.rint(picture * (1 - opacity) + colours * opacity).astype(np.uint8)
     if mask is not None:
         blended[_outline(mask, size)] = _OUTLINE

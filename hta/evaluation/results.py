@@ -1,9 +1,10 @@
 """The results folder of a test set: scores, metrics, maps and overlays, written whole or not at all.
 
-    scores.csv     an image a row: path, label, anomaly score, vote share of every scale
+    scores.csv     an image a row: path, label, anomaly score, vote share of every scale, decision
     metrics.json   metrics, settings, seeds, versions, warnings
     maps/          anomaly maps as 16-bit PNG, 0 to 65,535 for 0 to 1; the path of the image with `.png` appended
     overlays/      the images with their maps over them and their masks outlined; named alike
+    report.html    all of it on one page, see `hta.evaluation.report`
 
 The suffix is appended, not replaced, so that `a.png` and `a.jpg` keep apart.
 """
@@ -21,22 +22,25 @@ from typing import Any
 
 import numpy as np
 
-from hta.data.folders import TestItem, read_mask
+from hta.data.scored import ScoredImage
 from hta.errors import RunError, UserError
+from hta.evaluation.decision import PASS, REJECT
 from hta.evaluation.evaluator import ImageVotes
 from hta.evaluation.metrics import Metric, summarize_image_metrics
 from hta.evaluation.overlays import ColourScale, draw_overlay
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
+from hta.evaluation.thumbnails import Thumbnails, make_thumbnails
 from hta.imaging import write_png
 
 SCORES_FILE = "scores.csv"
 METRICS_FILE = "metrics.json"
 MAPS_FOLDER = "maps"
 OVERLAYS_FOLDER = "overlays"
+REPORT_FILE = "report.html"
 BOOTSTRAP_SEED = 0
 
 _MOST_PENDING = 8  # images that wait to be written
-_CONTENTS = {SCORES_FILE, METRICS_FILE, MAPS_FOLDER, OVERLAYS_FOLDER}
+_CONTENTS = {SCORES_FILE, METRICS_FILE, MAPS_FOLDER, OVERLAYS_FOLDER, REPORT_FILE}
 _IMAGE_METRICS = ("image_auroc", "average_precision", "f1_max")
 _PIXEL_METRICS = ("pixel_auroc", "pixel_f1_max", "aupro")
 
@@ -44,18 +48,18 @@ _PIXEL_METRICS = ("pixel_auroc", "pixel_f1_max", "aupro")
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def check_target(target: Path, test_dir: Path, *, overwrite: bool) -> None:
+def check_target(target: Path, test_dir: Path | None, *, overwrite: bool) -> None:
     """Refuse a results folder that would destroy something, or be scored the next time.
 
     Args:
         target: the folder to be made.
-        test_dir: folder or image to be scored.
+        test_dir: folder or image to be scored; None for a data set.
         overwrite: replace results that are there.
 
     Raises:
         UserError: it holds results and `overwrite` is off, holds anything else, is a file, or lies in `test_dir`.
     """
-    if test_dir.is_dir() and target.resolve().is_relative_to(test_dir.resolve()):
+    if test_dir is not None and test_dir.is_dir() and target.resolve().is_relative_to(test_dir.resolve()):
         raise UserError(
             f"--out {target}: lies inside --test_dir, its pictures would be taken for test images; give another folder"
         )
@@ -129,6 +133,11 @@ class ResultsWriter:
     The pictures are written by a thread of its own, meanwhile the next images are scored. A context manager: at its end
     all is written.
 
+    Attributes:
+        pixels: pixel metrics of the images so far; None if none are due.
+        shares: `(S,)` vote shares of every image, higher = more normal.
+        thumbnails: of every image, complete at the end.
+
     Args:
         folder: where `maps` and `overlays` go.
         scale: colours of the overlays.
@@ -140,6 +149,7 @@ class ResultsWriter:
         self._folder, self._scale, self._full_size_maps = folder, scale, full_size_maps
         self.pixels = PixelMetrics() if masked else None
         self.shares: list[np.ndarray] = []
+        self.thumbnails: list[Thumbnails] = []
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._pending: deque[Future] = deque()
 
@@ -153,18 +163,19 @@ class ResultsWriter:
         finally:
             self._thread.shutdown(cancel_futures=True)
 
-    def add(self, item: TestItem, votes: ImageVotes, picture: np.ndarray | None) -> None:
+    def add(self, item: ScoredImage, votes: ImageVotes, picture: np.ndarray) -> None:
         """Take the next image.
 
         Args:
             item: the image.
             votes: what the model says about it.
-            picture: from `overlays.picture_of`; None where there is no map.
+            picture: from `overlays.picture_of`.
         """
         self.shares.append(votes.shares)
         if votes.anomaly_map is None:
+            self.thumbnails.append(make_thumbnails(picture))
             return
-        mask = None if item.mask is None else read_mask(item.mask)
+        mask = item.read_mask()
         counts = self.pixels is not None and has_known_pixels(item)
         full_size = votes.full_size_map() if counts or self._full_size_maps else None
         if counts:
@@ -175,17 +186,23 @@ class ResultsWriter:
             self._pending.popleft().result()
 
     def _write(
-        self, item: TestItem, levels: np.ndarray, anomaly_map: np.ndarray, picture: np.ndarray, mask: np.ndarray | None
+        self,
+        item: ScoredImage,
+        levels: np.ndarray,
+        anomaly_map: np.ndarray,
+        picture: np.ndarray,
+        mask: np.ndarray | None,
     ) -> None:
-        """Write the map, `levels`, and the overlay of an image."""
+        """Write the map, `levels`, and the overlay of an image, and keep the thumbnails."""
         overlay = draw_overlay(picture, anomaly_map, self._scale, mask)
+        self.thumbnails.append(make_thumbnails(picture, anomaly_map, self._scale, mask))
         for kind, pixels in ((MAPS_FOLDER, levels), (OVERLAYS_FOLDER, overlay)):
             path = self._folder / kind / f"{item.relative}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(path, pixels)
 
 
-def has_known_pixels(item: TestItem) -> bool:
+def has_known_pixels(item: ScoredImage) -> bool:
     """Whether it is known which pixels of an image are anomalous: it has a mask, or is normal."""
     return item.mask is not None or item.label == 0
 
@@ -193,7 +210,7 @@ def has_known_pixels(item: TestItem) -> bool:
 # --- what comes at the end --------------------------------------------------------------------------------------------
 
 
-def summarize(items: Sequence[TestItem], scores: np.ndarray, pixels: PixelMetrics | None) -> dict[str, Any]:
+def summarize(items: Sequence[ScoredImage], scores: np.ndarray, pixels: PixelMetrics | None) -> dict[str, Any]:
     """All metrics of a test set, as JSON can hold them.
 
     Args:
@@ -217,7 +234,13 @@ def _undefined(names: Sequence[str], reason: str) -> dict[str, Any]:
     return {name: Metric(None, reason).as_json() for name in names}
 
 
-def write_scores(folder: Path, items: Sequence[TestItem], scores: np.ndarray, shares: Sequence[np.ndarray]) -> None:
+def write_scores(
+    folder: Path,
+    items: Sequence[ScoredImage],
+    scores: np.ndarray,
+    shares: Sequence[np.ndarray],
+    rejected: np.ndarray | None,
+) -> None:
     """Write scores.csv, with all digits: read back, the numbers are the same.
 
     Args:
@@ -225,15 +248,17 @@ def write_scores(folder: Path, items: Sequence[TestItem], scores: np.ndarray, sh
         items: the images, in the order of the rows.
         scores: `(N,)` anomaly scores, higher = more anomalous.
         shares: N arrays `(S,)` of vote shares, higher = more normal.
+        rejected: `(N,)` bool; None where nothing is decided.
     """
-    header = ["path", "label", "anomaly_score", *(f"vote_share_scale_{n}" for n in range(len(shares[0])))]
+    decisions = [""] * len(items) if rejected is None else [REJECT if is_rejected else PASS for is_rejected in rejected]
+    columns = ["path", "label", "anomaly_score", *(f"vote_share_scale_{n}" for n in range(len(shares[0]))), "decision"]
     # Names that are no UTF-8 go through as they are.
     with (folder / SCORES_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(header)
-        for item, score, row in zip(items, scores, shares, strict=True):
+        writer.writerow(columns)
+        for item, score, row, decision in zip(items, scores, shares, decisions, strict=True):
             label = "" if item.label is None else item.label
-            writer.writerow([item.relative, label, float(score), *map(float, row)])
+            writer.writerow([item.relative, label, float(score), *map(float, row), decision])
 
 
 def write_metrics(folder: Path, document: dict[str, Any]) -> None:

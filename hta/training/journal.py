@@ -4,6 +4,7 @@ import csv
 import io
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 
@@ -55,17 +56,8 @@ class Journal:
             UserError: metrics.csv is damaged.
         """
         path = self.folder / METRICS_FILE
-        if not path.exists():
-            return
-        try:
-            with path.open(newline="", encoding="utf-8") as stream:
-                table = list(csv.reader(stream))
-            rows = [(int(row[0]), int(row[1]), *map(float, row[2:])) for row in table[1:]]
-        except (ValueError, IndexError, OSError) as error:
-            raise UserError(
-                f"{path}: cannot be read ({error}); remove it to go on without the earlier losses"
-            ) from error
-        self.rows = [row for row in rows if row[:2] < (scale, iteration)]
+        if path.exists():
+            self.rows = [row for row in read_losses(path) if row[:2] < (scale, iteration)]
 
     def begin_scale(self, n: int, iteration: int) -> None:
         """Show the bar of a scale, from an iteration on."""
@@ -104,23 +96,8 @@ class Journal:
 
     def draw_curves(self) -> None:
         """Write curves.png: every loss over the iterations, one panel a scale."""
-        figure = Figure(figsize=(3.2 * self.plan.num_scales, 5), layout="constrained")
-        panels = figure.subplots(2, self.plan.num_scales, squeeze=False, sharey="row", sharex=True)
-        for n, (height, width) in enumerate(self.plan.sizes):
-            table = np.array([row for row in self.rows if row[0] == n]).reshape(-1, len(_HEADER))
-            panels[0, n].set_title(f"scale {n}: {width} x {height} px")
-            for column, name in enumerate(_LOSSES, start=2):
-                panels[int(name == "g_reconstruction"), n].plot(
-                    table[:, 1], table[:, column], label=name, linewidth=0.8
-                )
-            panels[1, n].set_yscale("log")
-            panels[1, n].set_xlabel("iteration")
-        panels[0, 0].set_ylabel("cross-entropy")
-        panels[1, 0].set_ylabel("mean squared error")
-        for row in panels:
-            row[0].legend(fontsize="small")
         picture = io.BytesIO()
-        figure.savefig(picture, format="png", dpi=100)
+        curves_figure(self.plan, self.rows).savefig(picture, format="png", dpi=100)
         write_atomically(self.folder / CURVES_FILE, picture.getvalue())
 
     def _announce_time(self, n: int, iteration: int, seconds: float) -> None:
@@ -128,6 +105,45 @@ class Journal:
         here = (self.niter - iteration - 1) * seconds
         later = sum(self.niter * seconds * cost / self._costs[n] for cost in self._costs[n + 1 :])
         logger.info("scale %d: %.2f s an iteration; roughly %s left in all", n, seconds, format_duration(here + later))
+
+
+def read_losses(path: Path) -> list[tuple]:
+    """The rows of a metrics.csv: scale, iteration and the losses in the order of `IterationLosses`.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            table = list(csv.reader(stream))[1:]
+        if any(len(row) != len(_HEADER) for row in table):
+            raise ValueError(f"not {len(_HEADER)} columns in every row")
+        return [(int(scale), int(iteration), *map(float, losses)) for scale, iteration, *losses in table]
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it to go on without the earlier losses") from error
+
+
+def curves_figure(plan: ScalePlan, rows: Sequence[tuple]) -> Figure:
+    """Draw every loss over the iterations, a column a scale: cross-entropies above, squared error below.
+
+    Args:
+        plan: scales of the pyramid.
+        rows: as `read_losses` gives them, in order.
+    """
+    figure = Figure(figsize=(3.2 * plan.num_scales, 5), layout="constrained")
+    panels = figure.subplots(2, plan.num_scales, squeeze=False, sharey="row", sharex=True)
+    for n, (height, width) in enumerate(plan.sizes):
+        table = np.array([row for row in rows if row[0] == n]).reshape(-1, len(_HEADER))
+        panels[0, n].set_title(f"scale {n}: {width} x {height} px")
+        for column, name in enumerate(_LOSSES, start=2):
+            panels[int(name == "g_reconstruction"), n].plot(table[:, 1], table[:, column], label=name, linewidth=0.8)
+        panels[1, n].set_yscale("log")
+        panels[1, n].set_xlabel("iteration")
+    panels[0, 0].set_ylabel("cross-entropy")
+    panels[1, 0].set_ylabel("mean squared error")
+    for row in panels:
+        row[0].legend(fontsize="small", frameon=False)
+    return figure
 
 
 def _relative_cost(plan: ScalePlan, config: ModelConfig, n: int) -> float:

@@ -25,6 +25,7 @@ class SampleRequest:
         seed: with a sample's index, all that its noise depends on.
         gen_start_scale: scales below this one reconstruct; noise is fresh from there on.
         scale_v, scale_h: factors of the height and the width.
+        num_scales: use the scales below this one only; all by default.
     """
 
     count: int
@@ -32,6 +33,7 @@ class SampleRequest:
     gen_start_scale: int = 0
     scale_v: float = 1.0
     scale_h: float = 1.0
+    num_scales: int | None = None
 
 
 def draw_samples(pyramid: Pyramid, request: SampleRequest) -> Iterator[Tensor]:
@@ -54,6 +56,7 @@ def draw_samples(pyramid: Pyramid, request: SampleRequest) -> Iterator[Tensor]:
                 [fresh_noise(n, 1, size, seeded_generator(request.seed, "sample", i, n)) for i in numbers]
             ),
             index,
+            num_scales=request.num_scales,
             gen_start_scale=request.gen_start_scale,
             scale_v=request.scale_v,
             scale_h=request.scale_h,

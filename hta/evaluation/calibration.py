@@ -1,0 +1,155 @@
+"""A threshold from normal images only: what the model says about views of its training images (`hta.evaluation.views`).
+
+The statistics are kept beside the model, in calibration.json, for the fraction of the patches that the task takes. A
+threshold of another false-positive rate or aggregate is read off the same statistics; for another fraction they are
+made again from the training images, which the model keeps.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hta.config import require_keys
+from hta.errors import UserError
+from hta.evaluation.decision import Threshold
+from hta.evaluation.evaluator import Evaluator
+from hta.evaluation.scoring import anomaly_scores, calibrated_scores
+from hta.evaluation.views import STRENGTH, draw_views
+from hta.files import write_atomically
+
+CALIBRATION_FILE = "calibration.json"
+FORMAT_VERSION = 1
+
+NUM_VIEWS = 200
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a model says about V views of its training images.
+
+    Attributes:
+        fraction: part of the patches that voted, in (0, 1].
+        strength: how strongly the views were changed.
+        seed: of the views.
+        shares: `(V, S)` vote shares, higher = more normal.
+        peaks: `(V,)` maxima of the anomaly maps at the working size.
+    """
+
+    fraction: float
+    strength: float
+    seed: int
+    shares: np.ndarray
+    peaks: np.ndarray
+
+    def scores(self, shares: np.ndarray, aggregate: str) -> np.ndarray:
+        """Anomaly scores `(N,)` of `(N, S)` vote shares, higher = more anomalous; "calibrated" uses the views' own."""
+        tensor = torch.from_numpy(np.asarray(shares))
+        if aggregate != "calibrated":
+            return anomaly_scores(tensor, aggregate).numpy()
+        views = torch.from_numpy(self.shares)
+        return calibrated_scores(tensor, views.mean(dim=0), views.std(dim=0)).numpy()
+
+    def threshold(self, aggregate: str, target_fpr: float) -> Threshold:
+        """The threshold that rejects the share `target_fpr` of the views.
+
+        Args:
+            aggregate: of the scores that it is for; "minmax" depends on the test set, so it has none.
+            target_fpr: in (0, 1).
+        """
+        pixel_threshold = float(np.quantile(self.peaks, 1 - target_fpr))
+        if aggregate == "minmax":
+            reason = "minmax scores depend on the test set: no threshold can be known before it; give --threshold"
+            return Threshold(None, reason, pixel_threshold=pixel_threshold)
+        value = float(np.quantile(self.scores(self.shares, aggregate), 1 - target_fpr))
+        return Threshold(value, None, "calibrated", target_fpr, pixel_threshold)
+
+    def to_json(self) -> str:
+        """The content of calibration.json."""
+        data = {
+            "format_version": FORMAT_VERSION,
+            "fraction": self.fraction,
+            "strength": self.strength,
+            "seed": self.seed,
+            "shares": self.shares.tolist(),
+            "peaks": self.peaks.tolist(),
+        }
+        return json.dumps(data) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, source: str, num_scales: int) -> "Calibration":
+        """Read `to_json`'s form.
+
+        Args:
+            text: the JSON.
+            source: the file's name, for errors.
+            num_scales: S of the model.
+
+        Raises:
+            UserError: not JSON, another format version, or not the statistics of such a model.
+        """
+        remedy = "remove the file, it is made again from the model"
+        try:
+            data = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{source}: not valid JSON ({error}); {remedy}") from error
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION:
+            raise UserError(f"{source}: calibration format {version}, this version reads {FORMAT_VERSION}; {remedy}")
+        require_keys(data, {"format_version", "fraction", "strength", "seed", "shares", "peaks"}, source)
+        try:
+            shares, peaks = (np.array(data[name], dtype=np.float64) for name in ("shares", "peaks"))
+            numbers = float(data["fraction"]), float(data["strength"]), int(data["seed"])
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{source}: holds something else than numbers; {remedy}") from error
+        finite = bool(np.isfinite(shares).all() and np.isfinite(peaks).all())
+        if not finite or shares.shape != (len(peaks), num_scales) or len(peaks) < 2:
+            raise UserError(f"{source}: not the statistics of a model of {num_scales} scales; {remedy}")
+        return cls(*numbers, shares, peaks)
+
+
+def calibrate(
+    evaluator: Evaluator, images: torch.Tensor, task: str, *, seed: int = 0, num_views: int = NUM_VIEWS
+) -> Calibration:
+    """Let a model score views of its training images.
+
+    Args:
+        evaluator: the model, ready to score with one fraction and with maps.
+        images: `(N, 3, h, w)` training images in [-1, 1].
+        task: "defect" or "class": how strongly the views are changed.
+        seed: of the views.
+        num_views: how many.
+    """
+    views = draw_views(images, num_views, STRENGTH[task], seed)
+    batches = [evaluator.score(batch) for batch in views.split(_BATCH)]
+    shares = np.concatenate([batch.shares[0] for batch in batches])
+    peaks = np.concatenate([batch.maps.max(axis=(1, 2)) for batch in batches]).astype(np.float64)
+    return Calibration(evaluator.fractions[0], STRENGTH[task], seed, shares, peaks)
+
+
+def save_calibration(folder: Path, calibration: Calibration) -> None:
+    """Keep the statistics beside the model.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    write_atomically(folder / CALIBRATION_FILE, calibration.to_json().encode())
+
+
+def kept_calibration(folder: Path, num_scales: int) -> Calibration | None:
+    """The statistics that were kept beside a model; None if there are none.
+
+    Raises:
+        UserError: the file is damaged or belongs to another model.
+    """
+    path = folder / CALIBRATION_FILE
+    if not path.exists():
+        return None
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove the file, it is made again") from error
+    return Calibration.from_json(text, str(path), num_scales)

@@ -1,0 +1,96 @@
+"""Reject or pass: a threshold on anomaly scores, and what it costs where the labels are known."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+REJECT, PASS = "reject", "pass"
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Where anomalous begins.
+
+    Attributes:
+        threshold: an image is rejected whose anomaly score is above it; None if there is none.
+        reason: why there is none.
+        source: "calibrated" on views of the training images, or "given" by the user; None if there is none.
+        target_fpr: the share of normal images that may be rejected, in (0, 1); None unless calibrated.
+        pixel_threshold: a pixel of the anomaly map above it is anomalous; None if there is none.
+    """
+
+    threshold: float | None
+    reason: str | None = None
+    source: str | None = None
+    target_fpr: float | None = None
+    pixel_threshold: float | None = None
+
+
+def decide(scores: np.ndarray, threshold: Threshold) -> np.ndarray | None:
+    """Which images are rejected.
+
+    Args:
+        scores: `(N,)` anomaly scores, higher = more anomalous.
+        threshold: where anomalous begins.
+
+    Returns:
+        `(N,)` bool, True = reject; None without a threshold.
+    """
+    return None if threshold.threshold is None else np.asarray(scores) > threshold.threshold
+
+
+def summarize_decision(
+    labels: Sequence[int | None], rejected: np.ndarray | None, threshold: Threshold
+) -> dict[str, Any]:
+    """The decision on a test set, as JSON can hold it.
+
+    Args:
+        labels: 1 = anomalous, 0 = normal, None = not known.
+        rejected: from `decide`.
+        threshold: what it was decided with.
+
+    Returns:
+        The threshold's attributes, how many were rejected, and with labels the confusion matrix, the false-positive
+        rate (share of the normal images that were rejected) and the recall (of the anomalous ones), each with its
+        exact binomial 95 % interval; None where undefined.
+    """
+    summary: dict[str, Any] = asdict(threshold)
+    known = rejected is not None and len(labels) > 0 and None not in labels
+    counts = confusion(np.array(labels), rejected) if known else None
+    false, normal = (counts["false_positives"], counts["true_negatives"]) if known else (0, 0)
+    right, missed = (counts["true_positives"], counts["false_negatives"]) if known else (0, 0)
+    return summary | {
+        "rejected": None if rejected is None else int(rejected.sum()),
+        "confusion": counts,
+        "false_positive_rate": proportion(false, false + normal),
+        "recall": proportion(right, right + missed),
+    }
+
+
+def confusion(labels: np.ndarray, rejected: np.ndarray) -> dict[str, int]:
+    """The confusion matrix; positive = anomalous.
+
+    Args:
+        labels: `(N,)`, 1 = anomalous, 0 = normal.
+        rejected: `(N,)` bool.
+    """
+    anomalous = labels.astype(bool)
+    return {
+        "true_positives": int((anomalous & rejected).sum()),
+        "false_positives": int((~anomalous & rejected).sum()),
+        "true_negatives": int((~anomalous & ~rejected).sum()),
+        "false_negatives": int((anomalous & ~rejected).sum()),
+    }
+
+
+def proportion(successes: int, trials: int) -> dict[str, Any]:
+    """A share with its exact (Clopper-Pearson) 95 % interval; both None for no trials."""
+    if trials == 0:
+        return {"value": None, "interval_95": None}
+    interval = binomtest(successes, trials).proportion_ci(_CONFIDENCE, method="exact")
+    return {"value": successes / trials, "interval_95": [float(interval.low), float(interval.high)]}

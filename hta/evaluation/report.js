@@ -1,0 +1,161 @@
+"use strict";
+
+const PAGE_LENGTH = 50;
+const rows = JSON.parse(document.getElementById("data").textContent).rows;
+const hasOverlays = rows.some((row) => row.overlay);
+const byId = (id) => document.getElementById(id);
+const filters = byId("filters"), table = byId("images"), viewer = byId("viewer"), picture = byId("picture");
+const collator = new Intl.Collator("en", { numeric: true });
+
+// What is looked at: the order, the rows that pass the filters, the first of them on this page, the one in the viewer.
+const state = { key: "score", direction: -1, chosen: [], first: 0, viewed: 0 };
+
+// --- rows ---
+
+function outcome(row) {
+  if (row.decision === "reject" && row.label === "normal") return "false alarm";
+  if (row.decision === "pass" && row.label === "anomalous") return "missed";
+  return "";
+}
+
+function describeLabel(row) {
+  return row.kind ? row.label + ": " + row.kind : row.label;
+}
+
+function describeDecision(row) {
+  const mistake = outcome(row);
+  return mistake ? row.decision + ": " + mistake : row.decision || "none";
+}
+
+function compare(a, b) {
+  const [x, y] = [a[state.key], b[state.key]];
+  return state.direction * (typeof x === "number" ? x - y : collator.compare(x, y));
+}
+
+function choose() {
+  const text = filters.text.value.toLowerCase();
+  const label = filters.label.value, decision = filters.decision.value;
+  const low = filters.low.value === "" ? -Infinity : Number(filters.low.value);
+  const high = filters.high.value === "" ? Infinity : Number(filters.high.value);
+  state.chosen = rows.filter((row) =>
+    row.name.toLowerCase().includes(text) &&
+    (!label || row.label === label) &&
+    (!decision || row.decision === decision || outcome(row) === decision) &&
+    row.score >= low && row.score <= high).sort(compare);
+  state.first = 0;
+  show();
+}
+
+function element(tag, text, className) {
+  const made = document.createElement(tag);
+  made.textContent = text;
+  made.className = className || "";
+  return made;
+}
+
+function smallPicture(jpeg) {
+  const cell = element("td", "", "small-picture");
+  if (jpeg) {
+    const image = document.createElement("img");
+    image.src = "data:image/jpeg;base64," + jpeg;
+    image.alt = "";
+    cell.append(image);
+  }
+  return cell;
+}
+
+function line(row, position) {
+  const made = element("tr", "", outcome(row) ? "mistake" : "");
+  const name = element("td", "", "name"), open = element("button", row.name);
+  open.type = "button";
+  name.append(open);
+  made.append(smallPicture(row.image));
+  if (hasOverlays) made.append(smallPicture(row.overlay));
+  const cells = [name, element("td", describeLabel(row), row.label), element("td", row.score.toFixed(4), "score"),
+    element("td", describeDecision(row), row.decision)];
+  ["Path", "Label", "Score", "Decision"].forEach((title, n) => { cells[n].dataset.title = title; });
+  made.append(...cells);
+  made.addEventListener("click", () => view(position));  // Enter on the button in it is a click, too
+  return made;
+}
+
+function show() {
+  const end = Math.min(state.first + PAGE_LENGTH, state.chosen.length);
+  const page = state.chosen.slice(state.first, end);
+  table.tBodies[0].replaceChildren(...page.map((row, n) => line(row, state.first + n)));
+  byId("count").textContent = page.length
+    ? `${state.first + 1} to ${end} of ${state.chosen.length} images` +
+      (state.chosen.length < rows.length ? `, chosen from ${rows.length}` : "")
+    : "no image passes these filters";
+  byId("back").disabled = state.first === 0;
+  byId("on").disabled = end === state.chosen.length;
+  for (const button of table.tHead.querySelectorAll("button")) {
+    const sorted = button.dataset.key === state.key;
+    button.closest("th").ariaSort = sorted ? (state.direction > 0 ? "ascending" : "descending") : "none";
+  }
+}
+
+function sortBy(key) {
+  state.direction = key === state.key ? -state.direction : key === "score" ? -1 : 1;
+  state.key = key;
+  choose();
+}
+
+function turn(step) {
+  state.first += step * PAGE_LENGTH;
+  show();
+  table.scrollIntoView();
+}
+
+// --- viewer ---
+
+function view(position) {
+  if (position < 0 || position >= state.chosen.length) return;
+  state.viewed = position;
+  const row = state.chosen[position];
+  byId("viewed").textContent = row.name;
+  byId("facts").textContent = `score ${row.score.toFixed(4)}, label ${describeLabel(row)}, decision ${describeDecision(row)}`;
+  byId("shares").textContent = "Votes for the right transformation, coarsest scale first: " +
+    row.shares.map((share) => share.toFixed(3)).join(", ");
+  byId("lost").hidden = true;
+  picture.hidden = !(row.link || row.image);
+  if (!picture.hidden) picture.src = row.link || "data:image/jpeg;base64," + row.image;
+  picture.alt = row.link ? "The image with its anomaly map" : "The image, enlarged";
+  byId("previous").disabled = position === 0;
+  byId("next").disabled = position === state.chosen.length - 1;
+  if (!viewer.open) viewer.showModal();
+}
+
+function backToRow() {
+  state.first = state.viewed - state.viewed % PAGE_LENGTH;
+  show();
+  table.tBodies[0].rows[state.viewed - state.first].querySelector("button").focus();
+}
+
+const STEPS = { ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1 };
+viewer.addEventListener("keydown", (event) => {
+  if (!(event.key in STEPS)) return;
+  event.preventDefault();
+  view(state.viewed + STEPS[event.key]);
+});
+viewer.addEventListener("close", backToRow);
+picture.addEventListener("error", () => { picture.hidden = true; byId("lost").hidden = false; });
+picture.addEventListener("load", () => {
+  picture.className = picture.naturalWidth < picture.clientWidth ? "enlarged" : "";
+});
+byId("previous").addEventListener("click", () => view(state.viewed - 1));
+byId("next").addEventListener("click", () => view(state.viewed + 1));
+byId("close").addEventListener("click", () => viewer.close());
+
+// --- controls ---
+
+for (const button of table.tHead.querySelectorAll("button")) {
+  button.addEventListener("click", () => sortBy(button.dataset.key));
+}
+filters.addEventListener("input", choose);
+filters.addEventListener("reset", () => setTimeout(choose));  // the fields are cleared after this event
+filters.addEventListener("submit", (event) => event.preventDefault());
+byId("back").addEventListener("click", () => turn(-1));
+byId("on").addEventListener("click", () => turn(1));
+if (!hasOverlays) table.querySelector("th.overlay").remove();
+choose();

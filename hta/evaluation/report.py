@@ -1,0 +1,155 @@
+"""report.html: the results of a test set on one page, which a browser opens from disk and needs nothing else for.
+
+Images are small in the page itself; the full overlays lie beside it and are read when one is looked at.
+"""
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from hta.data.scored import ScoredImage
+from hta.evaluation import report_text
+from hta.evaluation.decision import PASS, REJECT
+from hta.evaluation.overlays import ColourScale
+from hta.evaluation.report_charts import colour_bar, histogram, roc
+from hta.evaluation.report_text import shown
+from hta.evaluation.results import OVERLAYS_FOLDER, REPORT_FILE
+from hta.evaluation.thumbnails import Thumbnails
+from hta.files import write_atomically
+
+_GROUPS = {"normal": 0, "anomalous": 1, "unlabelled": None}
+# What could end the script element that holds the rows, or a line of it.
+_ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
+
+
+def write_report(
+    folder: Path,
+    document: dict[str, Any],
+    items: Sequence[ScoredImage],
+    scores: np.ndarray,
+    shares: Sequence[np.ndarray],
+    thumbnails: Sequence[Thumbnails | None],
+) -> Path:
+    """Write report.html; 2,000 images make less than 30 MB.
+
+    Args:
+        folder: the results folder; overlays, if there are any, lie in it.
+        document: the content of metrics.json. Its `decision` may be missing, or hold no threshold.
+        items: the images.
+        scores: `(N,)` anomaly scores, higher = more anomalous; an image above the threshold is rejected.
+        shares: N arrays `(S,)` of vote shares, higher = more normal.
+        thumbnails: N, or None for an image without.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    rows = _rows(items, scores, shares, thumbnails, report_text.threshold_of(document))
+    script = _part("report.js")
+    page = Template(_part("report_template.html")).substitute(
+        title=report_text.title(document),
+        style=_part("report.css"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        summary=report_text.summary(document),
+        origin=report_text.origin(document),
+        charts=_charts(document, items, scores),
+        reach=report_text.reach(document["model"]),
+        colours=_colours(document["colour_scale"]),
+        rows=as_script_data({"rows": rows}),
+    )
+    path = folder / REPORT_FILE
+    write_atomically(path, page.encode())
+    return path
+
+
+def _part(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def as_script_data(value: Any) -> str:
+    """JSON that can stand in a script element whatever strings it holds: ASCII, and nothing that HTML reads."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).translate(_ESCAPES)
+
+
+def overlay_link(relative: str) -> str:
+    """Address of an image's overlay as seen from the page; a name's own bytes, so that any name is found.
+
+    Args:
+        relative: path of the image, bytes that are not UTF-8 escaped as the file system's names are.
+    """
+    return quote(f"{OVERLAYS_FOLDER}/".encode() + os.fsencode(relative) + b".png")
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def _rows(
+    items: Sequence[ScoredImage],
+    scores: np.ndarray,
+    shares: Sequence[np.ndarray],
+    thumbnails: Sequence[Thumbnails | None],
+    threshold: float | None,
+) -> list[dict[str, Any]]:
+    """The images as the page's script takes them."""
+    groups = {label: name for name, label in _GROUPS.items()}
+    rows = []
+    for item, score, share, small in zip(items, scores, shares, thumbnails, strict=True):
+        has_overlay = small is not None and small.overlay is not None
+        rows.append(
+            {
+                "name": shown(item.relative),
+                "label": groups[item.label],
+                "kind": shown(item.defect or ""),
+                "score": float(score),
+                "decision": _decision(score, threshold),
+                "shares": [round(float(value), 4) for value in share],
+                "image": None if small is None else base64.b64encode(small.image).decode(),
+                "overlay": base64.b64encode(small.overlay).decode() if has_overlay else None,
+                "link": overlay_link(item.relative) if has_overlay else None,
+            }
+        )
+    return rows
+
+
+def _decision(score: float, threshold: float | None) -> str:
+    if threshold is None:
+        return ""
+    return REJECT if score > threshold else PASS
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _charts(document: dict[str, Any], items: Sequence[ScoredImage], scores: np.ndarray) -> str:
+    """Distributions of the scores, and the ROC curve or the reason why there is none."""
+    labels = [item.label for item in items]
+    groups = {name: scores[[known == label for known in labels]] for name, label in _GROUPS.items()}
+    threshold = report_text.threshold_of(document)
+    bars = report_text.figure(histogram(groups, threshold), "Distribution of the scores")
+    auroc = document["metrics"]["image_auroc"]
+    if auroc["value"] is None:
+        return bars + report_text.figure(f"<p>Not defined: {report_text.escaped(auroc['reason'])}.</p>", "ROC curve")
+    point = None
+    if threshold is not None:
+        point = (float(np.mean(groups["normal"] > threshold)), float(np.mean(groups["anomalous"] > threshold)))
+    return bars + report_text.figure(roc(labels, scores, point), f"ROC curve, area {auroc['value']:.3f}")
+
+
+def _colours(bounds: dict[str, float] | None) -> str:
+    """The colour scale, drawn and in words; nothing without maps."""
+    if bounds is None:
+        return report_text.NO_OVERLAYS
+    scale = ColourScale(**bounds)
+    return colour_bar(scale) + report_text.colours(scale)
