@@ -303,7 +303,8 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     """Score the images and write the results; returns the content of metrics.json and the `(N,)` anomaly scores."""
     model, items, output = evaluation.model, evaluation.test_set.items, evaluation.output
     masked = not output.no_maps and any(item.mask is not None for item in items)
-    scale = None if output.no_maps else _colour_scale(model)
+    normal = model.calibration(evaluation.scoring, evaluation.options.task)
+    scale = None if output.no_maps else ColourScale.of_normal_peaks(normal.peaks)
     comparison = InputComparison(model.training_images, model.record.image_size, gray=model.record.is_gray)
     with results_folder(evaluation.target) as folder:
         start = time.perf_counter()
@@ -339,11 +340,6 @@ def _score(evaluation: Evaluation, writer: ResultsWriter, comparison: InputCompa
     bar = tqdm(stream, "scoring", len(items), unit="image", disable=None, dynamic_ncols=True)
     for item, votes in zip(items, bar, strict=True):
         writer.add(item, votes, pictures.popleft())
-
-
-def _colour_scale(model: api.Model) -> ColourScale:
-    """The colours of the overlays, from what the model says about its training images."""
-    return ColourScale.of_normal_maps(model.evaluator().score(model.training_images).maps)
 
 
 def _warnings(source: Source, comparison: InputComparison) -> list[str]:

@@ -36,8 +36,9 @@ STRAIGHT_ON = (
 WALL_CORNER, WALL_SIZE = (-301, -219), (512, 434)
 # In the middle; its mean of 111.3 is the median over all crops.
 TRAINING_CORNER = (208, 137)
-GOOD_COUNT = 24
-COUNT_PER_DEFECT = 12
+NUM_GOOD = 24
+NUM_PER_DEFECT = 12
+_MOST_CROPS = 999  # files are numbered with three digits
 # Each defect is drawn at this many random places, and the most visible one is kept.
 PLACES_TRIED = 16
 
@@ -84,18 +85,22 @@ def cut(texture: np.ndarray, top: int, left: int) -> np.ndarray:
     return texture[top : top + CROP_SIZE, left : left + CROP_SIZE].copy()
 
 
-def plan_crops(texture_shape: tuple[int, int], seed: int) -> tuple[TestCrop, ...]:
+def plan_crops(
+    texture_shape: tuple[int, int], seed: int, num_good: int = NUM_GOOD, num_per_defect: int = NUM_PER_DEFECT
+) -> tuple[TestCrop, ...]:
     """Draw where the test crops lie: anywhere in the texture, and no pixel of them in the training crop.
 
     Args:
         texture_shape: (H, W) of the texture.
         seed: not negative; the same seed draws the same places.
+        num_good: crops without a defect.
+        num_per_defect: crops with each kind of defect.
 
     Returns:
         The good crops, then those of each kind of defect.
     """
     rng = np.random.default_rng(seed)
-    counts = {"good": GOOD_COUNT} | dict.fromkeys(DEFECTS, COUNT_PER_DEFECT)
+    counts = {"good": num_good} | dict.fromkeys(DEFECTS, num_per_defect)
     return tuple(
         TestCrop(kind, number, *_draw_corner(texture_shape, rng))
         for kind, count in counts.items()
@@ -188,18 +193,22 @@ def _visibility(clean: np.ndarray, painted: np.ndarray, region: np.ndarray) -> f
     return float(np.abs(change).mean() - np.abs(change.mean()))
 
 
-def build_demo(texture: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+def build_demo(
+    texture: np.ndarray, seed: int, num_good: int = NUM_GOOD, num_per_defect: int = NUM_PER_DEFECT
+) -> dict[str, np.ndarray]:
     """Make all images of the demo.
 
     Args:
         texture: (H, W), uint8.
         seed: not negative.
+        num_good: test crops without a defect.
+        num_per_defect: test crops with each kind of defect.
 
     Returns:
         Arrays (H, W), uint8, by their path below the output folder, in the order of writing.
     """
     files = {TRAINING_FILE: cut(texture, *TRAINING_CORNER)}
-    for index, crop in enumerate(plan_crops(texture.shape, seed)):
+    for index, crop in enumerate(plan_crops(texture.shape, seed, num_good, num_per_defect)):
         image = cut(texture, crop.top, crop.left)
         if crop.kind in DEFECTS:
             image, files[crop.mask_file] = plant_defect(image, crop.kind, np.random.default_rng([seed, index]))
@@ -267,20 +276,27 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(prog="python -m hta.demo", description="Make the demo images: a brick wall, good and defective.")
     parser.add_argument("--out", type=Path, default=Path("Input"), help="folder to write into (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="0 or more; the committed images are 0 (default: 0)")
+    parser.add_argument("--num_good", type=int, default=NUM_GOOD, help="good crops, 1 or more (default: %(default)s)")
+    parser.add_argument(
+        "--num_per_defect", type=int, default=NUM_PER_DEFECT, help="crops a defect, 1 or more (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace the images")
     options = parser.parse_args(argv)
     if options.seed < 0:
         raise UserError(f"--seed {options.seed}: must be 0 or more")
+    for name in ("num_good", "num_per_defect"):
+        if not 1 <= getattr(options, name) <= _MOST_CROPS:
+            raise UserError(f"--{name} {getattr(options, name)}: must be 1 to {_MOST_CROPS}")
     return options
 
 
 def _command(argv: Sequence[str] | None) -> None:
     options = _parse(argv)
-    files = build_demo(brick_wall(), options.seed)
+    files = build_demo(brick_wall(), options.seed, options.num_good, options.num_per_defect)
     write_demo(files, options.out, options.overwrite)
-    defects = ", ".join(f"{COUNT_PER_DEFECT} {kind}" for kind in DEFECTS)
+    defects = ", ".join(f"{options.num_per_defect} {kind}" for kind in DEFECTS)
     print(f"{options.out / TRAINING_FILE}: the training image")
-    print(f"{options.out / TEST_FOLDER}: {GOOD_COUNT} good, {defects}")
+    print(f"{options.out / TEST_FOLDER}: {options.num_good} good, {defects}")
     for name, auroc in baseline_aurocs(files).items():
         print(f"image AUROC of the trivial baseline {name}: {auroc:.3f}")
 

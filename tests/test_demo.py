@@ -172,6 +172,8 @@ def test_committed_images_are_the_output_of_the_generator(files):
         (["--out", "blocked"], "blocked/Test"),
         (["--out", "new", "--seed", "-1"], "--seed -1"),
         (["--out", "new", "--seed", "x"], "--seed"),
+        (["--out", "new", "--num_good", "0"], "--num_good 0"),
+        (["--out", "new", "--num_per_defect", "1000"], "--num_per_defect 1000"),
         (["--out", "new", "--sed", "1"], "--sed"),
     ],
 )
@@ -189,6 +191,12 @@ def test_bad_input_is_one_line_and_writes_nothing(argv, named, tmp_path, monkeyp
     assert err.count("\n") == 1
     assert named in err
     assert (tree(tmp_path), sorted(tmp_path.rglob("*"))) == before
+
+
+def test_other_numbers_of_crops(tmp_path):
+    assert demo.main(["--out", str(tmp_path), "--num_good", "2", "--num_per_defect", "1"]) == 0
+    names = [name for name in tree(tmp_path) if "/test/" in name]
+    assert sorted(Path(name).parent.name for name in names) == ["displaced", "good", "good", "scratch", "stain"]
 
 
 def test_overwrite_replaces_its_own_files_and_leaves_others(written, tmp_path):

@@ -31,6 +31,7 @@ FLOORS = {
     "hta.benchmark": 6,
     "hta.explicit": 6,  # the benchmark's baseline
     "hta.demo": 6,
+    "hta.calibration_study": 6,
     "hta.planted": 6,
     "hta.sample_statistics": 6,
     "main_train": 6,
@@ -43,6 +44,7 @@ SCRIPTS = (
     "hta.benchmark",
     "hta.explicit",
     "hta.demo",
+    "hta.calibration_study",
     "hta.planted",
     "hta.sample_statistics",
 )

@@ -26,11 +26,12 @@ def test_sizes(size, expected):
     assert overlay_size(size) == expected
 
 
-def test_the_scale_of_a_model_spans_its_normal_maps():
+def test_the_scale_of_a_model_begins_at_what_is_normal():
     values = np.concatenate([np.full(100, 0.1), np.full(99, 0.3)])
-    assert ColourScale.of_normal_maps(values) == ColourScale(0.1, 0.65)  # half way from 0.3 to 1
-    assert ColourScale.of_normal_maps(np.full(9, 0.9)) == ColourScale(0.9, 1.0)
-    low = ColourScale.of_normal_maps(np.ones(9))
+    assert ColourScale.of_normal_peaks(values) == ColourScale(0.1, 0.65)  # half way from 0.3 to 1
+    steady = ColourScale.of_normal_peaks(np.full(9, 0.9))
+    assert (steady.low, steady.high) == (0.9, pytest.approx(0.95))
+    low = ColourScale.of_normal_peaks(np.ones(9))
     assert 0.99 < low.low < low.high == 1
     np.testing.assert_allclose(SCALE.position(np.array([0, 0.2, 0.3, 0.6, 1])), [0, 0, 0.25, 1, 1])
 

@@ -17,7 +17,7 @@ _SHORT_SIDE, _LONG_SIDE = 256, 512
 _COLORMAP = "inferno"  # perceptually uniform: equal steps of the map look equal
 _OPACITY = 0.75  # of the highest value; the lowest is transparent, so that a normal place looks like itself
 _OUTLINE = (0, 255, 255)  # no colour of the map
-_LEAST_SPAN = 0.25
+_LEAST_SPAN = 0.05
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,17 @@ class ColourScale:
             raise UserError(f"colour scale: {self.low} to {self.high} is no range within [0, 1]; give 0 <= low < high")
 
     @classmethod
-    def of_normal_maps(cls, maps: np.ndarray) -> "ColourScale":
-        """The scale for a model of which only the maps of its training images are known.
+    def of_normal_peaks(cls, peaks: np.ndarray) -> "ColourScale":
+        """The scale for a model of which only the highest map values of normal images are known.
 
-        It begins at their median and ends half way from their highest values (the 99.5th percentile) to 1, the worst
-        that can be; it spans at least 0.25 where there is room. So it is known before the first test image.
+        It begins at their median, so that a good image does not look defective, and ends half way from their 95th
+        percentile to 1, the worst that can be; it spans at least 0.05 where there is room. So it is known before the
+        first test image.
 
         Args:
-            maps: any shape, in [0, 1], higher = more anomalous.
+            peaks: `(V,)` in [0, 1], the maximum of the map of each normal image.
         """
-        median, highest = np.percentile(maps, [50, 99.5])
+        median, highest = np.percentile(peaks, [50, 95])
         low = min(float(median), 1 - 1e-3)
         return cls(low, min(1.0, max(low + _LEAST_SPAN, (1 + float(highest)) / 2)))
 

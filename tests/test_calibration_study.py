@@ -1,0 +1,52 @@
+"""The study of calibrations: what it reads, what it counts, and a short run of it."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import hta
+import main_eval
+from hta import calibration_study
+from hta.demo import TRAINING_CORNER, brick_wall, cut, write_demo
+from hta.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """A model, and its results on two good crops and two that are white."""
+    place = tmp_path_factory.mktemp("study")
+    wall = brick_wall()
+    files = {f"test/good/{i}.png": cut(wall, 40 * i, 0) for i in range(2)}
+    files |= {f"test/white/{i}.png": np.full((128, 128), 250 + i, np.uint8) for i in range(2)}
+    write_demo(files, place, overwrite=False)
+    config = hta.default_config(niter=4, max_size=32, threads=1)
+    hta.train(cut(wall, *TRAINING_CORNER), config, folder=place / "models/wall")
+    argv = ["--input_name", str(place / "models/wall"), "--test_dir", str(place / "test"), "--out", str(place / "out")]
+    assert main_eval.main([*argv, "--no_maps", "--threads", "1"]) == 0
+    return place
+
+
+def test_the_product_s_own_row_is_what_main_eval_decided(scored, capsys):
+    argv = ["--input_name", str(scored / "models/wall"), "--results", str(scored / "out"), "--threads", "1"]
+    assert calibration_study.main(argv) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 normal and 2 anomalous images, target 5%"
+    own = [line for line in lines if "(the product's)" in line]
+    decision = json.loads((scored / "out/metrics.json").read_text())["decision"]
+    assert len(own) == 1
+    assert f"{decision['threshold']:.4f}" in own[0]
+    assert own[0].count(f"{decision['false_positive_rate']['value']:.1%}") >= 1
+    for name in ("training images", "reconstructions", "random samples from scale 0 on", "noise alone, as in all"):
+        assert any(line.startswith(name) for line in lines)
+
+
+def test_results_that_cannot_be_used_are_refused(scored, tmp_path):
+    with pytest.raises(UserError, match="not a results folder"):
+        calibration_study.read_results(tmp_path)
+    Image.new("L", (40, 40)).save(tmp_path / "one.png")
+    argv = ["--input_name", str(scored / "models/wall"), "--test_dir", str(tmp_path), "--out", str(scored / "bare")]
+    assert main_eval.main([*argv, "--no_maps", "--threads", "1"]) == 0
+    with pytest.raises(UserError, match="labels"):
+        calibration_study.read_results(scored / "bare")
