@@ -408,7 +408,7 @@ def _decision_text(decision: dict[str, Any]) -> str:
     """What was decided, in words."""
     if decision["threshold"] is None:
         return f"no decision: {decision['reason']}"
-    origin = f", for {decision['target_fpr']:.0%} false alarms" if decision["source"] == "calibrated" else ""
+    origin = f", for {100 * decision['target_fpr']:g} % false alarms" if decision["source"] == "calibrated" else ""
     limit = f"anomaly score above {decision['threshold']:.4f} ({decision['source']}{origin})"
     text = f"{decision['rejected']} rejected: {limit}"
     for key, name in (("false_positive_rate", "false alarms"), ("recall", "recall")):

@@ -18,7 +18,6 @@ from hta.evaluation.calibration import Calibration, calibrate, kept_calibration,
 from hta.evaluation.decision import Threshold, decide
 from hta.evaluation.evaluator import Evaluator, ImageVotes
 from hta.evaluation.scoring import anomaly_scores, default_fraction
-from hta.evaluation.views import STRENGTH
 from hta.imaging import is_gray, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid, plan_of
 from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
@@ -89,18 +88,23 @@ class Model:
             task: "defect" or "class", by default the model's own.
 
         Raises:
-            UserError: the file beside the model is damaged.
+            UserError: the file beside the model is damaged, or belongs to another model.
         """
         fraction = self.resolve_scoring(scoring or ScoringConfig(), task).fraction_defect
         task = task or self.record.config.model.task
-        if self._calibration is None and self.folder is not None:
-            self._calibration = kept_calibration(self.folder.path, self.pyramid.plan.num_scales)
-        kept = self._calibration
-        if kept is None or (kept.fraction, kept.strength) != (fraction, STRENGTH[task]):
-            if kept is not None:
-                logger.info("calibrated anew: the threshold beside the model is for fraction %g", kept.fraction)
+        if self._calibration is None or not self._calibration.fits(fraction, task):
+            self._calibration = self._kept_calibration(fraction, task)
+        if self._calibration is None:
             self._calibration = calibrate(self.evaluator((fraction,)), self.training_images, task)
         return self._calibration
+
+    def _kept_calibration(self, fraction: float, task: str) -> Calibration | None:
+        """The statistics beside the model; None if there are none, or none for this fraction and task."""
+        kept = None if self.folder is None else kept_calibration(self.folder, self.pyramid.plan.num_scales)
+        if kept is not None and not kept.fits(fraction, task):
+            logger.info("calibrated anew for fraction %g, task %s: what is kept is for others", fraction, task)
+            return None
+        return kept
 
     def keep_calibration(self) -> None:
         """Calibrate with the settings of the model's task, and keep the statistics in its folder.
@@ -108,7 +112,7 @@ class Model:
         Raises:
             RunError: the file cannot be written.
         """
-        save_calibration(self.folder.path, self.calibration())
+        save_calibration(self.folder, self.calibration())
 
     def threshold(self, scoring: ScoringConfig, task: str | None = None) -> Threshold:
         """Where anomalous begins: the threshold that `scoring` gives, else the calibrated one."""

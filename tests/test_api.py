@@ -31,7 +31,7 @@ def test_scores_and_maps_of_several_images_of_any_size(model):
     assert scores.shape == (3,)
     assert scores.dtype == np.float64
     assert ((scores > 0) & (scores < 1)).all()
-    assert decisions is None
+    assert decisions.tolist() == (scores > model.threshold(ScoringConfig()).threshold).tolist()
     assert [m.shape for m in maps] == [(20, 24), (40, 30), (11, 64)]
     assert all(m.dtype == np.float32 and 0 <= m.min() < m.max() <= 1 for m in maps)
     assert len(set(scores.tolist())) == 3

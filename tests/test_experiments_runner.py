@@ -230,3 +230,15 @@ def test_devices_are_dealt_out_in_turn(tree):
     tasks = planning.deal_tasks(runs, str(tree), ["cuda:0", "cuda:1"], not_cuda=False, threads=2)
     assert [task.runtime.device for task in tasks] == ["cuda:0", "cuda:1"] * 2
     assert all(task.runtime.threads == 2 for task in tasks)
+
+
+def test_the_decision_counts_the_scores_above_the_threshold_of_the_views(tree, tmp_path):
+    assert main(run_arguments(tree, tmp_path, "--classes", "ant", "--threads", "1", "--keep_scores")) == 0
+    (record,) = records(tmp_path).values()
+    decision = record["results"]["decision"]
+    with np.load(next(tmp_path.glob("*.npz"))) as kept:
+        rejected, labels = kept["scores"] > decision["threshold"], kept["labels"]
+    assert (decision["source"], decision["target_fpr"]) == ("calibrated", 0.05)
+    assert decision["confusion"]["false_positives"] == (rejected & (labels == 0)).sum()
+    assert decision["confusion"]["true_positives"] == (rejected & (labels == 1)).sum()
+    assert sum(decision["confusion"].values()) == len(labels)

@@ -116,11 +116,12 @@ def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys)
     assert run() == 0
     pictures = {f"{kind}/{name}.png" for kind in ("maps", "overlays") for name in IMAGES}
     files = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
-    assert files == pictures | {"scores.csv", "metrics.json"}
+    assert files == pictures | {"scores.csv", "metrics.json", "report.html"}
     assert {path.name for path in place.iterdir()} == {"TrainedModels", "parts", "out"}
 
     rows = rows_of()
-    assert list(rows[0]) == ["path", "label", "anomaly_score", *(f"vote_share_scale_{n}" for n in range(3))]
+    shares = [f"vote_share_scale_{n}" for n in range(3)]
+    assert list(rows[0]) == ["path", "label", "anomaly_score", *shares, "decision"]
     assert [(row["path"], row["label"]) for row in rows] == list(zip(IMAGES, "11000", strict=True))
     for row in rows:
         shares = [float(row[f"vote_share_scale_{n}"]) for n in range(3)]
@@ -133,7 +134,7 @@ def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys)
     assert "AUPRO" in out
     best = max(rows, key=lambda row: float(row["anomaly_score"]))["path"]
     assert out.split("most anomalous")[1].splitlines()[1].split()[1] == best
-    assert out.splitlines()[-1] == "results: out"
+    assert out.splitlines()[-2:] == ["results: out", "report: out/report.html"]
 
 
 def test_metrics_json_tells_what_was_measured_and_how(place):
@@ -146,7 +147,14 @@ def test_metrics_json_tells_what_was_measured_and_how(place):
     assert set(metrics["auroc_by_kind"]) == {"dent"}
     assert metrics["pixels"] == {"images": 5, "regions": 2, "normal": 5 * 480 - 72, "anomalous": 72}
     assert all(0 <= metrics[name]["value"] <= 1 for name in ("pixel_auroc", "pixel_f1_max", "aupro"))
-    assert document["scoring"] == {"fraction_defect": 0.05, "aggregate": "mean", "batch_size": 2, "task": "defect"}
+    assert document["scoring"] == {
+        "fraction_defect": 0.05,
+        "aggregate": "mean",
+        "batch_size": 2,
+        "target_fpr": 0.05,
+        "threshold": None,
+        "task": "defect",
+    }
     assert document["model"]["config"]["model"]["nfc"] == 4
     assert document["seed"] == {"training": 0, "bootstrap": 0}
     assert {"hta", "torch", "numpy", "python"} <= set(document["versions"])
@@ -208,7 +216,7 @@ def test_overlays_outline_the_mask(place):
 
 def test_scores_alone_without_maps(place):
     assert run("--no_maps") == 0
-    assert {path.name for path in Path("out").iterdir()} == {"scores.csv", "metrics.json"}
+    assert {path.name for path in Path("out").iterdir()} == {"scores.csv", "metrics.json", "report.html"}
     document = document_of()
     assert document["metrics"]["aupro"] == {"value": None, "reason": "no masks, or no maps"}
     assert document["metrics"]["image_auroc"]["value"] is not None
@@ -276,7 +284,8 @@ def test_fraction_task_and_aggregate(place):
     assert run("--no_maps", "--overwrite") == 0
     assert rows_of() == votes[0.05]
     assert run("--task", "class", "--no_maps", "--overwrite") == 0
-    assert rows_of() == votes[1.0]
+    # The decisions are by a threshold of the task's own.
+    assert [list(row.values())[:-1] for row in rows_of()] == [list(row.values())[:-1] for row in votes[1.0]]
     assert document_of()["scoring"]["fraction_defect"] == 1
 
     assert run("--aggregate", "minmax", "--no_maps", "--overwrite") == 0
@@ -289,7 +298,7 @@ def test_a_changed_batch_size_changes_scores_by_rounding_only(place):
     results = []
     for size in (1, 2, 64):
         assert run("--batch_size", size, out=f"out{size}") == 0
-        results.append([list(map(float, list(row.values())[2:])) for row in rows_of(f"out{size}")])
+        results.append([list(map(float, list(row.values())[2:-1])) for row in rows_of(f"out{size}")])
     np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(results[2], results[0], rtol=0, atol=1e-6)
 
@@ -315,6 +324,7 @@ def test_a_new_process_gives_the_same_bits(place):
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert Path("again/scores.csv").read_bytes() == Path("out/scores.csv").read_bytes()
+    assert document_of("again")["decision"] == document_of("out")["decision"]
     for path in Path("out").rglob("*.png"):
         assert path.read_bytes() == Path("again", path.relative_to("out")).read_bytes()
 
@@ -336,6 +346,110 @@ def test_images_unlike_the_training_image_are_said_and_kept(place, caplog):
         assert [line.startswith("1 of 4 test images") for line in warnings if words in line] == [True]
         assert caplog.text.count(words) == 1
     assert len(rows_of()) == 4
+
+
+# --- reject or pass ---------------------------------------------------------------------------------------------------
+
+
+def decisions_of(folder="out"):
+    return [row["decision"] for row in rows_of(folder)]
+
+
+def expected_decisions(threshold, folder="out"):
+    return ["reject" if score > threshold else "pass" for score in scores_of(folder).values()]
+
+
+def kept_statistics():
+    """Scores of the views with the mean aggregate, and the peaks of their maps."""
+    data = json.loads(Path("TrainedModels/wall/calibration.json").read_text())
+    return 1 - np.mean(data["shares"], axis=1), np.array(data["peaks"])
+
+
+@pytest.mark.parametrize("target_fpr", [None, 0.5])
+def test_the_threshold_is_that_of_the_kept_statistics(place, capsys, target_fpr):
+    assert run(*([] if target_fpr is None else ["--target_fpr", target_fpr])) == 0
+    decision, (scores, peaks) = document_of()["decision"], kept_statistics()
+    wanted = target_fpr or 0.05
+    assert (decision["source"], decision["target_fpr"], decision["reason"]) == ("calibrated", wanted, None)
+    assert np.mean(scores > decision["threshold"]) == pytest.approx(wanted, abs=1e-12)
+    assert np.mean(peaks > decision["pixel_threshold"]) == pytest.approx(wanted, abs=1e-12)
+    assert decisions_of() == expected_decisions(decision["threshold"])
+    assert f"for {100 * wanted:g} % false alarms" in capsys.readouterr().out
+
+
+def test_the_decision_is_counted_against_the_labels(place):
+    assert run("--no_maps") == 0
+    middle = float(np.median(list(scores_of().values())))
+    assert run("--threshold", repr(middle), out="given") == 0
+    decision, rejected = document_of("given")["decision"], decisions_of("given")
+    assert (decision["threshold"], decision["source"], decision["target_fpr"]) == (middle, "given", None)
+    assert decision["pixel_threshold"] == document_of()["decision"]["pixel_threshold"]
+    assert rejected == expected_decisions(middle)
+    assert decision["rejected"] == rejected.count("reject") == 2  # three of five are not above their median
+    right, false = rejected[:2].count("reject"), rejected[2:].count("reject")
+    assert decision["confusion"] == {
+        "true_positives": right,
+        "false_positives": false,
+        "true_negatives": 3 - false,
+        "false_negatives": 2 - right,
+    }
+    assert decision["recall"]["value"] == right / 2
+    assert decision["false_positive_rate"]["value"] == false / 3
+
+
+def test_without_labels_it_is_decided_and_not_counted(place):
+    assert run(test_dir="parts/test/dent") == 0
+    decision = document_of()["decision"]
+    assert decisions_of() == expected_decisions(decision["threshold"])
+    assert decision["confusion"] is None
+    assert decision["recall"]["value"] is None
+
+
+def test_minmax_decides_by_a_given_threshold_only(place, capsys):
+    assert run("--aggregate", "minmax", "--no_maps") == 0
+    assert decisions_of() == [""] * 5
+    decision = document_of()["decision"]
+    assert (decision["threshold"], decision["rejected"], decision["confusion"]) == (None, None, None)
+    assert "depend on the test set" in decision["reason"]
+    assert f"no decision: {decision['reason']}" in capsys.readouterr().out
+    assert run("--aggregate", "minmax", "--no_maps", "--threshold", 0.5, out="given") == 0
+    assert decisions_of("given") == expected_decisions(0.5, "given")
+
+
+def test_calibrated_scores_of_one_image_are_those_in_a_set(place):
+    options = ["--aggregate", "calibrated", "--no_maps"]
+    assert run(*options) == 0
+    assert run(*options, test_dir=f"parts/{IMAGES[0]}", out="alone") == 0
+    assert next(iter(scores_of("alone").values())) == pytest.approx(scores_of()[IMAGES[0]], abs=1e-4)
+    assert decisions_of("alone") == decisions_of()[:1]
+    views = np.array(json.loads(Path("TrainedModels/wall/calibration.json").read_text())["shares"])
+    for row in rows_of():
+        shares = [float(row[f"vote_share_scale_{n}"]) for n in range(3)]
+        deviations = (views.mean(axis=0) - shares) / views.std(axis=0, ddof=1)
+        assert float(row["anomaly_score"]) == pytest.approx(deviations.mean(), rel=1e-9)
+
+
+@pytest.mark.parametrize("aggregate", ["mean", "calibrated"])
+def test_neither_the_batch_size_nor_the_library_decides_otherwise(place, aggregate):
+    options = ["--aggregate", aggregate, "--target_fpr", 0.5, "--no_maps"]
+    for size in (1, 2, 64):
+        assert run(*options, "--batch_size", size, out=f"out{size}") == 0
+        assert decisions_of(f"out{size}") == decisions_of("out1")
+    images = [f"parts/{name}" for name in IMAGES]
+    scores = load().score(images, aggregate=aggregate, target_fpr=0.5)
+    assert ["reject" if rejected else "pass" for rejected in scores.decisions] == decisions_of("out1")
+
+
+def test_another_fraction_is_calibrated_anew_and_the_model_left_as_it_was(place):
+    before = snapshot("TrainedModels")
+    assert run("--fraction_defect", 0.3, "--no_maps", out="first") == 0
+    assert snapshot("TrainedModels") == before
+    Path("TrainedModels/wall/calibration.json").unlink()
+    assert run("--fraction_defect", 0.3, "--no_maps", out="second") == 0
+    assert run("--no_maps", out="own") == 0
+    assert document_of("first")["decision"] == document_of("second")["decision"]
+    assert document_of("first")["decision"]["threshold"] != document_of("own")["decision"]["threshold"]
+    assert not Path("TrainedModels/wall/calibration.json").exists()
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------
@@ -390,8 +504,15 @@ def _empty_folder(place):
         (None, {"labels_csv": "no.csv"}, ("no.csv",)),
         (None, {"fraction_defect": 0}, ("--fraction_defect 0", "0 < value <= 1")),
         (None, {"fraction_defect": 1.5}, ("--fraction_defect 1.5", "0 < value <= 1")),
-        (None, {"aggregate": "median"}, ("--aggregate median", "mean, minmax")),
+        (None, {"aggregate": "median"}, ("--aggregate median", "mean, minmax, calibrated")),
         (None, {"aggregate": "minmax", "test_dir": "parts/test/good/0.png"}, ("--aggregate minmax", "mean")),
+        (None, {"target_fpr": 0}, ("--target_fpr 0", "0 < value < 1")),
+        (None, {"target_fpr": 1}, ("--target_fpr 1", "0 < value < 1")),
+        (None, {"target_fpr": "nan"}, ("--target_fpr nan", "0 < value < 1")),
+        (None, {"target_fpr": "5%"}, ("--target_fpr", "5%")),
+        (None, {"threshold": "nan"}, ("--threshold nan",)),
+        (None, {"threshold": "inf"}, ("--threshold inf",)),
+        (None, {"threshold": "high"}, ("--threshold", "high")),
         (None, {"task": "other"}, ("--task other", "defect, class")),
         (None, {"batch_size": 0}, ("--batch_size 0",)),
         (None, {"device": "cuda:99"}, ("--device cuda:99",)),
@@ -517,6 +638,8 @@ def _edited(before, after):
         (_truncated("config.json"), ("config.json", "not valid JSON")),
         (_of_another_model("scale_1.safetensors"), ("scale_1.safetensors", "another model")),
         (_of_another_model("training_images.safetensors"), ("training_images.safetensors", "another model")),
+        (_truncated("calibration.json"), ("calibration.json", "not valid JSON", "remove the file")),
+        (_of_another_model("calibration.json"), ("calibration.json", "another model", "remove the file")),
         (_one_tensor_less, ("scale_1.safetensors", "discriminator.body.tail.bias is missing")),
         (_edited('"format_version": 1', '"format_version": 2'), ("config.json", "format 2", "train again")),
         (_edited('"nfc": 4', '"nfc": 5'), ("scale_0.safetensors", "another model")),

@@ -2,12 +2,12 @@
 
 The statistics are kept beside the model, in calibration.json, for the fraction of the patches that the task takes. A
 threshold of another false-positive rate or aggregate is read off the same statistics; for another fraction they are
-made again from the training images, which the model keeps.
+made again from the training images, which the model keeps. Those of another model are refused.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,12 +19,14 @@ from hta.evaluation.evaluator import Evaluator
 from hta.evaluation.scoring import anomaly_scores, calibrated_scores
 from hta.evaluation.views import STRENGTH, draw_views
 from hta.files import write_atomically
+from hta.models.storage import IMAGES_FILE, RunFolder
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 1
 
 NUM_VIEWS = 200
 _BATCH = 16
+_REMEDY = "remove the file, it is made again from the model"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,10 @@ class Calibration:
     seed: int
     shares: np.ndarray
     peaks: np.ndarray
+
+    def fits(self, fraction: float, task: str) -> bool:
+        """Whether these are the statistics for a fraction of the patches and a task."""
+        return (self.fraction, self.strength) == (fraction, STRENGTH[task])
 
     def scores(self, shares: np.ndarray, aggregate: str) -> np.ndarray:
         """Anomaly scores `(N,)` of `(N, S)` vote shares, higher = more anomalous; "calibrated" uses the views' own."""
@@ -67,10 +73,15 @@ class Calibration:
         value = float(np.quantile(self.scores(self.shares, aggregate), 1 - target_fpr))
         return Threshold(value, None, "calibrated", target_fpr, pixel_threshold)
 
-    def to_json(self) -> str:
-        """The content of calibration.json."""
+    def to_json(self, model: str) -> str:
+        """The content of calibration.json.
+
+        Args:
+            model: fingerprint of the model that said it.
+        """
         data = {
             "format_version": FORMAT_VERSION,
+            "model": model,
             "fraction": self.fraction,
             "strength": self.strength,
             "seed": self.seed,
@@ -80,35 +91,54 @@ class Calibration:
         return json.dumps(data) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, source: str, num_scales: int) -> "Calibration":
+    def from_json(cls, text: str, source: str, model: str, num_scales: int) -> "Calibration":
         """Read `to_json`'s form.
 
         Args:
             text: the JSON.
             source: the file's name, for errors.
+            model: fingerprint of the model that it should be of.
             num_scales: S of the model.
 
         Raises:
-            UserError: not JSON, another format version, or not the statistics of such a model.
+            UserError: not JSON, another format version, of another model, or no such statistics.
         """
-        remedy = "remove the file, it is made again from the model"
         try:
             data = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{source}: not valid JSON ({error}); {remedy}") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{source}: not valid JSON ({error}); {_REMEDY}") from error
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
-            raise UserError(f"{source}: calibration format {version}, this version reads {FORMAT_VERSION}; {remedy}")
-        require_keys(data, {"format_version", "fraction", "strength", "seed", "shares", "peaks"}, source)
+            raise UserError(f"{source}: calibration format {version}, this version reads {FORMAT_VERSION}; {_REMEDY}")
+        numbers = ("fraction", "strength", "seed", "shares", "peaks")
         try:
-            shares, peaks = (np.array(data[name], dtype=np.float64) for name in ("shares", "peaks"))
-            numbers = float(data["fraction"]), float(data["strength"]), int(data["seed"])
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{source}: holds something else than numbers; {remedy}") from error
-        finite = bool(np.isfinite(shares).all() and np.isfinite(peaks).all())
-        if not finite or shares.shape != (len(peaks), num_scales) or len(peaks) < 2:
-            raise UserError(f"{source}: not the statistics of a model of {num_scales} scales; {remedy}")
-        return cls(*numbers, shares, peaks)
+            require_keys(data, {"format_version", "model", *numbers}, source)
+        except UserError as error:
+            raise UserError(f"{error}; {_REMEDY}") from error
+        if data["model"] != model:
+            raise UserError(f"{source}: belongs to another model; {_REMEDY}")
+        try:
+            arrays = [np.asarray(data[name]) for name in numbers]
+        except ValueError as error:  # rows of several lengths
+            raise UserError(f"{source}: not the statistics of a model; {_REMEDY}") from error
+        if not _are_statistics(*arrays, num_scales):
+            raise UserError(f"{source}: not the statistics of a model of {num_scales} scales; {_REMEDY}")
+        fraction, strength, seed, shares, peaks = arrays
+        return cls(float(fraction), float(strength), int(seed), shares.astype(np.float64), peaks.astype(np.float64))
+
+
+def _are_statistics(
+    fraction: np.ndarray, strength: np.ndarray, seed: np.ndarray, shares: np.ndarray, peaks: np.ndarray, num_scales: int
+) -> bool:
+    """Whether arrays that were read are what a `Calibration` holds."""
+    arrays = (fraction, strength, seed, shares, peaks)
+    if not all(array.dtype.kind in "if" and np.isfinite(array).all() for array in arrays):
+        return False
+    shapes = [array.shape for array in arrays]
+    if shapes != [(), (), (), (peaks.size, num_scales), (peaks.size,)] or peaks.size < 2 or seed.dtype.kind != "i":
+        return False
+    in_range = all(array.min() >= 0 and array.max() <= 1 for array in (fraction, shares, peaks))
+    return bool(in_range and fraction > 0 and strength >= 0)
 
 
 def calibrate(
@@ -130,26 +160,35 @@ def calibrate(
     return Calibration(evaluator.fractions[0], STRENGTH[task], seed, shares, peaks)
 
 
-def save_calibration(folder: Path, calibration: Calibration) -> None:
-    """Keep the statistics beside the model.
+def save_calibration(folder: RunFolder, calibration: Calibration) -> None:
+    """Keep the statistics beside the model, once all its scales are saved.
 
     Raises:
         RunError: the file cannot be written.
     """
-    write_atomically(folder / CALIBRATION_FILE, calibration.to_json().encode())
+    model = _fingerprint(folder, calibration.shares.shape[1])
+    write_atomically(folder.path / CALIBRATION_FILE, calibration.to_json(model).encode())
 
 
-def kept_calibration(folder: Path, num_scales: int) -> Calibration | None:
+def kept_calibration(folder: RunFolder, num_scales: int) -> Calibration | None:
     """The statistics that were kept beside a model; None if there are none.
 
     Raises:
         UserError: the file is damaged or belongs to another model.
     """
-    path = folder / CALIBRATION_FILE
+    path = folder.path / CALIBRATION_FILE
     if not path.exists():
         return None
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove the file, it is made again") from error
-    return Calibration.from_json(text, str(path), num_scales)
+        raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
+    return Calibration.from_json(text, str(path), _fingerprint(folder, num_scales), num_scales)
+
+
+def _fingerprint(folder: RunFolder, num_scales: int) -> str:
+    """What tells a model from every other: statistics that were copied beside another one must not decide there."""
+    digest = hashlib.sha256()
+    for path in (folder.path / IMAGES_FILE, *map(folder.scale_file, range(num_scales))):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -74,12 +74,14 @@ def draw_views(images: Tensor, count: int, strength: float, seed: int, changes: 
 
 def _sampling_grid(shape: torch.Size, changes: Changes, generator: torch.Generator) -> Tensor:
     """Where each pixel of a view comes from: `(B, h, w, 2)` in [-1, 1], so a side is 2 long."""
-    count = shape[0]
+    count, _, height, width = shape
     turn = math.radians(changes.turn) * _uniform(count, generator)
     size = 1 - min(changes.zoom, _MOST_ZOOM) * torch.rand(count, generator=generator)
     cos, sin = size * turn.cos(), size * turn.sin()
     shift = 2 * changes.shift * _uniform(2 * count, generator).view(2, -1)
-    affine = torch.stack([cos, -sin, shift[0], sin, cos, shift[1]], dim=1).view(-1, 2, 3)
+    # Both sides are 2 long here: what is to be a turn of a rectangle's pixels must not be one of the square.
+    row_x, row_y = [cos, -sin * height / width, shift[0]], [sin * width / height, cos, shift[1]]
+    affine = torch.stack(row_x + row_y, dim=1).view(-1, 2, 3)
     knots = 2 * changes.bend * torch.randn(count, 2, _KNOTS, _KNOTS, generator=generator)
     bend = F.interpolate(knots, size=shape[-2:], mode="bicubic", align_corners=True)
     return F.affine_grid(affine, list(shape), align_corners=False) + bend.permute(0, 2, 3, 1)

@@ -18,16 +18,21 @@ from hta.data.image_sets import Benchmark
 from hta.data.protocol import draw_training_images
 from hta.data.selection import Selection, load_dataset
 from hta.errors import RunError
+from hta.evaluation.calibration import NUM_VIEWS
+from hta.evaluation.decision import Threshold, decide, summarize_decision
 from hta.evaluation.metrics import bootstrap_auroc, image_auroc
 from hta.evaluation.scoring import AGGREGATES, anomaly_scores
+from hta.evaluation.views import STRENGTH, draw_views
 from hta.experiments.machine import describe_machine, describe_versions
 from hta.experiments.presets import METHOD_VERSION
 from hta.experiments.spec import Pairs, RunSpec
-from hta.experiments.variants import score_images, train_variant
+from hta.experiments.variants import Shares, score_images, train_variant
 from hta.models.pyramid import plan_of
 from hta.runtime import set_up
 
 FORMAT_VERSION = 1
+TARGET_FPR = 0.05
+_BATCH = 64
 _DIGITS = 6
 
 
@@ -126,6 +131,7 @@ def execute(task: Task) -> Outcome:
     results, scores = measure(spec, shares, labels)
     # All patches, or as many as any fraction has: the last fraction is the largest.
     results["training_shares"] = _rounded(score_images(shares_of, images, plan.working_size)[-1].mean(axis=0))
+    results["decision"] = decision_on_views(spec, shares_of, training_set, scores, labels)
     record = {
         "format_version": FORMAT_VERSION,
         "method_version": METHOD_VERSION,
@@ -184,6 +190,29 @@ def measure(spec: RunSpec, shares: np.ndarray, labels: np.ndarray) -> tuple[dict
         "auroc_by_scale": [_auroc(labels, -column) for column in main.T],
     }
     return results, scores
+
+
+def decision_on_views(
+    spec: RunSpec, shares_of: Shares, training_set: api.TrainingSet, scores: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """False alarms and recall at the threshold that views of the training images give, as the product decides.
+
+    Args:
+        spec: of the run.
+        shares_of: scores images.
+        training_set: what was trained on.
+        scores: `(N,)` anomaly scores of the test images for the main fraction, higher = more anomalous.
+        labels: `(N,)`, 1 = anomalous.
+
+    Returns:
+        From `summarize_decision`.
+    """
+    views = draw_views(training_set.images, NUM_VIEWS, STRENGTH[training_set.record.config.model.task], spec.seed)
+    shares = np.concatenate([shares_of(batch) for batch in views.split(_BATCH)], axis=1)
+    of_views = anomaly_scores(torch.from_numpy(shares[spec.fractions.index(spec.main_fraction)])).numpy()
+    limit = float(np.quantile(of_views, 1 - TARGET_FPR))
+    threshold = Threshold(round(limit, _DIGITS), source="calibrated", target_fpr=TARGET_FPR)
+    return summarize_decision(labels.tolist(), decide(scores, threshold), threshold)
 
 
 def _auroc(labels: np.ndarray, scores: np.ndarray) -> float | None:
