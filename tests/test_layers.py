@@ -26,6 +26,7 @@ FLOORS = {
     "hta.evaluation": 5,
     "hta": 6,  # the package itself: its names are looked up in hta.api
     "hta.api": 6,
+    "hta.inputs": 6,
     "hta.cli": 6,
     "hta.experiments": 6,
     "hta.benchmark": 6,

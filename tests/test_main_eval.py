@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import main_eval
-from hta import api
+from hta import api, inputs
 from hta.config import RuntimeConfig
 from hta.models.storage import RunFolder
 
@@ -668,7 +668,7 @@ def test_a_run_that_breaks_leaves_nothing_and_keeps_the_former_results(place, ca
     before = snapshot()
     (place / "parts/test/good/zzz.png").write_text("no image")
     before["parts/test/good/zzz.png"] = b"no image"
-    monkeypatch.setattr(main_eval, "check_readable", lambda items: {})  # as if it broke only after the check
+    monkeypatch.setattr(inputs, "check_readable", lambda items: {})  # as if it broke only after the check
     assert run("--overwrite") == 2
     assert "zzz.png" in capsys.readouterr().err
     assert snapshot() == before
