@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hta.runtime import seeded_generator
 
-STRENGTH = {"defect": 1.0, "class": 3.5}
+STRENGTH = {"defect": 3.5, "class": 3.5}
 """How strongly views are changed, by the task of the model."""
 
 _KNOTS = 4  # of a bend, per side; between them the displacement is smooth
