@@ -139,20 +139,32 @@ def draw_scratch(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
     return np.where(beside < 0.3, bright, dark), region
 
 
-def draw_stain(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a soft elliptical stain, which smears what it covers into its mean; arguments as `draw_scratch`."""
+def draw_stain(
+    clean: np.ndarray, rng: np.random.Generator, sides: tuple[int, int] = (18, 20)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a soft elliptical stain, which smears what it covers into its mean.
+
+    Args:
+        clean, rng: as of `draw_scratch`.
+        sides: least and largest height and width, px.
+
+    Returns:
+        As of `draw_scratch`.
+    """
     rows, columns = np.indices(clean.shape)
     middle_row, middle_column = rng.integers(16, CROP_SIZE - 16, size=2)
-    half_height, half_width = rng.uniform(9.0, 10.0, size=2)
+    half_height, half_width = rng.uniform(sides[0] / 2, sides[1] / 2, size=2)
     radius = np.hypot((rows - middle_row) / half_height, (columns - middle_column) / half_width)
     region = radius < 1
     strength = np.clip(4 * (1 - radius), 0, 1)
     return clean + strength * (clean[region].mean() - clean), region
 
 
-def draw_displaced(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Put a piece of the crop, turned by 90 degrees, in another place; arguments as `draw_scratch`."""
-    side = int(rng.integers(15, 19))
+def draw_displaced(
+    clean: np.ndarray, rng: np.random.Generator, sides: tuple[int, int] = (15, 18)
+) -> tuple[np.ndarray, np.ndarray]:
+    """Put a square piece of the crop, turned by 90 degrees, in another place; arguments as `draw_stain`."""
+    side = int(rng.integers(sides[0], sides[1] + 1))
     (top, left), (source_top, source_left) = rng.integers(4, CROP_SIZE - side - 4, size=(2, 2))
     painted, region = clean.astype(np.float64), np.zeros(clean.shape, dtype=bool)
     region[top : top + side, left : left + side] = True
@@ -164,19 +176,19 @@ Drawer = Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray, np.ndarra
 DEFECTS: dict[str, Drawer] = {"displaced": draw_displaced, "scratch": draw_scratch, "stain": draw_stain}
 
 
-def plant_defect(clean: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def plant_defect(clean: np.ndarray, draw: Drawer, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Plant one defect in a clean crop.
 
     Args:
         clean: crop (H, W), uint8.
-        kind: a key of `DEFECTS`.
+        draw: how the defect is drawn, as those of `DEFECTS`.
         rng: source of everything random.
 
     Returns:
         The defective crop (H, W), uint8, within the range of the clean one, and its mask, uint8: 255 exactly where
-        the two differ, at most 2 % of the area, and 0 elsewhere.
+        the two differ, and 0 elsewhere.
     """
-    drawings = [DEFECTS[kind](clean, rng) for _ in range(PLACES_TRIED)]
+    drawings = [draw(clean, rng) for _ in range(PLACES_TRIED)]
     painted, region = max(drawings, key=lambda drawing: _visibility(clean, *drawing))
     low, high = int(clean.min()), int(clean.max())
     values = np.clip(np.rint(painted), low, high).astype(np.uint8)
@@ -211,7 +223,7 @@ def build_demo(
     for index, crop in enumerate(plan_crops(texture.shape, seed, num_good, num_per_defect)):
         image = cut(texture, crop.top, crop.left)
         if crop.kind in DEFECTS:
-            image, files[crop.mask_file] = plant_defect(image, crop.kind, np.random.default_rng([seed, index]))
+            image, files[crop.mask_file] = plant_defect(image, DEFECTS[crop.kind], np.random.default_rng([seed, index]))
         files[crop.image_file] = image
     return files
 

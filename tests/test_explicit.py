@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from hta.benchmark import build_trainers, random_pyramid, training_image
+from hta.benchmark.explicit import explicit_network, explicit_vote_shares
+from hta.benchmark.workload import build_trainers, random_pyramid, training_image
 from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
 from hta.evaluation.evaluator import Evaluator
-from hta.explicit import explicit_network, explicit_vote_shares
 from hta.imaging import resize
 from hta.models.pyramid import fresh_noise
 from hta.runtime import set_up

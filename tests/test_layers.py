@@ -30,7 +30,6 @@ FLOORS = {
     "hta.cli": 6,
     "hta.experiments": 6,
     "hta.benchmark": 6,
-    "hta.explicit": 6,  # the benchmark's baseline
     "hta.demo": 6,
     "hta.calibration_study": 6,
     "hta.planted": 6,
@@ -43,7 +42,6 @@ SCRIPTS = (
     "main_eval",
     "hta.experiments",
     "hta.benchmark",
-    "hta.explicit",
     "hta.demo",
     "hta.calibration_study",
     "hta.planted",

@@ -1,0 +1,56 @@
+"""How fast hta is: python -m hta.benchmark [--quick] [--json FILE] [--chart FILE]
+
+One run on one machine times two ways of computing the same, in turns: `explicit`, the method as plainly as it is
+usually written (hta/benchmark/explicit.py), in a process of its own, and `hta`, the product with its default settings.
+The ratios are what counts: the seconds are this machine's, on this day. The discriminator's arithmetic is held against
+the machine's own forward convolution, the fastest of several layouts and batch shapes, measured in the same run.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hta.benchmark.measure import run_benchmark
+from hta.benchmark.report import draw_chart, format_report
+from hta.cli import Parser, add_settings, run_command, take_settings
+from hta.config import Checked, option
+from hta.errors import UserError
+from hta.files import write_atomically
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions(Checked):
+    """What is measured."""
+
+    quick: bool = option(False, "fewer repetitions: about a minute")
+    json: str | None = option(None, "write all figures to this file")
+    chart: str | None = option(None, "write a bar chart to this PNG")
+    threads: int = option(0, "CPU threads, 0 for one a core", low=0, high=1024)
+    precision: str = option("auto", "of hta", choices=("auto", "float32", "bfloat16"))
+
+
+def _command(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m hta.benchmark", description=__doc__)
+    add_settings(parser, "options", BenchmarkOptions)
+    options = take_settings(BenchmarkOptions, vars(parser.parse_args(argv)))
+    for flag in ("json", "chart"):
+        path = getattr(options, flag)
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise UserError(f"--{flag} {path}: its folder does not exist; make it first")
+    report = run_benchmark(options.threads, options.precision, options.quick)
+    print(format_report(report))
+    if options.json is not None:
+        write_atomically(Path(options.json), (json.dumps(report.summary(), indent=2) + "\n").encode())
+    if options.chart is not None:
+        draw_chart(report, Path(options.chart))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return its exit status."""
+    return run_command(_command, argv, "nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
