@@ -66,10 +66,20 @@ def finest_pair(config: Config, runtime: Runtime) -> tuple[ScaleTrainer, Explici
     return next(islice(build_trainers(config, runtime), last, None))
 
 
-def random_pyramid(config: Config, runtime: Runtime) -> Pyramid:
-    """A pyramid with untrained networks: their arithmetic is that of trained ones."""
-    pyramid = Pyramid.planned(config.model, (IMAGE_SIDE, IMAGE_SIDE), 1, runtime.device, runtime.dtype)
-    for n in range(pyramid.plan.num_scales):
+def random_pyramid(
+    config: Config, runtime: Runtime, side: int = IMAGE_SIDE, shots: int = 1, *, without_finest: bool = False
+) -> Pyramid:
+    """A pyramid with untrained networks: their arithmetic is that of trained ones.
+
+    Args:
+        config: the settings.
+        runtime: where it runs.
+        side: of the training images, pixels.
+        shots: how many there are.
+        without_finest: leave out the finest scale, which is yet to be trained.
+    """
+    pyramid = Pyramid.planned(config.model, (side, side), shots, runtime.device, runtime.dtype)
+    for n in range(pyramid.plan.num_scales - without_finest):
         scale = pyramid.new_scale(n, seeded_generator("benchmark", n))
         scale.freeze()
         pyramid.scales.append(scale)
