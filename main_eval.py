@@ -33,11 +33,11 @@ from hta.evaluation.results import (
     ResultsWriter,
     check_target,
     has_known_pixels,
-    results_folder,
     summarize,
     write_metrics,
     write_scores,
 )
+from hta.files import new_folder
 from hta.inputs import (
     InputOptions,
     Source,
@@ -154,7 +154,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     normal = model.calibration(evaluation.scoring, evaluation.options.task)
     scale = None if output.no_maps else ColourScale.of_normal_peaks(normal.peaks)
     comparison = InputComparison(model.training_images, model.record.image_size, gray=model.record.is_gray)
-    with results_folder(evaluation.target) as folder:
+    with new_folder(evaluation.target, replace=True) as folder:
         start = time.perf_counter()
         with ResultsWriter(folder, scale, masked=masked, full_size_maps=output.full_size_maps) as writer:
             _score(evaluation, writer, comparison)

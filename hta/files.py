@@ -40,7 +40,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Fill a folder under a temporary name beside its place; it appears there when the block ends without an error.
 
     Args:
-        path: the folder's place; folders above it are made.
+        path: the folder's place; folders above it are made, and removed again where nothing comes to lie in them.
         replace: whether an existing folder gives way, in one step with the new one's arrival.
 
     Yields:
@@ -50,6 +50,7 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         RunError: the disk is full, the place cannot be written, or it is taken.
     """
     fresh, old = _temporary(path), path.with_name(f".{path.name}.{os.getpid()}.old{_PART}")
+    missing = [parent for parent in path.parents if not parent.exists()]
     try:
         fresh.mkdir(parents=True)
         yield fresh
@@ -64,6 +65,9 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+        for parent in missing:
+            with suppress(OSError):  # not empty: the folder is in it
+                parent.rmdir()
 
 
 def sweep(folder: Path) -> None:

@@ -9,13 +9,10 @@
 The suffix is appended, not replaced, so that `a.png` and `a.jpg` keep apart.
 """
 
-import contextlib
 import csv
 import json
-import shutil
-import tempfile
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from hta.data.scored import ScoredImage
-from hta.errors import RunError, UserError
+from hta.errors import UserError
 from hta.evaluation.decision import PASS, REJECT
 from hta.evaluation.evaluator import ImageVotes
 from hta.evaluation.metrics import Metric, summarize_image_metrics
@@ -74,54 +71,6 @@ def check_target(target: Path, test_dir: Path | None, *, overwrite: bool) -> Non
         raise UserError(f"--out {target}: exists and holds {foreign[0]}, which is no result; give another folder")
     if contents and not overwrite:
         raise UserError(f"--out {target}: holds results; give another folder, or --overwrite to replace them")
-
-
-@contextlib.contextmanager
-def results_folder(target: Path) -> Iterator[Path]:
-    """Make a results folder under a temporary name; it takes its own at the end of the block, or vanishes on an error.
-
-    Args:
-        target: the folder; an existing one is replaced then.
-
-    Yields:
-        The temporary folder.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    missing = [parent for parent in target.parents if not parent.exists()]
-    fresh = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        fresh.chmod(0o755)
-        yield fresh
-        _put_in_place(fresh, target)
-    except OSError as error:
-        raise RunError(
-            f"{target}: cannot be written ({error.strerror}); free some space or give another --out"
-        ) from error
-    finally:
-        if fresh is not None:
-            shutil.rmtree(fresh, ignore_errors=True)
-        for parent in missing:
-            with contextlib.suppress(OSError):  # not empty: the results are in it
-                parent.rmdir()
-
-
-def _put_in_place(fresh: Path, target: Path) -> None:
-    """Give a folder its name; what had it before is removed only when that is done."""
-    if not target.exists():
-        fresh.rename(target)
-        return
-    former = fresh.with_suffix(".former")
-    target.rename(former)
-    try:
-        fresh.rename(target)
-    except OSError:
-        former.rename(target)
-        raise
-    shutil.rmtree(former, ignore_errors=True)
 
 
 # --- what comes image by image ----------------------------------------------------------------------------------------
