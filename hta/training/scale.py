@@ -197,6 +197,10 @@ class ScaleTrainer:
             for group in optimizer.param_groups:
                 group["lr"] = rate * (config.gamma if self.iteration >= milestone else 1.0)
 
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        """Both optimisers, by the names that their state is kept under."""
+        return {"optimizer_g": self.optimizer_g, "optimizer_d": self.optimizer_d}
+
     def state(self) -> dict[str, Tensor]:
         """All that is needed to go on from here, as tensors under one name each.
 
@@ -204,7 +208,7 @@ class ScaleTrainer:
             RunError: one of them is not finite.
         """
         tensors = scale_tensors(self.scale) | {"noise_stream": self.noise_stream.get_state()}
-        for prefix, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+        for prefix, optimizer in self._optimizers().items():
             for number, values in optimizer.state_dict()["state"].items():
                 tensors |= {f"{prefix}.{number}.{key}": value for key, value in values.items()}
         broken = next((name for name, value in tensors.items() if not value.isfinite().all()), None)
@@ -215,7 +219,7 @@ class ScaleTrainer:
     def _state_names(self, iteration: int) -> set[str]:
         """The names of `state` after an iteration."""
         names = set(scale_tensors(self.scale)) | {"noise_stream"}
-        for prefix, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+        for prefix, optimizer in self._optimizers().items():
             for number in range(len(optimizer.param_groups[0]["params"]) if iteration else 0):
                 names |= {f"{prefix}.{number}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
         return names
@@ -243,7 +247,7 @@ class ScaleTrainer:
             raise UserError(f"{source}: {sorted(missing)[0]} is missing; train again with --overwrite")
         self.noise_stream.set_state(tensors["noise_stream"])
         self.iteration = iteration
-        for prefix, optimizer in (("optimizer_g", self.optimizer_g), ("optimizer_d", self.optimizer_d)):
+        for prefix, optimizer in self._optimizers().items():
             state: dict[int, dict[str, Tensor]] = {}
             parameters = optimizer.param_groups[0]["params"]
             for name, value in tensors.items():
