@@ -101,6 +101,17 @@ def test_the_ablation_takes_every_variant_and_no_setup_without_one(tmp_path):
     assert not any(row["column"] == "b" for row in lines_of(1, tmp_path))
 
 
+def test_the_ablation_compares_on_the_same_draws(tmp_path):
+    frog = dict(title="CIFAR10", dataset="cifar", pos_class="frog", num_transforms=54, paper_dataset="cifar10")
+    write_result(tmp_path, 0.8, **frog)
+    write_result(tmp_path, 0.2, draw=2, **frog)
+    write_result(tmp_path, 0.9, **(frog | {"pos_class": "cat"}))
+    write_result(tmp_path, 0.55, variant="b", **frog)
+    lines = lines_of(6, tmp_path)
+    assert (line(lines, "frog")["ours"], line(lines, "frog")["draws"]) == ("80.00", "1")
+    assert "average of 1 class" in {row["class"] for row in lines if row["column"] == "Ours"}
+
+
 def test_fractions_and_both_defect_columns(tmp_path):
     fractions = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
     by_fraction = {f"{fraction:g}": 0.5 + fraction / 4 for fraction in fractions}

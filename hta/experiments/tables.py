@@ -202,13 +202,13 @@ def build_table(table: int, results: Iterable[Result]) -> list[Part]:
         table: 1 to 7.
         results: all that are at hand; those that belong to other tables are left out.
     """
-    groups: defaultdict[Setup, list[Result]] = defaultdict(list)
+    groups: dict[Setup, list[Result]] = defaultdict(list)
     for result in results:
         if _belongs(table, result.spec):
             groups[_setup_of(table, result.spec)].append(result)
-    parts = [_part(table, setup, members) for setup, members in groups.items()]
     if table == _ABLATION:
-        parts = [part for part in parts if any(column != "Ours" for _, column in part.cells)]
+        groups = {setup: _compared(members) for setup, members in groups.items()}
+    parts = [_part(table, setup, members) for setup, members in groups.items() if members]
     order = {place: number for number, place in enumerate(paper_parts(table))}
     run = {(part.dataset, part.shots) for part in parts}
     parts += [Part(table, None, *place, {}) for place in order if place not in run]
@@ -216,6 +216,12 @@ def build_table(table: int, results: Iterable[Result]) -> list[Part]:
         parts,
         key=lambda part: (order.get((part.dataset, part.shots), len(order)), part.shots, str(part.setup)),
     )
+
+
+def _compared(members: Sequence[Result]) -> list[Result]:
+    """An ablation's runs, those of the method only where another variant was trained on the same draw."""
+    ablated = {(result.spec.pos_class, result.spec.draw) for result in members if result.spec.variant != "ours"}
+    return [result for result in members if (result.spec.pos_class, result.spec.draw) in ablated]
 
 
 def _belongs(table: int, spec: RunSpec) -> bool:
