@@ -18,6 +18,7 @@ from hta.evaluation.calibration import Calibration, calibrate, kept_calibration,
 from hta.evaluation.decision import Threshold, decide
 from hta.evaluation.evaluator import Evaluator, ImageVotes
 from hta.evaluation.scoring import anomaly_scores, default_fraction
+from hta.evaluation.views import ViewRule, view_rule
 from hta.imaging import is_gray, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid, plan_of
 from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
@@ -91,18 +92,18 @@ class Model:
             UserError: the file beside the model is damaged, or belongs to another model.
         """
         fraction = self.resolve_scoring(scoring or ScoringConfig(), task).fraction_defect
-        task = task or self.record.config.model.task
-        if self._calibration is None or not self._calibration.fits(fraction, task):
-            self._calibration = self._kept_calibration(fraction, task)
+        rule = view_rule(task or self.record.config.model.task, self.record.config.model.num_transforms)
+        if self._calibration is None or not self._calibration.fits(fraction, rule):
+            self._calibration = self._kept_calibration(fraction, rule)
         if self._calibration is None:
-            self._calibration = calibrate(self.evaluator((fraction,)), self.training_images, task)
+            self._calibration = calibrate(self.evaluator((fraction,)), self.training_images, rule)
         return self._calibration
 
-    def _kept_calibration(self, fraction: float, task: str) -> Calibration | None:
-        """The statistics beside the model; None if there are none, or none for this fraction and task."""
+    def _kept_calibration(self, fraction: float, rule: ViewRule) -> Calibration | None:
+        """The statistics beside the model; None if there are none, or none for this fraction and rule."""
         kept = None if self.folder is None else kept_calibration(self.folder, self.pyramid.plan.num_scales)
-        if kept is not None and not kept.fits(fraction, task):
-            logger.info("calibrated anew for fraction %g, task %s: what is kept is for others", fraction, task)
+        if kept is not None and not kept.fits(fraction, rule):
+            logger.info("calibrated anew for fraction %g and this task: what is kept is for others", fraction)
             return None
         return kept
 

@@ -1,9 +1,9 @@
 """What would other calibrations have given? python -m hta.calibration_study --input_name brick --results DIR
 
 Reads the results of main_eval.py on a labelled test set, and compares ways of making a threshold from the training
-images alone: each kind of view by itself, all together at several strengths, reconstructions and random samples. For
-each it prints the share of normal images rejected (false alarms) and of anomalous ones (recall), with exact 95 %
-intervals.
+images alone: each kind of view by itself, all together at several strengths, of the images as they are and mirrored,
+reconstructions and random samples. For each it prints the share of normal images rejected (false alarms) and of
+anomalous ones (recall), with exact 95 % intervals.
 """
 
 import csv
@@ -23,7 +23,7 @@ from hta.errors import UserError
 from hta.evaluation.decision import confusion, proportion
 from hta.evaluation.results import METRICS_FILE, SCORES_FILE
 from hta.evaluation.scoring import anomaly_scores
-from hta.evaluation.views import ALL_CHANGES, STRENGTH, Changes, draw_views
+from hta.evaluation.views import ALL_CHANGES, Changes, ViewRule, draw_views, view_rule
 from hta.models.pyramid import fresh_noise
 from hta.runtime import seeded_generator
 
@@ -65,16 +65,19 @@ def candidates(model: api.Model, count: int, seed: int) -> Iterator[tuple[str, t
     Yields:
         Name of a candidate, and its `(B, 3, h, w)` images in [-1, 1].
     """
-    images, strength = model.training_images, STRENGTH[model.record.config.model.task]
+    images, config = model.training_images, model.record.config.model
+    own = view_rule(config.task, config.num_transforms)
     yield "training images", images
     yield "reconstructions", model.pyramid.reconstruct().clamp(-1, 1)
     for start in range(min(2, model.pyramid.plan.num_scales)):
         yield f"random samples from scale {start} on", _samples(model, count, seed, start)
     for name, value in asdict(ALL_CHANGES).items():
-        yield f"{name} alone, as in all", draw_views(images, count, strength, seed, Changes(**{name: value}))
-    for factor in sorted({*STRENGTHS, strength}):
-        mark = " (the product's)" if factor == strength else ""
-        yield f"all changes, strength {factor:g}{mark}", draw_views(images, count, factor, seed)
+        yield f"{name} alone, strength 3.5", draw_views(images, count, 3.5, seed, Changes(**{name: value}))
+    for mirrored in (False, True):
+        for strength in STRENGTHS:
+            rule = ViewRule(strength, mirrored)
+            mark = " (the product's)" if rule == own else ""
+            yield f"{'mirrored' if mirrored else 'views'}, strength {strength:g}{mark}", rule.draw(images, count, seed)
 
 
 def _samples(model: api.Model, count: int, seed: int, start: int) -> torch.Tensor:
@@ -143,7 +146,7 @@ def _percent(value: dict) -> str:
 def _print_rows(rows: Iterator[Row], write: Callable[[str], None]) -> None:
     write(f"{'threshold made of':40} {'threshold':>9}  {'false alarms':24}{'recall'}")
     for row in rows:
-        write(f"{row.name:40} {row.threshold:9.4f}  {_percent(row.false_positive_rate):24}{_percent(row.recall)}")
+        write(f"{row.name:40} {row.threshold:9.6f}  {_percent(row.false_positive_rate):24}{_percent(row.recall)}")
 
 
 def _command(argv: Sequence[str] | None) -> None:

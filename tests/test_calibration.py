@@ -17,7 +17,7 @@ from hta.config import RuntimeConfig, ScoringConfig
 from hta.errors import UserError
 from hta.evaluation.calibration import CALIBRATION_FILE, NUM_VIEWS, Calibration, calibrate
 from hta.evaluation.evaluator import Evaluator
-from hta.evaluation.views import STRENGTH, draw_views
+from hta.evaluation.views import ViewRule, view_rule
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
 CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 4, **RUNTIME}
@@ -25,7 +25,7 @@ CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 4, **RUNTIME}
 # The second scale says nothing: all views are alike there.
 BY_HAND = Calibration(
     fraction=0.05,
-    strength=1.0,
+    rule=ViewRule(1.0, mirrored=False),
     seed=0,
     shares=np.array([[0.7, 0.5], [0.9, 0.5], [0.5, 0.5], [0.8, 0.5], [0.6, 0.5]]),
     peaks=np.array([0.3, 0.1, 0.5, 0.2, 0.4]),
@@ -71,7 +71,7 @@ def marked(root):
 
 
 def assert_equal(one, two):
-    assert (one.fraction, one.strength, one.seed) == (two.fraction, two.strength, two.seed)
+    assert (one.fraction, one.rule, one.seed) == (two.fraction, two.rule, two.seed)
     np.testing.assert_array_equal(one.shares, two.shares)
     np.testing.assert_array_equal(one.peaks, two.peaks)
 
@@ -112,7 +112,7 @@ def test_minmax_has_no_threshold_and_says_why():
 @pytest.mark.parametrize("aggregate", ["mean", "calibrated"])
 def test_it_rejects_the_wanted_share_of_the_views(aggregate, target_fpr, rejected):
     draw = np.random.default_rng(0)
-    views = Calibration(1.0, 1.0, 0, draw.random((200, 3)), draw.random(200))
+    views = Calibration(1.0, ViewRule(1.0, mirrored=True), 0, draw.random((200, 3)), draw.random(200))
     threshold = views.threshold(aggregate, target_fpr)
     assert (views.scores(views.shares, aggregate) > threshold.threshold).sum() == rejected
     assert (views.peaks > threshold.pixel_threshold).sum() == rejected
@@ -124,11 +124,12 @@ def test_it_rejects_the_wanted_share_of_the_views(aggregate, target_fpr, rejecte
 def test_statistics_are_those_of_each_view_alone(kept):
     model = load(kept)
     evaluator = Evaluator(model.pyramid, (0.2,))
-    statistics = calibrate(evaluator, model.training_images, "class", seed=4, num_views=20)
-    assert (statistics.fraction, statistics.strength, statistics.seed) == (0.2, STRENGTH["class"], 4)
+    rule = ViewRule(2.0, mirrored=True)
+    statistics = calibrate(evaluator, model.training_images, rule, seed=4, num_views=20)
+    assert (statistics.fraction, statistics.rule, statistics.seed) == (0.2, rule, 4)
     assert statistics.shares.shape == (20, model.pyramid.plan.num_scales)
     assert statistics.shares.dtype == statistics.peaks.dtype == np.float64
-    for i, view in enumerate(draw_views(model.training_images, 20, STRENGTH["class"], seed=4)):
+    for i, view in enumerate(rule.draw(model.training_images, 20, seed=4)):
         alone = evaluator.score(view[None])
         np.testing.assert_allclose(statistics.shares[i], alone.shares[0, 0], rtol=0, atol=1e-6)
         assert statistics.peaks[i] == pytest.approx(alone.maps.max(), abs=1e-6)
@@ -149,7 +150,7 @@ def test_statistics_in_memory_are_those_of_the_model_saved_and_loaded(kept):
 def test_the_global_random_state_is_left_alone(kept):
     model = load(kept)
     before = torch.get_rng_state()
-    calibrate(model.evaluator((1.0,)), model.training_images, "defect", num_views=2)
+    calibrate(model.evaluator((1.0,)), model.training_images, view_rule("defect", 4), num_views=2)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -158,13 +159,13 @@ def test_the_global_random_state_is_left_alone(kept):
 
 def test_json_and_back_to_the_bit():
     draw = np.random.default_rng(1)
-    statistics = Calibration(1 / 3, 0.1 + 0.2, 7, draw.random((9, 4)), draw.random(9))
+    statistics = Calibration(1 / 3, ViewRule(0.1 + 0.2, mirrored=True), 7, draw.random((9, 4)), draw.random(9))
     assert_equal(Calibration.from_json(statistics.to_json("abc"), "file", "abc", 4), statistics)
 
 
 def test_training_keeps_the_statistics_for_the_models_task(kept):
     data = json.loads((kept / "wall" / CALIBRATION_FILE).read_text())
-    assert (data["fraction"], data["strength"], data["seed"]) == (0.05, STRENGTH["defect"], 0)
+    assert (data["fraction"], data["strength"], data["mirrored"], data["seed"]) == (0.05, 1.0, True, 0)
     assert np.shape(data["shares"]) == (NUM_VIEWS, 3)
     assert np.shape(data["peaks"]) == (NUM_VIEWS,)
 
@@ -189,7 +190,7 @@ def test_another_fraction_or_task_is_calibrated_anew(models, scoring, task, frac
     model = load(models)
     model.calibration()
     other = model.calibration(scoring, task)
-    expected = calibrate(Evaluator(model.pyramid, (fraction,)), model.training_images, task or "defect")
+    expected = calibrate(Evaluator(model.pyramid, (fraction,)), model.training_images, view_rule(task or "defect", 4))
     assert_equal(other, expected)
     assert other.peaks[0] != 0.123456
     assert model.calibration(scoring, task) is other
@@ -201,7 +202,7 @@ def test_statistics_of_views_of_another_strength_are_made_anew(models):
     marked(models)
     edit(models, strength=123.0)
     statistics = load(models).calibration()
-    assert (statistics.strength, statistics.peaks[0] == 0.123456) == (STRENGTH["defect"], False)
+    assert (statistics.rule, statistics.peaks[0] == 0.123456) == (view_rule("defect", 4), False)
 
 
 def test_a_model_without_the_file_is_calibrated(models):
@@ -254,7 +255,7 @@ DAMAGES = {
     "nested without end": (write(b"[" * 200_000), "not valid JSON"),
     "a folder": (become_a_folder, "cannot be read"),
     "a list": (write(b"[1, 2]"), "calibration format None"),
-    "another format": (change(format_version=2), "calibration format 2"),
+    "another format": (change(format_version=1), "calibration format 1"),
     "no format": (change(format_version=None), "calibration format None"),
     "a key less": (change(peaks=None), "missing key peaks"),
     "a key more": (change(extra=1), "unknown key extra"),
@@ -277,6 +278,7 @@ DAMAGES = {
     "fraction 0": (change(fraction=0), "3 scales"),
     "an infinite seed": (change(seed=float("inf")), "3 scales"),
     "a list for the strength": (change(strength=[1.0]), "3 scales"),
+    "a number for mirrored": (change(mirrored=1), "3 scales"),
 }
 
 
@@ -348,6 +350,8 @@ def test_settings_out_of_range_are_named(kept, setting):
 
 
 def test_a_changed_setting_of_a_frozen_calibration_makes_another_one():
-    assert replace(BY_HAND, fraction=0.1).fits(0.05, "defect") is False
-    assert replace(BY_HAND, strength=STRENGTH["defect"]).fits(0.05, "defect") is True
-    assert replace(BY_HAND, strength=STRENGTH["defect"] + 1).fits(0.05, "defect") is False
+    rule = ViewRule(1.0, mirrored=False)
+    assert replace(BY_HAND, fraction=0.1).fits(0.05, rule) is False
+    assert BY_HAND.fits(0.05, rule) is True
+    assert BY_HAND.fits(0.05, ViewRule(2.0, mirrored=False)) is False
+    assert BY_HAND.fits(0.05, ViewRule(1.0, mirrored=True)) is False

@@ -36,9 +36,15 @@ def test_the_product_s_own_row_is_what_main_eval_decided(scored, capsys):
     own = [line for line in lines if "(the product's)" in line]
     decision = json.loads((scored / "out/metrics.json").read_text())["decision"]
     assert len(own) == 1
-    assert f"{decision['threshold']:.4f}" in own[0]
+    assert f"{decision['threshold']:.6f}" in own[0]
     assert own[0].count(f"{decision['false_positive_rate']['value']:.1%}") >= 1
-    for name in ("training images", "reconstructions", "random samples from scale 0 on", "noise alone, as in all"):
+    for name in (
+        "training images",
+        "reconstructions",
+        "random samples from scale 0 on",
+        "noise alone, strength 3.5",
+        "mirrored, strength 0.5",
+    ):
         assert any(line.startswith(name) for line in lines)
 
 

@@ -20,6 +20,7 @@ import main_train
 from hta import api
 from hta.data.folders import load_training_images
 from hta.evaluation.calibration import calibrate, kept_calibration
+from hta.evaluation.views import view_rule
 from hta.models.storage import RunFolder
 from hta.runtime import RuntimeConfig
 from hta.training import samples
@@ -118,8 +119,10 @@ def test_a_run_leaves_model_curves_samples_and_metrics(trained):
 
 def test_the_kept_statistics_are_those_of_the_finished_model(trained, model):
     kept = kept_calibration(RunFolder(trained / "TrainedModels" / "shots"), 3)
-    made = calibrate(model.evaluator((0.1,)), model.training_images, "defect")  # two shots: a tenth of the patches
-    assert kept.fits(0.1, "defect")
+    made = calibrate(
+        model.evaluator((0.1,)), model.training_images, view_rule("defect", 4)
+    )  # two shots: a tenth of the patches
+    assert kept.fits(0.1, view_rule("defect", 4))
     np.testing.assert_array_equal(kept.shares, made.shares)
     np.testing.assert_array_equal(kept.peaks, made.peaks)
 

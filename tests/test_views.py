@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from helpers import random_images
 
-from hta.evaluation.views import Changes, draw_views
+from hta.evaluation.views import Changes, ViewRule, draw_views, view_rule
 
 
 def smooth_images(shape=(24, 30), num_images=2, channels=3):
@@ -27,6 +27,21 @@ def test_strength_0_returns_the_images_in_turn():
     views = draw_views(images, 7, 0.0, seed=1)
     assert views.shape == (7, 3, 24, 30)
     torch.testing.assert_close(views, images[[0, 1, 2, 0, 1, 2, 0]], rtol=0, atol=1e-4)
+
+
+def test_mirrored_views_are_of_both_mirror_images_in_turn():
+    images = smooth_images(num_images=2)
+    views = ViewRule(0.0, mirrored=True).draw(images, 5, seed=1)
+    expected = [images[0].flip(-1), images[1].flip(-1), images[0].flip(-2), images[1].flip(-2), images[0].flip(-1)]
+    torch.testing.assert_close(views, torch.stack(expected), rtol=0, atol=1e-4)
+    plain = ViewRule(1.0, mirrored=False).draw(images, 5, seed=1)
+    assert torch.equal(plain, draw_views(images, 5, 1.0, seed=1))
+
+
+def test_only_surfaces_whose_model_knows_no_flip_are_mirrored():
+    assert view_rule("defect", 4).mirrored
+    for task, num_transforms in (("defect", 42), ("defect", 54), ("class", 4), ("class", 42)):
+        assert not view_rule(task, num_transforms).mirrored
 
 
 def test_views_are_of_their_images_in_turn_at_any_strength():

@@ -17,12 +17,12 @@ from hta.errors import UserError
 from hta.evaluation.decision import Threshold
 from hta.evaluation.evaluator import Evaluator
 from hta.evaluation.scoring import anomaly_scores, calibrated_scores
-from hta.evaluation.views import STRENGTH, draw_views
+from hta.evaluation.views import ViewRule
 from hta.files import write_atomically
 from hta.models.storage import IMAGES_FILE, RunFolder
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 NUM_VIEWS = 200
 _BATCH = 16
@@ -35,21 +35,21 @@ class Calibration:
 
     Attributes:
         fraction: part of the patches that voted, in (0, 1].
-        strength: how strongly the views were changed.
+        rule: how the views were drawn.
         seed: of the views.
         shares: `(V, S)` vote shares, higher = more normal.
         peaks: `(V,)` maxima of the anomaly maps at the working size.
     """
 
     fraction: float
-    strength: float
+    rule: ViewRule
     seed: int
     shares: np.ndarray
     peaks: np.ndarray
 
-    def fits(self, fraction: float, task: str) -> bool:
-        """Whether these are the statistics for a fraction of the patches and a task."""
-        return (self.fraction, self.strength) == (fraction, STRENGTH[task])
+    def fits(self, fraction: float, rule: ViewRule) -> bool:
+        """Whether these are the statistics for a fraction of the patches and a rule for views."""
+        return (self.fraction, self.rule) == (fraction, rule)
 
     def scores(self, shares: np.ndarray, aggregate: str) -> np.ndarray:
         """Anomaly scores `(N,)` of `(N, S)` vote shares, higher = more anomalous; "calibrated" uses the views' own."""
@@ -83,7 +83,8 @@ class Calibration:
             "format_version": FORMAT_VERSION,
             "model": model,
             "fraction": self.fraction,
-            "strength": self.strength,
+            "strength": self.rule.strength,
+            "mirrored": self.rule.mirrored,
             "seed": self.seed,
             "shares": self.shares.tolist(),
             "peaks": self.peaks.tolist(),
@@ -112,7 +113,7 @@ class Calibration:
             raise UserError(f"{source}: calibration format {version}, this version reads {FORMAT_VERSION}; {_REMEDY}")
         numbers = ("fraction", "strength", "seed", "shares", "peaks")
         try:
-            require_keys(data, {"format_version", "model", *numbers}, source)
+            require_keys(data, {"format_version", "model", "mirrored", *numbers}, source)
         except UserError as error:
             raise UserError(f"{error}; {_REMEDY}") from error
         if data["model"] != model:
@@ -121,10 +122,11 @@ class Calibration:
             arrays = [np.asarray(data[name]) for name in numbers]
         except ValueError as error:  # rows of several lengths
             raise UserError(f"{source}: not the statistics of a model; {_REMEDY}") from error
-        if not _are_statistics(*arrays, num_scales):
+        if not _are_statistics(*arrays, num_scales) or not isinstance(data["mirrored"], bool):
             raise UserError(f"{source}: not the statistics of a model of {num_scales} scales; {_REMEDY}")
         fraction, strength, seed, shares, peaks = arrays
-        return cls(float(fraction), float(strength), int(seed), shares.astype(np.float64), peaks.astype(np.float64))
+        rule = ViewRule(float(strength), data["mirrored"])
+        return cls(float(fraction), rule, int(seed), shares.astype(np.float64), peaks.astype(np.float64))
 
 
 def _are_statistics(
@@ -142,22 +144,22 @@ def _are_statistics(
 
 
 def calibrate(
-    evaluator: Evaluator, images: torch.Tensor, task: str, *, seed: int = 0, num_views: int = NUM_VIEWS
+    evaluator: Evaluator, images: torch.Tensor, rule: ViewRule, *, seed: int = 0, num_views: int = NUM_VIEWS
 ) -> Calibration:
     """Let a model score views of its training images.
 
     Args:
         evaluator: the model, ready to score with one fraction and with maps.
         images: `(N, 3, h, w)` training images in [-1, 1].
-        task: "defect" or "class": how strongly the views are changed.
+        rule: how the views are drawn, from `hta.evaluation.views.view_rule`.
         seed: of the views.
         num_views: how many.
     """
-    views = draw_views(images, num_views, STRENGTH[task], seed)
+    views = rule.draw(images, num_views, seed)
     batches = [evaluator.score(batch) for batch in views.split(_BATCH)]
     shares = np.concatenate([batch.shares[0] for batch in batches])
     peaks = np.concatenate([batch.maps.max(axis=(1, 2)) for batch in batches]).astype(np.float64)
-    return Calibration(evaluator.fractions[0], STRENGTH[task], seed, shares, peaks)
+    return Calibration(evaluator.fractions[0], rule, seed, shares, peaks)
 
 
 def save_calibration(folder: RunFolder, calibration: Calibration) -> None:

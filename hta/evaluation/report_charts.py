@@ -65,7 +65,7 @@ def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> str:
         place = x(threshold)
         end = "start" if place < _WIDTH / 2 else "end"
         parts.append(_line(place, 16, place, base, "threshold"))
-        parts.append(_text(place, 11, f"threshold {threshold:.4f}", end))
+        parts.append(_text(place, 11, f"threshold {threshold:.6f}", end))
     counted = ", ".join(f"{scores.size} {name}" for name, scores in groups.items())
     return _svg(_WIDTH, base + 44, f"Histogram of the anomaly scores: {counted}", parts)
 

@@ -78,7 +78,7 @@ def _tiles(document: dict[str, Any]) -> str:
         ("image AUROC", _number(auroc["value"]), _interval_note(auroc) or auroc.get("reason", "")),
     ]
     if threshold_of(document) is not None:
-        tiles.append(("rejected", f"{decision['rejected']:,}", f"score above {decision['threshold']:.4f}"))
+        tiles.append(("rejected", f"{decision['rejected']:,}", f"score above {decision['threshold']:.6f}"))
         tiles.append(("false alarms", *_rate(decision, "false_positive_rate"), "normal images rejected"))
         tiles.append(("recall", *_rate(decision, "recall"), "anomalous images rejected"))
     else:
@@ -145,7 +145,7 @@ def _decision(document: dict[str, Any]) -> str:
     if threshold_of(document) is None:
         reason = decision.get("reason")
         return f"<p>No threshold, so no image is rejected or passed{f': {escaped(reason)}' if reason else ''}.</p>"
-    words = [f"An image is rejected if its anomaly score is above {decision['threshold']:.4f}, otherwise it passes."]
+    words = [f"An image is rejected if its anomaly score is above {decision['threshold']:.6f}, otherwise it passes."]
     if decision.get("target_fpr") is not None:
         target = decision["target_fpr"]
         words.append(
@@ -155,7 +155,7 @@ def _decision(document: dict[str, Any]) -> str:
     elif decision.get("source") == "given":
         words.append("The threshold was given; nothing is promised about false alarms.")
     if decision.get("pixel_threshold") is not None:
-        words.append(f"A pixel counts as anomalous above {decision['pixel_threshold']:.4f}.")
+        words.append(f"A pixel counts as anomalous above {decision['pixel_threshold']:.6f}.")
     return f"<p>{escaped(' '.join(words))}</p>{_confusion(decision)}"
 
 
@@ -185,7 +185,7 @@ def _metric_note(metric: dict[str, Any]) -> str:
     if metric["value"] is None:
         return f"not defined: {metric['reason']}"
     notes = [_interval_note(metric)]
-    notes += [f"at threshold {metric['threshold']:.4f}, chosen on these images"] if "threshold" in metric else []
+    notes += [f"at threshold {metric['threshold']:.6f}, chosen on these images"] if "threshold" in metric else []
     notes += [f"false positive rate up to {metric['max_fpr']:g}"] if "max_fpr" in metric else []
     return "; ".join(filter(None, notes))
 

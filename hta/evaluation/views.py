@@ -1,8 +1,12 @@
 """Views of the training images: other images that should pass for normal, made from nothing but them.
 
 One image does not say how much normal images differ. Views of it, shifted, enlarged, turned, bent, brighter or darker,
-with more or less contrast and with noise, stand in for them: how strongly they are changed was chosen by task, on data
-that no figure is reported on.
+with more or less contrast and with noise, stand in for them.
+
+A model knows its training images by heart, and views of them are too well known to it unless they are changed beyond
+recognition. Their mirror images it does not know: where the transformations that it was trained on hold no flip, a
+mirrored surface is a new piece of the same surface, as good as another photograph, and mild changes do. Strengths were
+chosen on data that no figure is reported on.
 """
 
 import math
@@ -13,9 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hta.runtime import seeded_generator
-
-STRENGTH = {"defect": 3.5, "class": 3.5}
-"""How strongly views are changed, by the task of the model."""
+from hta.transforms import TRANSFORMATION_SETS
 
 _KNOTS = 4  # of a bend, per side; between them the displacement is smooth
 _MOST_ZOOM = 0.5
@@ -50,6 +52,37 @@ class Changes:
 
 ALL_CHANGES = Changes(shift=0.05, zoom=0.1, turn=5.0, bend=0.01, brightness=0.1, contrast=0.1, noise=0.05)
 """Together, at strength 1."""
+
+
+@dataclass(frozen=True)
+class ViewRule:
+    """How views stand in for normal images.
+
+    Attributes:
+        strength: how strongly they are changed, `ALL_CHANGES` times this.
+        mirrored: whether they are views of the mirror images, left to right and top to bottom by turns.
+    """
+
+    strength: float
+    mirrored: bool
+
+    def draw(self, images: Tensor, count: int, seed: int) -> Tensor:
+        """Draw views of `(N, 3, h, w)` images in [-1, 1]: `(count, 3, h, w)`, on the CPU."""
+        originals = torch.cat([images.flip(-1), images.flip(-2)]) if self.mirrored else images
+        return draw_views(originals, count, self.strength, seed)
+
+
+def view_rule(task: str, num_transforms: int) -> ViewRule:
+    """The rule for a model.
+
+    Args:
+        task: "defect" or "class". An object of a class may not be mirrored: it would be another object.
+        num_transforms: M of the model, a key of `TRANSFORMATION_SETS`.
+    """
+    knows_flips = any(transformation.flip for transformation in TRANSFORMATION_SETS[num_transforms])
+    if task == "defect" and not knows_flips:
+        return ViewRule(strength=1.0, mirrored=True)
+    return ViewRule(strength=3.5, mirrored=False)
 
 
 def draw_views(images: Tensor, count: int, strength: float, seed: int, changes: Changes = ALL_CHANGES) -> Tensor:

@@ -22,7 +22,7 @@ from hta.evaluation.calibration import NUM_VIEWS
 from hta.evaluation.decision import Threshold, decide, summarize_decision
 from hta.evaluation.metrics import bootstrap_auroc, image_auroc
 from hta.evaluation.scoring import AGGREGATES, anomaly_scores
-from hta.evaluation.views import STRENGTH, draw_views
+from hta.evaluation.views import view_rule
 from hta.experiments.machine import describe_machine, describe_versions
 from hta.experiments.presets import METHOD_VERSION
 from hta.experiments.spec import Pairs, RunSpec
@@ -207,7 +207,8 @@ def decision_on_views(
     Returns:
         From `summarize_decision`.
     """
-    views = draw_views(training_set.images, NUM_VIEWS, STRENGTH[training_set.record.config.model.task], spec.seed)
+    model = training_set.record.config.model
+    views = view_rule(model.task, model.num_transforms).draw(training_set.images, NUM_VIEWS, spec.seed)
     shares = np.concatenate([shares_of(batch) for batch in views.split(_BATCH)], axis=1)
     of_views = anomaly_scores(torch.from_numpy(shares[spec.fractions.index(spec.main_fraction)])).numpy()
     limit = float(np.quantile(of_views, 1 - TARGET_FPR))
