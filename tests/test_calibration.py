@@ -80,7 +80,7 @@ def assert_equal(one, two):
 
 
 @pytest.mark.parametrize(
-    ("target_fpr", "of_mean", "of_pixels"), [(0.25, 0.45, 0.4), (0.5, 0.4, 0.3), (0.1, 0.48, 0.46)]
+    ("target_fpr", "of_mean", "of_pixels"), [(0.25, 0.45, 0.45), (0.5, 0.4, 0.4), (0.1, 0.48, 0.48)]
 )
 def test_the_threshold_of_the_mean(target_fpr, of_mean, of_pixels):
     threshold = BY_HAND.threshold("mean", target_fpr)  # of 0.3, 0.35, 0.4, 0.45, 0.5
@@ -105,7 +105,7 @@ def test_minmax_has_no_threshold_and_says_why():
     assert (threshold.threshold, threshold.source, threshold.target_fpr) == (None, None, None)
     assert "depend on the test set" in threshold.reason
     assert "--threshold" in threshold.reason
-    assert threshold.pixel_threshold == pytest.approx(0.4)
+    assert threshold.pixel_threshold == pytest.approx(0.45)
 
 
 @pytest.mark.parametrize(("target_fpr", "rejected"), [(0.05, 10), (0.5, 100), (0.9, 180), (0.01, 2)])
@@ -115,7 +115,7 @@ def test_it_rejects_the_wanted_share_of_the_views(aggregate, target_fpr, rejecte
     views = Calibration(1.0, ViewRule(1.0, mirrored=True), 0, draw.random((200, 3)), draw.random(200))
     threshold = views.threshold(aggregate, target_fpr)
     assert (views.scores(views.shares, aggregate) > threshold.threshold).sum() == rejected
-    assert (views.peaks > threshold.pixel_threshold).sum() == rejected
+    assert (views.peaks > threshold.pixel_threshold).sum() == rejected // 2
 
 
 # --- the statistics of a model ----------------------------------------------------------------------------------------

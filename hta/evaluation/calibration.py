@@ -62,11 +62,14 @@ class Calibration:
     def threshold(self, aggregate: str, target_fpr: float) -> Threshold:
         """The threshold that rejects the share `target_fpr` of the views.
 
+        The pixel threshold is one that half of that share of the views touch anywhere: one pixel suffices, and the
+        peaks of views fall a little short of those of other normal images.
+
         Args:
             aggregate: of the scores that it is for; "minmax" depends on the test set, so it has none.
             target_fpr: in (0, 1).
         """
-        pixel_threshold = float(np.quantile(self.peaks, 1 - target_fpr))
+        pixel_threshold = float(np.quantile(self.peaks, 1 - target_fpr / 2))
         if aggregate == "minmax":
             reason = "minmax scores depend on the test set: no threshold can be known before it; give --threshold"
             return Threshold(None, reason, pixel_threshold=pixel_threshold)
