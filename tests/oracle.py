@@ -304,6 +304,11 @@ def minmax_anomaly_score(shares):
     return anomaly_score((shares - low) / width)
 
 
+def surprise(probability):
+    """How anomalous a patch is that finds the right transformation so likely: 0 if certain, 1 at 1e-12 and below."""
+    return min(-math.log10(max(probability, 1e-12)) / 12, 1.0)
+
+
 def localization_from_maps(maps, height, width, t_list):
     """Anomaly map (height, width), numpy float64, of M arrays of p_i (h_i - 10, w_i - 10); higher = more anomalous.
 
@@ -318,7 +323,7 @@ def localization_from_maps(maps, height, width, t_list):
             if mirrored[row : row + PATCH, column : column + PATCH].any():
                 continue
             y, x = divmod(int(source[row + MARGIN, column + MARGIN]), width)
-            total[y, x] += 1 - float(p[row, column])
+            total[y, x] += surprise(float(p[row, column]))
             count[y, x] += 1
     result = np.empty((height, width))
     for y, x in itertools.product(range(height), range(width)):

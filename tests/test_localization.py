@@ -16,6 +16,10 @@ CASES = [((22, 22), 14, 22), ((16, 22), 14, 22), ((22, 16), 14, 22)]
 LARGE = [((18, 80), 18, 80), ((80, 18), 18, 80)]
 
 
+def surprise(probabilities):
+    return probabilities.clamp(min=1e-12).log() / np.log(1e-12)
+
+
 def assert_close_to(actual, expected):
     np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=1e-9)
 
@@ -88,15 +92,21 @@ def test_shifts_larger_than_the_map_leave_the_untranslated_votes():
     votes = torch.rand(1, 54, 4, 4)
     still = [not (t.tx or t.ty) for t in TRANSFORMATION_SETS[54]]
     result = scale_map(ScaleVotes(votes, (40, 40), 18))
-    torch.testing.assert_close(result[0, 18:22, 18:22], 1 - votes[0, still].mean(dim=0))
+    torch.testing.assert_close(result[0, 18:22, 18:22], surprise(votes[0, still]).mean(dim=0))
 
 
 def test_the_frame_takes_the_nearest_value():
     votes = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]).expand(1, 4, 2, 3)
     result = scale_map(ScaleVotes(votes, (12, 13), 5))[0]
-    torch.testing.assert_close(result[5:7, 5:8], 1 - votes[0, 0])
-    torch.testing.assert_close(result[0, [0, 6, 12]], 1 - votes[0, 0, 0])
-    torch.testing.assert_close(result[11, [0, 6, 12]], 1 - votes[0, 0, 1])
+    torch.testing.assert_close(result[5:7, 5:8], surprise(votes[0, 0]))
+    torch.testing.assert_close(result[0, [0, 6, 12]], surprise(votes[0, 0, 0]))
+    torch.testing.assert_close(result[11, [0, 6, 12]], surprise(votes[0, 0, 1]))
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(1, 0.0), (0.1, 1 / 12), (1e-6, 0.5), (1e-12, 1.0), (0, 1.0)])
+def test_surprise_by_hand(probability, expected):
+    votes = torch.full((1, 4, 2, 3), probability, dtype=torch.float32)
+    torch.testing.assert_close(scale_map(ScaleVotes(votes, (12, 13), 5)), torch.full((1, 12, 13), expected))
 
 
 def test_resized_maps_stay_in_range():

@@ -358,10 +358,10 @@ def test_a_planted_patch_lands_on_its_pixel(transformation):
     marker[:, y, x] = 1
     (row,), (column,) = np.nonzero(oracle.transform_by_pixels(marker, transformation)[0] > 0.5)
     maps = flat_maps(height, width, [IDENTITY, transformation])
-    maps[1][row - 5, column - 5] = 0.4
+    maps[1][row - 5, column - 5] = 1e-3
     result = oracle.localization_from_maps(maps, height, width, [IDENTITY, transformation])
     expected = np.zeros((height, width))
-    expected[y, x] = 0.3  # the mean of 0 and 0.6
+    expected[y, x] = 0.125  # the mean of 0 and 3 / 12: three of the twelve decades down to 1e-12
     np.testing.assert_allclose(result, expected, atol=1e-15)
 
 
@@ -377,11 +377,18 @@ def test_patches_with_mirrored_pixels_are_left_out(width, last):
     np.testing.assert_array_equal(result, np.tile(expected, (16, 1)))
 
 
+@pytest.mark.parametrize(
+    ("probability", "expected"), [(1, 0), (0.1, 1 / 12), (1e-6, 0.5), (1e-12, 1), (1e-30, 1), (0, 1)]
+)
+def test_surprise_by_hand(probability, expected):
+    assert oracle.surprise(probability) == pytest.approx(expected, abs=1e-15)
+
+
 def test_the_frame_takes_the_nearest_value():
-    maps = [1 - np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])]
-    result = oracle.localization_from_maps(maps, 12, 13, [IDENTITY])
+    values = np.array([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    result = oracle.localization_from_maps([10 ** (-12 * values)], 12, 13, [IDENTITY])
     assert result.shape == (12, 13)
-    np.testing.assert_allclose(result[5:7, 5:8], 1 - maps[0], atol=1e-15)
+    np.testing.assert_allclose(result[5:7, 5:8], values, atol=1e-15)
     np.testing.assert_allclose(result[[0, 0, 11, 11, 3], [0, 12, 0, 12, 6]], [0.1, 0.3, 0.4, 0.6, 0.2], atol=1e-15)
 
 
@@ -394,7 +401,7 @@ def test_localization_by_hand_on_rotations():
     params, x = oracle.random_parameters(3, 4, 5), noise(3, 13, 15)
     maps = [p[0] for p in oracle.vote_map_explicit(params, x[None], ROTATIONS)]
     # a rotated map of patches is the rotated picture of the patches' centres
-    interior = 1 - sum(torch.rot90(p, -k) for k, p in enumerate(maps)).numpy() / 4
+    interior = sum(torch.rot90(-torch.log(p), -k) for k, p in enumerate(maps)).numpy() / 4 / np.log(1e12)
     result = oracle.localization(params, x, ROTATIONS)
     np.testing.assert_allclose(result, np.pad(interior, 5, mode="edge"), atol=1e-14)
     resized = oracle.localization_over_scales([params, params], [x, x], ROTATIONS, (26, 30))

@@ -1,9 +1,13 @@
 """Where an image is anomalous: maps made from the votes of its patches.
 
-1 - p_i of a patch belongs to the patch's centre, carried back through the transformation. Patches that touch mirrored
-pixels are left out: the untranslated transformations, which every set holds, cover their places.
+The surprise about a patch, -log p_i, belongs to the patch's centre, carried back through the transformation. Patches
+that touch mirrored pixels are left out: the untranslated transformations, which every set holds, cover their places.
+
+1 - p_i in its place would be full almost everywhere in a bad image: a patch that is missed by a little counts there as
+much as one that is missed by far.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +18,9 @@ from hta.evaluation.votes import ScaleVotes
 from hta.imaging import resize
 from hta.transforms import TRANSFORMATION_SETS, Transformation, shift_px
 
+LEAST_PROBABILITY = 1e-12
+"""Patches that find the right transformation less likely than this are all equally anomalous: 1 on a map."""
+
 
 def scale_map(votes: ScaleVotes) -> Tensor:
     """Anomaly maps of images at one scale.
@@ -22,15 +29,16 @@ def scale_map(votes: ScaleVotes) -> Tensor:
         votes: of B images of (h, w) pixels.
 
     Returns:
-        `(B, h, w)` in [0, 1]; higher = more anomalous. A frame as wide as the margin takes the nearest value.
+        `(B, h, w)` in [0, 1], mean surprise in units of -log `LEAST_PROBABILITY`; higher = more anomalous. A frame as
+        wide as the margin takes the nearest value.
     """
-    probabilities = votes.probabilities
-    total, count = torch.zeros_like(probabilities[:, 0]), torch.zeros_like(probabilities[0, 0])
+    surprise = votes.probabilities.clamp(LEAST_PROBABILITY, 1).log() / math.log(LEAST_PROBABILITY)
+    total, count = torch.zeros_like(surprise[:, 0]), torch.zeros_like(surprise[0, 0])
     for (down, right), members in _by_shift(votes).items():
         target_rows, source_rows = _overlap(down, total.shape[-2])
         target_columns, source_columns = _overlap(right, total.shape[-1])
-        moved = probabilities[:, members].sum(dim=1)
-        total[:, target_rows, target_columns] += len(members) - moved[:, source_rows, source_columns]
+        moved = surprise[:, members].sum(dim=1)
+        total[:, target_rows, target_columns] += moved[:, source_rows, source_columns]
         count[target_rows, target_columns] += len(members)
     interior = (total / count).unsqueeze(1)
     return F.pad(interior, [votes.margin] * 4, mode="replicate").squeeze(1)
