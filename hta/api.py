@@ -16,7 +16,7 @@ from hta.config import Config, ModelConfig, RuntimeConfig, ScoringConfig, Traini
 from hta.errors import UserError
 from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
 from hta.evaluation.decision import Threshold, decide
-from hta.evaluation.evaluator import Evaluator, ImageVotes
+from hta.evaluation.evaluator import Evaluator, ImageVotes, precision_of
 from hta.evaluation.scoring import anomaly_scores, default_fraction
 from hta.evaluation.views import ViewRule, view_rule
 from hta.imaging import is_gray, resize, to_array, to_tensor
@@ -84,6 +84,8 @@ class Model:
     def calibration(self, scoring: ScoringConfig | None = None, task: str | None = None) -> Calibration:
         """What the model says about views of its training images, as kept beside it or made now; the last one is kept.
 
+        What is kept beside it counts only for its own fraction, task and precision.
+
         Args:
             scoring: the fraction of the patches that vote.
             task: "defect" or "class", by default the model's own.
@@ -93,17 +95,19 @@ class Model:
         """
         fraction = self.resolve_scoring(scoring or ScoringConfig(), task).fraction_defect
         rule = view_rule(task or self.record.config.model.task, self.record.config.model.num_transforms)
-        if self._calibration is None or not self._calibration.fits(fraction, rule):
+        if self._calibration is None or not self._calibration.fits(fraction, rule, precision_of(self.pyramid)):
             self._calibration = self._kept_calibration(fraction, rule)
         if self._calibration is None:
             self._calibration = calibrate(self.evaluator((fraction,)), self.training_images, rule)
         return self._calibration
 
     def _kept_calibration(self, fraction: float, rule: ViewRule) -> Calibration | None:
-        """The statistics beside the model; None if there are none, or none for this fraction and rule."""
+        """The statistics beside the model; None if there are none, or none for this fraction, rule and precision."""
         kept = None if self.folder is None else kept_calibration(self.folder, self.pyramid.plan.num_scales)
-        if kept is not None and not kept.fits(fraction, rule):
-            logger.info("calibrated anew for fraction %g and this task: what is kept is for others", fraction)
+        precision = precision_of(self.pyramid)
+        if kept is not None and not kept.fits(fraction, rule, precision):
+            text = "calibrated anew for fraction %g, this task and %s: what is kept is for others"
+            logger.info(text, fraction, precision)
             return None
         return kept
 

@@ -26,6 +26,7 @@ CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 4, **RUNTIME}
 BY_HAND = Calibration(
     fraction=0.05,
     rule=ViewRule(1.0, mirrored=False),
+    precision="float32",
     seed=0,
     shares=np.array([[0.7, 0.5], [0.9, 0.5], [0.5, 0.5], [0.8, 0.5], [0.6, 0.5]]),
     peaks=np.array([0.3, 0.1, 0.5, 0.2, 0.4]),
@@ -53,8 +54,8 @@ def models(kept, tmp_path):
     return shutil.copytree(kept, tmp_path / "models")
 
 
-def load(root, name="wall"):
-    return hta.load(name, root, RuntimeConfig(**RUNTIME))
+def load(root, name="wall", **runtime):
+    return hta.load(name, root, RuntimeConfig(**RUNTIME | runtime))
 
 
 def edit(root, **changes):
@@ -71,7 +72,8 @@ def marked(root):
 
 
 def assert_equal(one, two):
-    assert (one.fraction, one.rule, one.seed) == (two.fraction, two.rule, two.seed)
+    for name in ("fraction", "rule", "precision", "seed"):
+        assert getattr(one, name) == getattr(two, name)
     np.testing.assert_array_equal(one.shares, two.shares)
     np.testing.assert_array_equal(one.peaks, two.peaks)
 
@@ -112,7 +114,7 @@ def test_minmax_has_no_threshold_and_says_why():
 @pytest.mark.parametrize("aggregate", ["mean", "calibrated"])
 def test_it_rejects_the_wanted_share_of_the_views(aggregate, target_fpr, rejected):
     draw = np.random.default_rng(0)
-    views = Calibration(1.0, ViewRule(1.0, mirrored=True), 0, draw.random((200, 3)), draw.random(200))
+    views = Calibration(1.0, ViewRule(1.0, mirrored=True), "float32", 0, draw.random((200, 3)), draw.random(200))
     threshold = views.threshold(aggregate, target_fpr)
     assert (views.scores(views.shares, aggregate) > threshold.threshold).sum() == rejected
     assert (views.peaks > threshold.pixel_threshold).sum() == rejected // 2
@@ -126,7 +128,7 @@ def test_statistics_are_those_of_each_view_alone(kept):
     evaluator = Evaluator(model.pyramid, (0.2,))
     rule = ViewRule(2.0, mirrored=True)
     statistics = calibrate(evaluator, model.training_images, rule, seed=4, num_views=20)
-    assert (statistics.fraction, statistics.rule, statistics.seed) == (0.2, rule, 4)
+    assert (statistics.fraction, statistics.rule, statistics.precision, statistics.seed) == (0.2, rule, "float32", 4)
     assert statistics.shares.shape == (20, model.pyramid.plan.num_scales)
     assert statistics.shares.dtype == statistics.peaks.dtype == np.float64
     for i, view in enumerate(rule.draw(model.training_images, 20, seed=4)):
@@ -159,13 +161,15 @@ def test_the_global_random_state_is_left_alone(kept):
 
 def test_json_and_back_to_the_bit():
     draw = np.random.default_rng(1)
-    statistics = Calibration(1 / 3, ViewRule(0.1 + 0.2, mirrored=True), 7, draw.random((9, 4)), draw.random(9))
+    rule, shares, peaks = ViewRule(0.1 + 0.2, mirrored=True), draw.random((9, 4)), draw.random(9)
+    statistics = Calibration(1 / 3, rule, "bfloat16", 7, shares, peaks)
     assert_equal(Calibration.from_json(statistics.to_json("abc"), "file", "abc", 4), statistics)
 
 
 def test_training_keeps_the_statistics_for_the_models_task(kept):
     data = json.loads((kept / "wall" / CALIBRATION_FILE).read_text())
     assert (data["fraction"], data["strength"], data["mirrored"], data["seed"]) == (0.05, 1.0, True, 0)
+    assert (data["format_version"], data["precision"]) == (3, "float32")
     assert np.shape(data["shares"]) == (NUM_VIEWS, 3)
     assert np.shape(data["peaks"]) == (NUM_VIEWS,)
 
@@ -195,6 +199,21 @@ def test_another_fraction_or_task_is_calibrated_anew(models, scoring, task, frac
     assert other.peaks[0] != 0.123456
     assert model.calibration(scoring, task) is other
     assert model.calibration().peaks[0] == 0.123456
+    assert (models / "wall" / CALIBRATION_FILE).read_bytes() == before
+
+
+def test_another_precision_is_calibrated_anew(models, caplog):
+    marked(models)
+    before = (models / "wall" / CALIBRATION_FILE).read_bytes()
+    model = load(models, precision="bfloat16")
+    with caplog.at_level("INFO", "hta"):
+        other = model.calibration()
+    expected = calibrate(Evaluator(model.pyramid, (0.05,)), model.training_images, view_rule("defect", 4))
+    assert_equal(other, expected)
+    assert (other.precision, other.peaks[0] == 0.123456) == ("bfloat16", False)
+    assert caplog.text.count("calibrated anew for fraction 0.05, this task and bfloat16") == 1
+    assert model.calibration() is other
+    assert load(models).calibration().peaks[0] == 0.123456
     assert (models / "wall" / CALIBRATION_FILE).read_bytes() == before
 
 
@@ -255,7 +274,7 @@ DAMAGES = {
     "nested without end": (write(b"[" * 200_000), "not valid JSON"),
     "a folder": (become_a_folder, "cannot be read"),
     "a list": (write(b"[1, 2]"), "calibration format None"),
-    "another format": (change(format_version=1), "calibration format 1"),
+    "another format": (change(format_version=2), "calibration format 2"),
     "no format": (change(format_version=None), "calibration format None"),
     "a key less": (change(peaks=None), "missing key peaks"),
     "a key more": (change(extra=1), "unknown key extra"),
@@ -279,6 +298,8 @@ DAMAGES = {
     "an infinite seed": (change(seed=float("inf")), "3 scales"),
     "a list for the strength": (change(strength=[1.0]), "3 scales"),
     "a number for mirrored": (change(mirrored=1), "3 scales"),
+    "a precision that is none": (change(precision="float16"), "3 scales"),
+    "a list for the precision": (change(precision=["float32"]), "3 scales"),
 }
 
 
@@ -351,7 +372,8 @@ def test_settings_out_of_range_are_named(kept, setting):
 
 def test_a_changed_setting_of_a_frozen_calibration_makes_another_one():
     rule = ViewRule(1.0, mirrored=False)
-    assert replace(BY_HAND, fraction=0.1).fits(0.05, rule) is False
-    assert BY_HAND.fits(0.05, rule) is True
-    assert BY_HAND.fits(0.05, ViewRule(2.0, mirrored=False)) is False
-    assert BY_HAND.fits(0.05, ViewRule(1.0, mirrored=True)) is False
+    assert replace(BY_HAND, fraction=0.1).fits(0.05, rule, "float32") is False
+    assert BY_HAND.fits(0.05, rule, "float32") is True
+    assert BY_HAND.fits(0.05, rule, "bfloat16") is False
+    assert BY_HAND.fits(0.05, ViewRule(2.0, mirrored=False), "float32") is False
+    assert BY_HAND.fits(0.05, ViewRule(1.0, mirrored=True), "float32") is False

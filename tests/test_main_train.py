@@ -122,7 +122,7 @@ def test_the_kept_statistics_are_those_of_the_finished_model(trained, model):
     made = calibrate(
         model.evaluator((0.1,)), model.training_images, view_rule("defect", 4)
     )  # two shots: a tenth of the patches
-    assert kept.fits(0.1, view_rule("defect", 4))
+    assert kept.fits(0.1, view_rule("defect", 4), "float32")
     np.testing.assert_array_equal(kept.shares, made.shares)
     np.testing.assert_array_equal(kept.peaks, made.peaks)
 

@@ -1,8 +1,9 @@
 """A threshold from normal images only: what the model says about views of its training images (`hta.evaluation.views`).
 
-The statistics are kept beside the model, in calibration.json, for the fraction of the patches that the task takes. A
-threshold of another false-positive rate or aggregate is read off the same statistics; for another fraction they are
-made again from the training images, which the model keeps. Those of another model are refused.
+The statistics are kept beside the model, in calibration.json, for the fraction of the patches that the task takes and
+the precision that the model was trained in. A threshold of another false-positive rate or aggregate is read off the
+same statistics; for another fraction or precision they are made again from the training images, which the model keeps.
+Those of another model are refused.
 """
 
 import hashlib
@@ -22,10 +23,11 @@ from hta.files import write_atomically
 from hta.models.storage import IMAGES_FILE, RunFolder
 
 CALIBRATION_FILE = "calibration.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 NUM_VIEWS = 200
 _BATCH = 16
+_PRECISIONS = ("float32", "bfloat16")
 _REMEDY = "remove the file, it is made again from the model"
 
 
@@ -36,6 +38,7 @@ class Calibration:
     Attributes:
         fraction: part of the patches that voted, in (0, 1].
         rule: how the views were drawn.
+        precision: in which the model said it, "float32" or "bfloat16".
         seed: of the views.
         shares: `(V, S)` vote shares, higher = more normal.
         peaks: `(V,)` maxima of the anomaly maps at the working size.
@@ -43,13 +46,14 @@ class Calibration:
 
     fraction: float
     rule: ViewRule
+    precision: str
     seed: int
     shares: np.ndarray
     peaks: np.ndarray
 
-    def fits(self, fraction: float, rule: ViewRule) -> bool:
-        """Whether these are the statistics for a fraction of the patches and a rule for views."""
-        return (self.fraction, self.rule) == (fraction, rule)
+    def fits(self, fraction: float, rule: ViewRule, precision: str) -> bool:
+        """Whether these are the statistics for a fraction of the patches, a rule for views and a precision."""
+        return (self.fraction, self.rule, self.precision) == (fraction, rule, precision)
 
     def scores(self, shares: np.ndarray, aggregate: str) -> np.ndarray:
         """Anomaly scores `(N,)` of `(N, S)` vote shares, higher = more anomalous; "calibrated" uses the views' own."""
@@ -88,6 +92,7 @@ class Calibration:
             "fraction": self.fraction,
             "strength": self.rule.strength,
             "mirrored": self.rule.mirrored,
+            "precision": self.precision,
             "seed": self.seed,
             "shares": self.shares.tolist(),
             "peaks": self.peaks.tolist(),
@@ -116,7 +121,7 @@ class Calibration:
             raise UserError(f"{source}: calibration format {version}, this version reads {FORMAT_VERSION}; {_REMEDY}")
         numbers = ("fraction", "strength", "seed", "shares", "peaks")
         try:
-            require_keys(data, {"format_version", "model", "mirrored", *numbers}, source)
+            require_keys(data, {"format_version", "model", "mirrored", "precision", *numbers}, source)
         except UserError as error:
             raise UserError(f"{error}; {_REMEDY}") from error
         if data["model"] != model:
@@ -125,11 +130,13 @@ class Calibration:
             arrays = [np.asarray(data[name]) for name in numbers]
         except ValueError as error:  # rows of several lengths
             raise UserError(f"{source}: not the statistics of a model; {_REMEDY}") from error
-        if not _are_statistics(*arrays, num_scales) or not isinstance(data["mirrored"], bool):
+        known = isinstance(data["mirrored"], bool) and data["precision"] in _PRECISIONS
+        if not known or not _are_statistics(*arrays, num_scales):
             raise UserError(f"{source}: not the statistics of a model of {num_scales} scales; {_REMEDY}")
         fraction, strength, seed, shares, peaks = arrays
         rule = ViewRule(float(strength), data["mirrored"])
-        return cls(float(fraction), rule, int(seed), shares.astype(np.float64), peaks.astype(np.float64))
+        shares, peaks = shares.astype(np.float64), peaks.astype(np.float64)
+        return cls(float(fraction), rule, data["precision"], int(seed), shares, peaks)
 
 
 def _are_statistics(
@@ -162,7 +169,7 @@ def calibrate(
     batches = [evaluator.score(batch) for batch in views.split(_BATCH)]
     shares = np.concatenate([batch.shares[0] for batch in batches])
     peaks = np.concatenate([batch.maps.max(axis=(1, 2)) for batch in batches]).astype(np.float64)
-    return Calibration(evaluator.fractions[0], rule, seed, shares, peaks)
+    return Calibration(evaluator.fractions[0], rule, evaluator.precision, seed, shares, peaks)
 
 
 def save_calibration(folder: RunFolder, calibration: Calibration) -> None:

@@ -50,6 +50,11 @@ class ImageVotes(NamedTuple):
         return upsample_map(torch.from_numpy(self.anomaly_map), self.image_size).numpy()
 
 
+def precision_of(pyramid: Pyramid) -> str:
+    """The type that a model's networks compute in, such as "float32"."""
+    return str(pyramid.dtype).removeprefix("torch.")
+
+
 class Evaluator:
     """A model ready to score: its networks are folded once.
 
@@ -61,6 +66,7 @@ class Evaluator:
 
     def __init__(self, pyramid: Pyramid, fractions: Sequence[float] = (1.0,), *, with_maps: bool = True):
         self.plan: ScalePlan = pyramid.plan
+        self.precision = precision_of(pyramid)
         self.fractions, self.with_maps = tuple(fractions), with_maps
         self._scorer = VoteScorer(pyramid)
 
