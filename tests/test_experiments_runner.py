@@ -201,6 +201,9 @@ def test_without_dask_the_extra_is_named(tree, tmp_path, monkeypatch, capsys):
         (("--prepare", "sise=3"), "--prepare sise=3"),
         (("--set", "niter=few"), "--set niter=few"),
         (("--set", "niter=0"), "--niter 0"),
+        (("--set", "num_transforms=42"), "--set num_transforms=42: not a setting to override; give --num_transforms"),
+        (("--set", "niter=3", "task=defect"), "give another of --datasets"),
+        (("--set", "manualSeed=3"), "give --seed"),
         (("--test_limit", "0"), "--test_limit"),
     ],
 )

@@ -18,6 +18,11 @@ from hta.experiments.unit import Task, digest_images, prepared_dataset, select_i
 DEFECT_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Table 7's fractions of the patches."""
 
+_TOLD_OTHERWISE = {
+    "num_transforms": "give --num_transforms instead",
+    "manualSeed": "give --seed instead, to which each run adds its draw",
+    "task": "it follows from the data set, give another of --datasets instead",
+}
 _PREPARATION = ("geometry", "size", "train_filter", "test_filter", "train_clahe")
 
 
@@ -121,9 +126,14 @@ def parse_settings(texts: Sequence[str]) -> Pairs:
     """Read overridden settings, such as `niter=500`.
 
     Raises:
-        UserError: an unknown setting, or a value of another type.
+        UserError: an unknown setting, one that is told otherwise, or a value of another type.
     """
-    owners = {f.name: cls for cls in (ModelConfig, TrainingConfig) for f in fields(cls)}
+    for text in texts:
+        remedy = _TOLD_OTHERWISE.get(text.partition("=")[0])
+        if remedy is not None:
+            raise UserError(f"--set {text}: not a setting to override; {remedy}")
+    settings = {f.name: cls for cls in (ModelConfig, TrainingConfig) for f in fields(cls)}
+    owners = {name: cls for name, cls in settings.items() if name not in _TOLD_OTHERWISE}
     return _parse_pairs("--set", texts, owners)
 
 
