@@ -272,6 +272,7 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
     if options.name is None:
         _require_input_name(options)
     model = api.load(options.name or options.input_name[0], options.models_dir, config.runtime)
+    api.check_told_apart(model.record.num_images, model.runtime)
     last = model.pyramid.plan.num_scales - 1
     if samples.gen_start_scale > last:
         raise UserError(f"--gen_start_scale {samples.gen_start_scale}: the model's finest scale is {last}")

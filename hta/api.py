@@ -22,7 +22,7 @@ from hta.evaluation.views import ViewRule, view_rule
 from hta.imaging import is_gray, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid, plan_of
 from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
-from hta.runtime import Runtime, resolve, resolve_device, set_up
+from hta.runtime import Runtime, resolve, set_up
 from hta.training.trainer import train_pyramid
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 ImageLike = str | Path | Image.Image | np.ndarray
 
 MODELS_DIR = Path("TrainedModels")
+
+_TOLD_APART = {torch.bfloat16: 256}
+"""Training images that a generator tells apart by their numbers: in bfloat16 higher ones are rounded."""
 
 
 class Scores(NamedTuple):
@@ -236,6 +239,20 @@ class TrainingSet:
     images: Tensor
 
 
+def check_told_apart(num_images: int, runtime: Runtime) -> None:
+    """Refuse more training images than the generators tell apart.
+
+    Raises:
+        UserError: their numbers are rounded in the runtime's precision.
+    """
+    most = _TOLD_APART.get(runtime.dtype, num_images)
+    if num_images > most:
+        raise UserError(
+            f"{num_images} training images: --precision bfloat16 tells {most} apart at most; give --precision float32, "
+            "or fewer images"
+        )
+
+
 def prepare(images: Sequence[np.ndarray], sources: Sequence[str], config: Config) -> TrainingSet:
     """Check images and settings against each other, and fill in what the settings leave to the task.
 
@@ -248,8 +265,10 @@ def prepare(images: Sequence[np.ndarray], sources: Sequence[str], config: Config
         The training set.
 
     Raises:
-        UserError: the scale plan does not fit the images.
+        UserError: the scale plan does not fit the images, or the precision does not fit their number.
     """
+    # A device that is not there is refused before anything is written.
+    check_told_apart(len(images), resolve(config.runtime))
     size = images[0].shape[:2]
     for image, source in zip(images, sources, strict=True):
         if image.shape[:2] != size:
@@ -257,7 +276,6 @@ def prepare(images: Sequence[np.ndarray], sources: Sequence[str], config: Config
                 f"{source}: {image.shape[1]} x {image.shape[0]} px, the first image has {size[1]} x {size[0]} px; give "
                 "images of one size"
             )
-    resolve_device(config.runtime)  # a device that is not there is refused before anything is written
     gray = all(is_gray(image) for image in images)
     resolved = config.resolved(is_gray=gray)
     plan = plan_of(resolved.model, size)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 import hta
-from hta import api
+from hta import api, runtime
 from hta.config import RuntimeConfig, ScoringConfig
 from hta.errors import UserError
 from hta.evaluation.scoring import AGGREGATES, anomaly_scores
@@ -103,6 +103,26 @@ def test_a_stream_shows_the_images_in_order(model):
     assert [v.image_size for v in votes] == [(20, 24), (30, 20)]
     for image, array in zip(images, seen, strict=True):
         np.testing.assert_array_equal(array, image.astype(np.float32) / 255)
+
+
+@pytest.mark.parametrize(
+    ("precision", "hardware", "count", "fits"),
+    [
+        ("bfloat16", False, 256, True),
+        ("bfloat16", False, 257, False),
+        ("auto", True, 257, False),
+        ("auto", False, 257, True),
+        ("float32", True, 257, True),
+    ],
+)
+def test_more_images_than_bfloat16_tells_apart_are_refused(monkeypatch, precision, hardware, count, fits):
+    monkeypatch.setattr(runtime, "has_native_bfloat16", lambda device: hardware)
+    images, config = [picture(0) / np.float32(255)] * count, api.default_config(**CONFIG | {"precision": precision})
+    if fits:
+        assert api.prepare(images, ["a.png"] * count, config).record.num_images == count
+    else:
+        with pytest.raises(UserError, match=r"257 training images: .* 256 apart at most; give --precision float32"):
+            api.prepare(images, ["a.png"] * count, config)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 from experiments_helpers import make_tree, records, run_arguments
 
+from hta import api, runtime
 from hta.experiments import planning, spec, unit
 from hta.experiments.__main__ import main
 
@@ -132,6 +134,16 @@ def test_a_failed_run_is_recorded_the_others_go_on_and_it_is_tried_again(tree, t
     assert main(arguments) == 1
     assert "max_size" in failed.read_text()
     assert len(records(results)) == 1
+
+
+def test_images_are_counted_against_the_precision_of_the_run(tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "_TOLD_APART", {torch.bfloat16: 0})
+    monkeypatch.setattr(runtime, "has_native_bfloat16", lambda device: True)
+    arguments = run_arguments(tree, tmp_path, "--classes", "ant", "--variants", "f")
+    assert main([*arguments, "--precision", "float32"]) == 0
+    assert main(arguments) == 1
+    (failed,) = (tmp_path / "failed").glob("*.json")
+    assert "give --precision float32" in failed.read_text()
 
 
 @pytest.mark.slow

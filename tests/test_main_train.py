@@ -452,6 +452,13 @@ def test_samples_are_not_overwritten_unasked(copied, capsys):
     assert_refused(copied, in_samples("--num_samples", "2"), ["random_samples_scale0", "--overwrite"], capsys)
 
 
+def test_samples_of_more_images_than_their_precision_tells_apart_are_refused(copied, capsys, monkeypatch):
+    monkeypatch.setattr(api, "_TOLD_APART", {torch.bfloat16: 1})
+    words = ["2 training images", "--precision float32"]
+    assert_refused(copied, in_samples("--precision", "bfloat16"), words, capsys)
+    draw(["--num_samples", "1", "--precision", "float32"])
+
+
 @pytest.mark.parametrize("place", ["TrainedModels/photo", "TrainedModels"])
 def test_an_output_path_that_is_a_file(workspace, capsys, place):
     (workspace / place).parent.mkdir(exist_ok=True)

@@ -120,7 +120,8 @@ def execute(task: Task) -> Outcome:
 
     start = time.perf_counter()
     images = selection.training_images()
-    training_set = api.prepare(images, selection.training_ids(), spec.config(is_gray=benchmark.is_gray))
+    config = replace(spec.config(is_gray=benchmark.is_gray), runtime=task.runtime)
+    training_set = api.prepare(images, selection.training_ids(), config)
     plan = plan_of(training_set.record.config.model, training_set.record.image_size)
     shares_of = train_variant(spec, training_set, runtime)
     trained = time.perf_counter()
