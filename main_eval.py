@@ -184,7 +184,8 @@ def _score(evaluation: Evaluation, writer: ResultsWriter, comparison: InputCompa
         pictures.append(picture_of(image))
 
     images = (item.read() for item in items)
-    stream = evaluation.model.stream(images, evaluation.scoring, with_maps=with_maps, observe=observe)
+    warn = not evaluation.source.compared  # the comparison says it otherwise
+    stream = evaluation.model.stream(images, evaluation.scoring, with_maps=with_maps, observe=observe, warn=warn)
     bar = tqdm(stream, "scoring", len(items), unit="image", disable=None, dynamic_ncols=True)
     for item, votes in zip(items, bar, strict=True):
         writer.add(item, votes, pictures.popleft())

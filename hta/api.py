@@ -16,6 +16,7 @@ from hta.config import Config, ModelConfig, RuntimeConfig, ScoringConfig, Traini
 from hta.errors import UserError
 from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
 from hta.evaluation.decision import Threshold, decide
+from hta.evaluation.differences import has_other_aspect
 from hta.evaluation.evaluator import Evaluator, ImageVotes, precision_of
 from hta.evaluation.scoring import anomaly_scores, default_fraction
 from hta.evaluation.views import ViewRule, view_rule
@@ -69,6 +70,7 @@ class Model:
     folder: RunFolder | None = None
     _ready: tuple[tuple, Evaluator] | None = field(default=None, init=False, repr=False, compare=False)
     _calibration: Calibration | None = field(default=None, init=False, repr=False, compare=False)
+    _said_aspect: bool = field(default=False, init=False, repr=False, compare=False)
 
     def evaluator(self, fractions: Sequence[float] = (1.0,), *, with_maps: bool = True) -> Evaluator:
         """The model ready to score, for one or more fractions of the patches that vote; the last one is kept."""
@@ -181,6 +183,7 @@ class Model:
         *,
         with_maps: bool = True,
         observe: Callable[[np.ndarray], None] | None = None,
+        warn: bool = True,
     ) -> Iterator[ImageVotes]:
         """Let the patches of any number of images vote, in memory that does not grow with them.
 
@@ -189,6 +192,7 @@ class Model:
             scoring: fraction and batch size; the aggregate is left to `anomaly_scores`, which needs all images.
             with_maps: whether to make anomaly maps.
             observe: called with every image, `(H, W, 3)` float32 in [0, 1], in order, when it is read.
+            warn: whether to say it, once for a model, where an image is not of the training images' aspect ratio.
 
         Yields:
             The votes of each image, in order.
@@ -203,6 +207,8 @@ class Model:
             for image in images:
                 array = to_array(image)
                 sizes.append(array.shape[:2])
+                if warn:
+                    self._say_other_aspect(array.shape[:2])
                 if observe is not None:
                     observe(array)
                 yield array
@@ -210,6 +216,15 @@ class Model:
         evaluator = self.evaluator((scoring.fraction_defect,), with_maps=with_maps)
         for shares, anomaly_map in evaluator.score_stream(read(), scoring.batch_size):
             yield ImageVotes(shares[0], anomaly_map, sizes.popleft())
+
+    def _say_other_aspect(self, size: tuple[int, int]) -> None:
+        """Say once that images of another aspect ratio than the training images' are squeezed."""
+        own = self.record.image_size
+        if self._said_aspect or not has_other_aspect(size, own):
+            return
+        self._said_aspect = True
+        text = "images of another aspect ratio than the training images (%d x %d px, height x width) are squeezed"
+        logger.warning(text + "; one has %d x %d px", *own, *size)
 
     def training_vote_shares(self) -> np.ndarray:
         """Vote shares of the training images on all patches, `(N, S)` in [0, 1]; chance is 1 / M."""

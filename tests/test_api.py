@@ -81,6 +81,22 @@ def test_the_fraction_follows_the_task_and_the_shots(model):
     assert model.resolve_scoring(ScoringConfig(0.3), "class").fraction_defect == 0.3
 
 
+def test_another_aspect_ratio_is_said_once_a_model(caplog):
+    model = hta.train(picture(0), api.default_config(**CONFIG))  # of 20 x 24 px
+    model.score([picture(1), picture(2, 40, 48), picture(3, 41, 49)])
+    assert "squeezed" not in caplog.text
+    odd = [picture(1), picture(2, 30, 40), picture(3, 11, 64)]
+    list(model.stream(odd, warn=False))
+    assert "squeezed" not in caplog.text
+    for _ in range(2):
+        model.score(odd)
+        list(model.stream(odd))
+    (record,) = (record for record in caplog.records if "squeezed" in record.getMessage())
+    assert record.levelname == "WARNING"
+    assert "(20 x 24 px, height x width)" in record.getMessage()
+    assert "one has 30 x 40 px" in record.getMessage()
+
+
 def test_maps_can_be_left_out(model):
     with_maps, without = model.score(picture(2)), model.score(picture(2), with_maps=False)
     assert without.anomaly_maps is None

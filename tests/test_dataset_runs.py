@@ -297,13 +297,15 @@ def test_a_model_of_other_images_is_told(place, caplog):
     assert evaluate("--input_name", NAME, *FASHION[:-1], "sneaker", "--no_maps") == 0
     assert document_of()["warnings"] == ["the model was trained on images of another class than sneaker"]
     write_mnist(place / "data" / "MNIST" / "raw", [5] * 6, [5, 7])
-    Image.fromarray(np.full((30, 30), 90, np.uint8)).save("wall.png")
+    Image.fromarray(np.full((30, 33), 90, np.uint8)).save("wall.png")
+    assert "another aspect ratio" not in caplog.text
     assert train("--input_name", "wall.png") == 0
     assert evaluate("--input_name", "wall", "--dataset", "mnist", "--pos_class", 5, "--no_maps", out="wall_out") == 0
     untrained, task = document_of("wall_out")["warnings"]
     assert "not trained on images of MNIST" in untrained
     assert "--task class" in task
     assert untrained in caplog.text
+    assert caplog.text.count("another aspect ratio") == 1
 
 
 def test_the_same_names_in_another_data_set_are_told_by_their_pixels(place):

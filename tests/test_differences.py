@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from hta.evaluation.differences import InputComparison
+from hta.evaluation.differences import InputComparison, has_other_aspect
 
 
 def flat(value, height=40, width=60):
@@ -48,3 +48,12 @@ def test_each_difference_is_one_line_with_its_count(image, gray, words):
     (line,) = lines([like, image, image], gray=gray)
     assert line.startswith("2 of 3 test images are ")
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("size", "differs"),
+    [((40, 60), False), ((20, 30), False), ((100, 151), False), ((40, 62), True), ((40, 58), True), ((60, 40), True)],
+)
+def test_an_aspect_ratio_is_another_beyond_two_per_cent(size, differs):
+    assert has_other_aspect(size, (40, 60)) is differs
+    assert has_other_aspect((40, 60), size) is differs

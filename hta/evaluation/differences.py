@@ -9,6 +9,12 @@ _ASPECT_TOLERANCE = 0.02
 _BRIGHTNESS_TOLERANCE = 0.15
 
 
+def has_other_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether the aspect ratios of two sizes, (height, width) each, differ by more than is lost in rounding."""
+    ratio = (size[1] / size[0]) / (other[1] / other[0])
+    return max(ratio, 1 / ratio) > 1 + _ASPECT_TOLERANCE
+
+
 class InputComparison:
     """Counts, image by image, what plainly differs from the training images.
 
@@ -29,13 +35,12 @@ class InputComparison:
         """Take a test image, `(H, W, 3)` float32 in [0, 1]."""
         height, width = image.shape[:2]
         brightness = float(image.mean(dtype=np.float64))
-        aspect = (width / height) / (self._image_size[1] / self._image_size[0])
         self._images += 1
         self._other_colour += is_gray(image) != self._gray
         self._darker += brightness < self._darkest - _BRIGHTNESS_TOLERANCE
         self._brighter += brightness > self._brightest + _BRIGHTNESS_TOLERANCE
         self._smaller += height < self._working_size[0] or width < self._working_size[1]
-        self._other_aspect += max(aspect, 1 / aspect) > 1 + _ASPECT_TOLERANCE
+        self._other_aspect += has_other_aspect((height, width), self._image_size)
 
     def warnings(self) -> list[str]:
         """One line for each kind of difference, with how many images it concerns."""
