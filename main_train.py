@@ -38,7 +38,10 @@ class InputOptions(Checked):
     input_name: tuple = option((), "a file of --input_dir or a path; several files, or a folder, for several shots")
     input_dir: str = option("Input/Images", "folder in which names are looked for")
     num_images: int | None = option(
-        None, "at most this many images of a folder; of a --dataset exactly so many, by default 1", low=1
+        None,
+        "how many images to train on: of a folder the first by name, which must hold so many, by default all; of a "
+        "--dataset by default 1",
+        low=1,
     )
     size_image: int | None = option(None, "resize all images to this shorter side first", low=11, unit="px")
     name: str | None = option(

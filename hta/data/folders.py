@@ -73,7 +73,7 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
     Args:
         names: Files of `input_dir` or paths to files, or one folder, whose image files are taken sorted by name.
         input_dir: Where names are looked for first.
-        num_images: At most so many images of a folder; they must be there.
+        num_images: How many images of a folder, the first by name; it must hold so many. All by default.
 
     Returns:
         Paths of existing files, none twice.
