@@ -15,6 +15,9 @@ from hta.errors import UserError
 
 Task = Literal["defect", "class"]
 
+MAX_WIDTH = 128
+"""Channels that no network has more of (paper, section 3.2)."""
+
 # The paper's choices (section 4): iterations a scale by the number of transformations.
 _ITERATIONS = {54: 1000, 42: 500, 4: 2000}
 
@@ -102,7 +105,7 @@ class ModelConfig(Checked):
     min_size: int = option(25, "shorter side of the coarsest scale", low=11, unit="px")
     max_size: int = option(64, "longer side of the finest scale; a smaller image is not enlarged", low=11, unit="px")
     scale_factor: float = option(0.75, "nominal ratio between two scales", above=0, below=1)
-    nfc: int = option(32, "channels at the coarsest scale, doubled every four scales, at most 128", low=1, high=1024)
+    nfc: int = option(32, "channels at the coarsest scale, doubled every four scales up to 128", low=1, high=MAX_WIDTH)
     ker_size: int = option(3, "side of the convolution kernels, odd", low=3, high=9, unit="px")
     num_layer: int = option(5, "convolutions of each network", low=2, high=10)
 

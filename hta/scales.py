@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from hta.config import MAX_WIDTH
 from hta.errors import UserError
 from hta.imaging import resize
-
-_WIDTH_CAP = 128
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ def guarded_ceil(value: float) -> int:
 
 
 def network_width(scale: int, nfc: int) -> int:
-    """Channels of the networks of a scale: doubled every four scales, at most 128 (or nfc, where that is more)."""
-    return min(nfc * 2 ** (scale // 4), max(_WIDTH_CAP, nfc))
+    """Channels of the networks of a scale: doubled every four scales, at most 128."""
+    return min(nfc * 2 ** (scale // 4), MAX_WIDTH)
 
 
 def _num_scales(height: int, width: int, min_size: int, max_size: int, scale_factor: float) -> int:
@@ -89,7 +88,7 @@ def plan_scales(
         min_size: shorter side of the coarsest scale, pixels.
         max_size: longer side of the finest scale, pixels; a smaller image is not enlarged.
         scale_factor: nominal ratio between two scales, in (0, 1).
-        nfc: channels of the coarsest scale.
+        nfc: channels of the coarsest scale, at most 128.
         receptive_field: side of the discriminator's patch, pixels; no scale may be smaller.
 
     Returns:

@@ -58,7 +58,7 @@ REFUSED = {
     "min_size": [10, -1, 25.5],
     "max_size": [10],
     "scale_factor": [0.0, 1.0, 1.2, -0.5, float("nan")],
-    "nfc": [0],
+    "nfc": [0, 129],
     "ker_size": [1, 4, 11],
     "num_layer": [1, 11],
     "niter": [0, -1],
@@ -103,6 +103,7 @@ def test_every_setting_with_a_range_is_tried():
         {"alpha": 0, "noise_amp": 0},
         {"manualSeed": 2**31 - 1},
         {"ker_size": 9, "num_layer": 2},
+        {"nfc": 128},
     ],
 )
 def test_bounds_that_are_allowed(settings):

@@ -46,6 +46,8 @@ def test_an_image_below_max_size_is_not_enlarged():
 
 def test_widths_double_every_four_scales_up_to_a_limit():
     assert [network_width(n, 32) for n in (0, 3, 4, 7, 8, 11, 12, 40)] == [32, 32, 64, 64, 128, 128, 128, 128]
+    assert [network_width(n, 100) for n in (0, 3, 4, 40)] == [100, 100, 128, 128]
+    assert {network_width(n, nfc) for n in (0, 4, 40) for nfc in (128, 200)} == {128}
     assert plan_scales(450, 450).widths == (32, 32, 32, 32, 64, 64)
     assert plan_scales(450, 450, nfc=3).widths == (3, 3, 3, 3, 6, 6)
 
