@@ -15,7 +15,7 @@ from hta.errors import HtaError, RunError, UserError
 
 EXIT_INTERRUPTED = 130
 
-NOT_FOR_SCORING = ("checkpoint_every",)
+NOT_FOR_SCORING = ("checkpoint_every", "compile")
 """Settings of the machine that mean nothing to a model that is trained."""
 
 _NEGATIVE = ("no_", "not_")  # such a flag has no opposite: `--no-no_maps` helps nobody

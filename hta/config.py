@@ -188,6 +188,11 @@ class RuntimeConfig(Checked):
     precision: str = option(
         "auto", "auto is bfloat16 where the hardware has it, else float32", choices=("auto", "float32", "bfloat16")
     )
+    compile: bool = option(
+        True,
+        "train with kernels in C, compiled when training starts, where there is a CPU and a C compiler; else with "
+        "torch's own operators",
+    )
     deterministic: bool = option(False, "only deterministic kernels: the same bits on every run, slower on a GPU")
     checkpoint_every: int = option(
         100, "iterations between two checkpoints; one is written at each scale's end too", low=1

@@ -26,10 +26,12 @@ class Runtime:
     Attributes:
         device: where everything runs.
         dtype: of the activations; weights, statistics, losses and optimisers are float32 at least.
+        compile: whether to train with compiled kernels, where they can be made.
     """
 
     device: torch.device
     dtype: torch.dtype
+    compile: bool = True
 
 
 def available_cores() -> int:
@@ -95,7 +97,7 @@ def resolve(config: RuntimeConfig) -> Runtime:
     """
     device = resolve_device(config)
     wants_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_native_bfloat16(device))
-    return Runtime(device, torch.bfloat16 if wants_bfloat16 else torch.float32)
+    return Runtime(device, torch.bfloat16 if wants_bfloat16 else torch.float32, config.compile)
 
 
 def set_up(config: RuntimeConfig) -> Runtime:

@@ -38,7 +38,8 @@ def discriminator_on_plan(objective, images):
     D = Discriminator(6, config.num_classes, 3, 5, torch.float64).double()
     copy_parameters(params, D)
     plan = plan_of_objective(config, SHAPE)
-    targets = PatchTargets.of_plan(plan, D.margin, len(images), torch.float64, CPU)
+    num_classes = D.num_classes - (objective == "transformations_only")
+    targets = PatchTargets.of_plan(plan, num_classes, D.margin, len(images), torch.float64, CPU)
     return D(plan.render(images), D.coverages(plan, len(images), CPU)), targets, params
 
 

@@ -641,7 +641,7 @@ def _edited(before, after):
         (_truncated("calibration.json"), ("calibration.json", "not valid JSON", "remove the file")),
         (_of_another_model("calibration.json"), ("calibration.json", "another model", "remove the file")),
         (_one_tensor_less, ("scale_1.safetensors", "discriminator.body.tail.bias is missing")),
-        (_edited('"format_version": 1', '"format_version": 2'), ("config.json", "format 2", "train again")),
+        (_edited('"format_version": 2', '"format_version": 1'), ("config.json", "format 1", "train again")),
         (_edited('"nfc": 4', '"nfc": 5'), ("scale_0.safetensors", "another model")),
         (_edited('"nfc": 4', '"nfc": 4, "extra": 1'), ("config.json", "unknown key extra")),
         (_plant_pickle, ("scale_0.safetensors", "not a complete")),

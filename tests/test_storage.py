@@ -76,7 +76,7 @@ def test_the_record_survives_json():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(format_version=2), ("model format 2", "reads format 1")),
+        (lambda d: d.update(format_version=1), ("model format 1", "reads format 2")),
         (lambda d: d.pop("format_version"), ("model format None",)),
         (lambda d: d.update(sources=[]), ("sources",)),
         (lambda d: d.update(sources="a.png"), ("sources",)),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from hta.config import TrainingConfig
 from hta.imaging import resize
-from hta.models.blocks import LEAKY_SLOPE, ConvBody
+from hta.models.blocks import ConvBody
+from hta.models.kernels import LEAKY_SLOPE
 from hta.models.pyramid import Pyramid, fresh_noise
 from hta.scales import image_pyramid
 from hta.transforms import TRANSFORMATION_SETS, Transformation, apply_transformation

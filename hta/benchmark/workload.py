@@ -10,6 +10,7 @@ from hta.benchmark.explicit import ExplicitScale
 from hta.canvas import plan_canvases
 from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
 from hta.imaging import to_tensor
+from hta.models.native import choose_kernels
 from hta.models.pyramid import Pyramid
 from hta.runtime import Runtime, seeded_generator
 from hta.scales import image_pyramid
@@ -45,7 +46,7 @@ def build_trainers(config: Config, runtime: Runtime) -> Iterator[tuple[ScaleTrai
     Yields:
         One pair a scale. The scale's networks then take their place in the pyramid as they are.
     """
-    pyramid = Pyramid.planned(config.model, (IMAGE_SIDE, IMAGE_SIDE), 1, runtime.device, runtime.dtype)
+    pyramid = _planned(config, runtime, IMAGE_SIDE, 1)
     for level in image_pyramid(training_image(), pyramid.plan.sizes):
         trainer = ScaleTrainer(pyramid, level, config.training)
         scale = trainer.scale
@@ -78,12 +79,17 @@ def random_pyramid(
         shots: how many there are.
         without_finest: leave out the finest scale, which is yet to be trained.
     """
-    pyramid = Pyramid.planned(config.model, (side, side), shots, runtime.device, runtime.dtype)
+    pyramid = _planned(config, runtime, side, shots)
     for n in range(pyramid.plan.num_scales - without_finest):
         scale = pyramid.new_scale(n, seeded_generator("benchmark", n))
         scale.freeze()
         pyramid.scales.append(scale)
     return pyramid
+
+
+def _planned(config: Config, runtime: Runtime, side: int, shots: int) -> Pyramid:
+    kernels = choose_kernels(runtime.device, runtime.compile)
+    return Pyramid.planned(config.model, (side, side), shots, runtime.device, runtime.dtype, kernels)
 
 
 def discriminator_gflop(config: ModelConfig, side: int, width: int) -> float:

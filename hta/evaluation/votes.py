@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hta.canvas import Canvas, CanvasGroup, CanvasPlan, plan_canvases
-from hta.models.blocks import LEAKY_SLOPE, ConvNormLeaky, statistics_dtype
+from hta.models.blocks import ConvNormLeaky
 from hta.models.discriminator import Discriminator
+from hta.models.kernels import LEAKY_SLOPE, statistics_dtype
 from hta.models.pyramid import Pyramid
 from hta.transforms import to_grayscale
 

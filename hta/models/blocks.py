@@ -6,152 +6,79 @@ running mean alone; its gradient is zero, as it is by definition.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LEAKY_SLOPE = 0.2
-# Statistics of 16-bit activations are summed in float32, in pieces of this many values that stay in the caches.
-_PIECE = 1 << 19
+from hta.models.kernels import LEAKY_SLOPE, Coverage, Kernels, Norm
 
-
-@dataclass(frozen=True)
-class Coverage:
-    """How often each position of a layer's feature maps counts: a constant of a scale.
-
-    Attributes:
-        weights: one `(B, h * w)` float tensor of counts a batch, in the type of the statistics.
-        maps: the same as `(B, 1, h, w)` in the type of the activations.
-        total: the sum of all counts.
-    """
-
-    weights: tuple[Tensor, ...]
-    maps: tuple[Tensor, ...]
-    total: int
-
-    @classmethod
-    def of_counts(
-        cls, counts: Sequence[Tensor], num_images: int, dtype: torch.dtype, device: torch.device
-    ) -> "Coverage":
-        """Repeat maps of counts for several images.
-
-        Args:
-            counts: one `(G, h, w)` tensor a batch.
-            num_images: images that follow each other for every map.
-            dtype: of the activations.
-            device: of the result.
-        """
-        repeated = [c.repeat_interleave(num_images, dim=0).to(device, statistics_dtype(dtype)) for c in counts]
-        return cls(
-            weights=tuple(c.flatten(1) for c in repeated),
-            maps=tuple(c.unsqueeze(1).to(dtype) for c in repeated),
-            total=round(sum(float(c.sum(dtype=torch.float64)) for c in repeated)),
-        )
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that statistics and losses are computed in: float32, or float64 for float64 activations."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def weighted_moments(batches: Sequence[Tensor], coverage: Coverage) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel over all windows.
-
-    Args:
-        batches: `(B, C, h, w)` channels-last tensors.
-        coverage: counts of their positions.
-
-    Returns:
-        Two `(C,)` tensors in the type of the statistics.
-    """
-    channels = batches[0].shape[1]
-    dtype = statistics_dtype(batches[0].dtype)
-    # Moments are taken about some value of the channel: on nearly flat features they would cancel otherwise.
-    pivot = batches[0][0, :, 0, 0].to(dtype)
-    first, second = torch.zeros_like(pivot), torch.zeros_like(pivot)
-    for batch, weights in zip(batches, coverage.weights, strict=True):
-        rows = batch.permute(0, 2, 3, 1).reshape(-1, channels)
-        for piece, weight in zip(
-            rows.split(max(1, _PIECE // channels)),
-            weights.view(-1).split(max(1, _PIECE // channels)),
-            strict=True,
-        ):
-            values = piece - pivot  # in the type of the statistics, by promotion
-            first += weight @ values
-            second += weight @ values.square()
-    offset = first / coverage.total
-    return pivot + offset, (second / coverage.total - offset.square()).clamp_(min=0)
+# Activations up to this size, of one layer, are kept for the backward pass; larger ones are made again.
+_KEPT_BYTES = 64 << 20
 
 
 class _NormLeakyConv(torch.autograd.Function):
     """Batch norm with given, differentiated weighted statistics, LeakyReLU and the next convolution, over batches.
 
-    What lies between norm and convolution is made again in the backward pass: that costs little beside the
-    convolutions, and it halves the memory that training takes.
+    Where there are many images, what lies between norm and convolution is made again in the backward pass: that costs
+    little beside the convolutions, and it halves the memory that training takes.
     """
 
     @staticmethod
-    def forward(ctx, coverage, eps, mean, var, gamma, beta, weight, bias, *batches):
-        ctx.save_for_backward(mean, var, gamma, beta, weight, *batches)
-        ctx.coverage, ctx.eps = coverage, eps
-        return tuple(
-            F.conv2d(_norm_leaky(batch, mean, var, gamma, beta, eps), *_cast((weight, bias), batch.dtype))
-            for batch in batches
-        )
+    def forward(ctx, kernels, coverage, eps, mean, var, gamma, beta, weight, bias, *batches):
+        norm = Norm(mean, var, gamma, beta, eps)
+        activations = [kernels.norm_leaky(batch, norm) for batch in batches]
+        kept = activations if sum(a.nbytes for a in activations) <= _KEPT_BYTES else []
+        ctx.save_for_backward(mean, var, gamma, beta, weight, *batches, *kept)
+        ctx.kernels, ctx.coverage, ctx.eps, ctx.num_batches = kernels, coverage, eps, len(batches)
+        kernel = _cast((weight, bias), batches[0].dtype)
+        return tuple(F.conv2d(activation, *kernel) for activation in activations)
 
     @staticmethod
     def backward(ctx, *grads):
-        mean, var, gamma, beta, weight, *batches = ctx.saved_tensors
-        needs_weight, needs_bias = ctx.needs_input_grad[6:8]
-        grad_inputs, grad_gamma, grad_beta = [], torch.zeros_like(mean), torch.zeros_like(mean)
-        grad_weight = torch.zeros_like(weight) if needs_weight else None
-        grad_bias = weight.new_zeros(len(weight)) if needs_bias else None
-        (kernel,) = _cast((weight,), batches[0].dtype)
-        for grad, batch in zip(grads, batches, strict=True):
-            activation = _norm_leaky(batch, mean, var, gamma, beta, ctx.eps)
-            through, to_weight, to_bias = torch.ops.aten.convolution_backward(
-                grad.contiguous(memory_format=torch.channels_last), activation, kernel, [len(weight)],
-                [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, needs_weight, needs_bias],
-            )  # fmt: skip
-            if needs_weight:
-                grad_weight += to_weight
-            if needs_bias:
-                grad_bias += to_bias
-            # The slope is positive, so the output has the sign of the input of LeakyReLU.
-            through = torch.ops.aten.leaky_relu_backward(through, activation, LEAKY_SLOPE, True)
-            grad_input, partial_gamma, partial_beta = torch.ops.aten.native_batch_norm_backward(
-                through, batch, gamma, mean, var, None, None, False, ctx.eps, [True, True, True]
-            )
-            grad_inputs.append(grad_input)
-            grad_gamma += partial_gamma
-            grad_beta += partial_beta
-        _subtract_statistics_gradient(
-            grad_inputs, batches, ctx.coverage, ctx.eps, mean, var, gamma, grad_gamma, grad_beta
+        mean, var, gamma, beta, weight, *rest = ctx.saved_tensors
+        batches, activations = rest[: ctx.num_batches], rest[ctx.num_batches :]
+        norm = Norm(mean, var, gamma, beta, ctx.eps)
+        activations = activations or [ctx.kernels.norm_leaky(batch, norm) for batch in batches]
+        through, grad_weight, grad_bias = _convolution_backward(grads, activations, weight, ctx.needs_input_grad[7:9])
+        into = ctx.kernels.norm_leaky_backward(through, batches, activations, ctx.coverage, norm)
+        return None, None, None, None, None, into.gamma, into.beta, grad_weight, grad_bias, *into.inputs
+
+
+def _convolution_backward(
+    grads: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor, wanted: tuple[bool, bool]
+) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+    """Backwards through a convolution of several batches.
+
+    Args:
+        grads: of its outputs.
+        inputs: channels-last.
+        weight: float32 at least, as its gradient will be.
+        wanted: whether the gradients of weight and bias are.
+
+    Returns:
+        Gradients of the inputs, of the weight and of the bias, None if not wanted.
+    """
+    needs_weight, needs_bias = wanted
+    (kernel,) = _cast((weight,), inputs[0].dtype)
+    parts = [
+        torch.ops.aten.convolution_backward(
+            grad.contiguous(memory_format=torch.channels_last), x, kernel, [len(weight)],
+            [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, needs_weight, needs_bias],
         )
-        return None, None, None, None, grad_gamma, grad_beta, grad_weight, grad_bias, *grad_inputs
-
-
-def _norm_leaky(batch: Tensor, mean: Tensor, var: Tensor, gamma: Tensor, beta: Tensor, eps: float) -> Tensor:
-    normed = torch.native_batch_norm(batch, gamma, beta, mean, var, False, 0.0, eps)[0]
-    return F.leaky_relu_(normed, LEAKY_SLOPE)
+        for grad, x in zip(grads, inputs, strict=True)
+    ]  # fmt: skip
+    grad_inputs, grad_weights, grad_biases = zip(*parts, strict=True)
+    return (
+        list(grad_inputs),
+        sum(part.to(weight.dtype) for part in grad_weights) if needs_weight else None,
+        sum(part.to(weight.dtype) for part in grad_biases) if needs_bias else None,
+    )
 
 
 def _cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
     return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
-
-
-def _subtract_statistics_gradient(grad_inputs, batches, coverage, eps, mean, var, gamma, grad_gamma, grad_beta) -> None:
-    """Add, in place, what flows through the mean and the variance.
-
-    With weights w of sum W: dL/dx = gamma / std * (g - w / W * (sum g + xhat * sum(g xhat))).
-    """
-    factor = gamma * torch.rsqrt(var + eps) / coverage.total
-    for grad_input, batch, weight in zip(grad_inputs, batches, coverage.maps, strict=True):
-        through = torch.native_batch_norm(batch, factor * grad_gamma, factor * grad_beta, mean, var, False, 0.0, eps)[0]
-        grad_input.addcmul_(through, weight, value=-1)
 
 
 class ConvNormLeaky(nn.Module):
@@ -160,10 +87,12 @@ class ConvNormLeaky(nn.Module):
     Args:
         in_channels, out_channels: of the convolution.
         ker_size: side of its kernel, pixels.
+        kernels: what training mode computes with.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, ker_size: int):
+    def __init__(self, in_channels: int, out_channels: int, ker_size: int, kernels: Kernels):
         super().__init__()
+        self.kernels = kernels
         self.conv = nn.Conv2d(in_channels, out_channels, ker_size)
         self.norm = nn.BatchNorm2d(out_channels)
 
@@ -186,13 +115,12 @@ class ConvNormLeaky(nn.Module):
             One tensor a batch: the products of the next block, or the output of the body.
         """
         with torch.no_grad():
-            mean, var = weighted_moments(products, coverage)
+            mean, var = self.kernels.moments(products, coverage)
             self._update_running(mean, var, coverage.total)
         # The bias is given a gradient of exactly zero.
         beta = self.norm.bias + 0 * self.conv.bias
-        return list(
-            _NormLeakyConv.apply(coverage, self.norm.eps, mean, var, self.norm.weight, beta, weight, bias, *products)
-        )
+        norm = (self.norm.eps, mean, var, self.norm.weight, beta)
+        return list(_NormLeakyConv.apply(self.kernels, coverage, *norm, weight, bias, *products))
 
     def forward(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """Apply the frozen block to `(B, C, H, W)` channels-last tensors of one dtype."""
@@ -220,12 +148,17 @@ class ConvBody(nn.Module):
         out_channels: of the last convolution.
         ker_size: side of the kernels, pixels.
         num_layer: number of convolutions.
+        kernels: what training mode computes with.
     """
 
-    def __init__(self, in_channels: int, width: int, out_channels: int, ker_size: int, num_layer: int):
+    def __init__(
+        self, in_channels: int, width: int, out_channels: int, ker_size: int, num_layer: int, kernels: Kernels
+    ):
         super().__init__()
         channels = [in_channels] + [width] * (num_layer - 1)
-        self.blocks = nn.ModuleList(ConvNormLeaky(before, after, ker_size) for before, after in pairwise(channels))
+        self.blocks = nn.ModuleList(
+            ConvNormLeaky(before, after, ker_size, kernels) for before, after in pairwise(channels)
+        )
         self.tail = nn.Conv2d(width, out_channels, ker_size)
 
     def set_momentum(self, momentum: float) -> None:

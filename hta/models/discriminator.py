@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hta.canvas import CanvasPlan
-from hta.models.blocks import ConvBody, Coverage
+from hta.models.blocks import ConvBody
+from hta.models.kernels import PLAIN_KERNELS, Coverage, Kernels
 
 
 class Discriminator(nn.Module):
@@ -18,13 +19,20 @@ class Discriminator(nn.Module):
         ker_size: side of the kernels, pixels.
         num_layer: number of convolutions.
         compute_dtype: of the activations and logits.
+        kernels: what training mode computes with.
     """
 
     def __init__(
-        self, width: int, num_classes: int, ker_size: int, num_layer: int, compute_dtype: torch.dtype = torch.float32
+        self,
+        width: int,
+        num_classes: int,
+        ker_size: int,
+        num_layer: int,
+        compute_dtype: torch.dtype = torch.float32,
+        kernels: Kernels = PLAIN_KERNELS,
     ):
         super().__init__()
-        self.body = ConvBody(3, width, num_classes, ker_size, num_layer)
+        self.body = ConvBody(3, width, num_classes, ker_size, num_layer, kernels)
         self.num_classes = num_classes
         self.margin = num_layer * (ker_size // 2)
         self.compute_dtype = compute_dtype

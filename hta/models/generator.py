@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hta.models.blocks import ConvBody, Coverage, statistics_dtype
+from hta.models.blocks import ConvBody
+from hta.models.kernels import PLAIN_KERNELS, Coverage, Kernels, statistics_dtype
 
 _IMAGE_CHANNELS = 3
 
@@ -19,11 +20,19 @@ class Generator(nn.Module):
         ker_size: side of the kernels, pixels.
         num_layer: number of convolutions.
         compute_dtype: of the activations; the output is float32 (float64 for float64).
+        kernels: what training mode computes with.
     """
 
-    def __init__(self, width: int, ker_size: int, num_layer: int, compute_dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        width: int,
+        ker_size: int,
+        num_layer: int,
+        compute_dtype: torch.dtype = torch.float32,
+        kernels: Kernels = PLAIN_KERNELS,
+    ):
         super().__init__()
-        self.body = ConvBody(_IMAGE_CHANNELS + 1, width, _IMAGE_CHANNELS, ker_size, num_layer)
+        self.body = ConvBody(_IMAGE_CHANNELS + 1, width, _IMAGE_CHANNELS, ker_size, num_layer, kernels)
         self.margin = num_layer * (ker_size // 2)
         self.compute_dtype = compute_dtype
 

@@ -11,6 +11,7 @@ from hta.imaging import resize
 from hta.models.blocks import init_weights
 from hta.models.discriminator import Discriminator
 from hta.models.generator import Generator
+from hta.models.kernels import PLAIN_KERNELS, Kernels
 from hta.scales import ScalePlan, guarded_ceil, plan_scales
 
 NoiseSource = Callable[[int, tuple[int, int]], Tensor]
@@ -47,6 +48,7 @@ class Pyramid:
         plan: sizes and widths.
         num_images: N, the number of training images.
         device, dtype: where and in which type its networks compute.
+        kernels: what its networks are trained with.
         scales: the trained ones, frozen.
     """
 
@@ -55,14 +57,21 @@ class Pyramid:
     num_images: int
     device: torch.device
     dtype: torch.dtype
+    kernels: Kernels = PLAIN_KERNELS
     scales: list[Scale] = field(default_factory=list)
 
     @classmethod
     def planned(
-        cls, config: ModelConfig, image_size: tuple[int, int], num_images: int, device: torch.device, dtype: torch.dtype
+        cls,
+        config: ModelConfig,
+        image_size: tuple[int, int],
+        num_images: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        kernels: Kernels = PLAIN_KERNELS,
     ) -> "Pyramid":
         """A pyramid without scales for images of `image_size` = (height, width)."""
-        return cls(config, plan_of(config, image_size), num_images, device, dtype)
+        return cls(config, plan_of(config, image_size), num_images, device, dtype, kernels)
 
     def new_scale(self, n: int, generator: torch.Generator) -> Scale:
         """Networks and fixed noise of scale n, drawn from `generator`, on the pyramid's device.
@@ -70,8 +79,8 @@ class Pyramid:
         When the width equals that of scale n - 1, both networks start from that scale's trained state instead.
         """
         config, width = self.config, self.plan.widths[n]
-        G = Generator(width, config.ker_size, config.num_layer, self.dtype)
-        D = Discriminator(width, config.num_classes, config.ker_size, config.num_layer, self.dtype)
+        G = Generator(width, config.ker_size, config.num_layer, self.dtype, self.kernels)
+        D = Discriminator(width, config.num_classes, config.ker_size, config.num_layer, self.dtype, self.kernels)
         for network in (G, D):
             init_weights(network, generator)
         if n and width == self.plan.widths[n - 1]:

@@ -32,7 +32,7 @@ try:
 except ImportError:  # Windows has no such locks; two runs in one folder are then the user's to avoid
     fcntl = None
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 CONFIG_FILE = "config.json"
 IMAGES_FILE = "training_images.safetensors"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hta.canvas import Canvas, CanvasGroup, CanvasPlan, Window, plan_canvases
 from hta.config import ModelConfig
-from hta.models.blocks import Coverage, statistics_dtype
+from hta.models.kernels import PLAIN_KERNELS, Kernels, statistics_dtype
 
 
 def plan_of_objective(config: ModelConfig, size: tuple[int, int]) -> CanvasPlan:
@@ -50,84 +50,104 @@ class PatchTargets:
     """Which classes the logits of each canvas position are held against: a constant of a scale.
 
     Attributes:
-        plan: the canvases.
-        margin: pixels that the logits have lost on every side.
         num_images: N, images drawn on each canvas.
-        coverage: counts of the windows at the logits.
+        hits: one `(G, 1, P, K)` uint8 tensor a canvas group: how many windows of each class hold a position.
+        fake_hits: the same if all windows were of the class "fake", the last.
+        counts: one `(G, 1, P, 1)` tensor a group, in the type of the statistics: how many windows hold it.
+        total: number of patches in all windows of all images.
+        kernels: what the losses are computed with.
     """
 
-    plan: CanvasPlan
-    margin: int
     num_images: int
-    coverage: Coverage
+    hits: tuple[Tensor, ...]
+    fake_hits: tuple[Tensor, ...]
+    counts: tuple[Tensor, ...]
+    total: int
+    kernels: Kernels = PLAIN_KERNELS
 
     @classmethod
-    def of_plan(cls, plan: CanvasPlan, margin: int, num_images: int, dtype: torch.dtype, device: torch.device):
-        """Targets for N images on a plan's canvases, logits of `dtype` on `device`."""
-        counts = [group.coverage(margin) for group in plan.groups]
-        return cls(plan, margin, num_images, Coverage.of_counts(counts, num_images, dtype, device))
+    def of_plan(
+        cls,
+        plan: CanvasPlan,
+        num_classes: int,
+        margin: int,
+        num_images: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        kernels: Kernels = PLAIN_KERNELS,
+    ) -> "PatchTargets":
+        """Targets for patches of N images on a plan's canvases.
+
+        Args:
+            plan: the canvases.
+            num_classes: K, of the logits.
+            margin: pixels that the logits have lost on every side.
+            num_images: N.
+            dtype: of the logits.
+            device: of the logits.
+            kernels: what the losses are computed with.
+        """
+        hits = [_window_hits(group, num_classes, margin).flatten(1, 2).unsqueeze(1).to(device) for group in plan.groups]
+        held = [h.sum(dim=-1, keepdim=True) for h in hits]
+        fake_hits = [F.pad(count.to(torch.uint8), (num_classes - 1, 0)) for count in held]
+        counts = [count.to(statistics_dtype(dtype)) for count in held]
+        total = num_images * sum(int(count.sum()) for count in held)
+        return cls(num_images, tuple(hits), tuple(fake_hits), tuple(counts), total, kernels)
+
+
+def _window_hits(group: CanvasGroup, num_classes: int, margin: int) -> Tensor:
+    """How many windows of each class hold each position of the logits: `(G, h, w, num_classes)` uint8."""
+    height, width = (side - 2 * margin for side in group.size)
+    hits = torch.zeros(len(group.canvases), height, width, num_classes, dtype=torch.uint8)
+    for g, canvas in enumerate(group.canvases):
+        for window in canvas.windows:
+            hits[(g, *window.valid(margin), window.index)] += 1
+    return hits
 
 
 class _CanvasCrossEntropy(torch.autograd.Function):
     """Mean cross-entropy over all patches; the gradient is made along with the value, group by group."""
 
     @staticmethod
-    def forward(ctx, targets: PatchTargets, fake: bool, *logits):
-        grads, total = [], torch.zeros((), dtype=statistics_dtype(logits[0].dtype), device=logits[0].device)
-        for z, group, weights in zip(logits, targets.plan.groups, targets.coverage.weights, strict=True):
+    def forward(ctx, targets: PatchTargets, all_hits: Sequence[Tensor], *logits):
+        values, grads = [], []
+        for z, hits, counts in zip(logits, all_hits, targets.counts, strict=True):
             rows = z.permute(0, 2, 3, 1)
-            log_p = F.log_softmax(rows, dim=-1, dtype=total.dtype)
-            weights = weights.view(*rows.shape[:-1], 1)
-            classes = _fake_class(log_p) if fake else _window_classes(log_p, group, targets)
-            total -= sum((part * weights[..., 0]).sum() if fake else part.sum() for part in classes)
-            grad = log_p.exp_().mul_(weights)
-            for part in classes:
-                part -= weights[..., 0] if fake else 1
-            grads.append(grad.div_(targets.coverage.total).to(z.dtype).permute(0, 3, 1, 2))
+            by_canvas = rows.reshape(len(hits), targets.num_images, -1, rows.shape[-1])
+            value, grad = targets.kernels.cross_entropy(by_canvas, hits, counts)
+            values.append(value)
+            grads.append(grad.view(rows.shape).permute(0, 3, 1, 2))
         ctx.save_for_backward(*grads)
-        return total / targets.coverage.total
+        ctx.total = targets.total
+        return sum(values) / targets.total
 
     @staticmethod
     def backward(ctx, grad):
-        return None, None, *(saved * grad.to(saved.dtype) for saved in ctx.saved_tensors)
-
-
-def _fake_class(rows: Tensor) -> list[Tensor]:
-    """The values of the class "fake", the last, at every position: a view of `(B, h, w, M + 1)` rows."""
-    return [rows[..., -1]]
-
-
-def _window_classes(rows: Tensor, group: CanvasGroup, targets: PatchTargets) -> list[Tensor]:
-    """The values of its own class in every window: views of `(G * N, h, w, M + 1)` rows."""
-    by_canvas = rows.view(len(group.canvases), targets.num_images, *rows.shape[1:])
-    return [
-        by_canvas[(g, slice(None), *window.valid(targets.margin), window.index)]
-        for g, canvas in enumerate(group.canvases)
-        for window in canvas.windows
-    ]
+        factor = grad / ctx.total
+        return None, None, *(saved * factor.to(saved.dtype) for saved in ctx.saved_tensors)
 
 
 def transformation_loss(logits: Sequence[Tensor], targets: PatchTargets) -> Tensor:
     """Cross-entropy of every patch against its transformation: the real term of D, and what G is trained for.
 
     Args:
-        logits: one `(G * N, M + 1, h, w)` tensor a canvas group.
+        logits: one `(G * N, K, h, w)` tensor a canvas group.
         targets: made for the same plan.
 
     Returns:
         A scalar, float32 (float64 for float64 logits).
     """
-    return _CanvasCrossEntropy.apply(targets, False, *logits)
+    return _CanvasCrossEntropy.apply(targets, targets.hits, *logits)
 
 
 def fake_loss(logits: Sequence[Tensor], targets: PatchTargets) -> Tensor:
     """Cross-entropy of every patch against the class "fake", the last: the fake term of D.
 
     Args:
-        logits: one `(G * N, M + 1, h, w)` tensor a canvas group.
+        logits: one `(G * N, K, h, w)` tensor a canvas group.
         targets: made for the same plan.
 
     Returns:
         A scalar, float32 (float64 for float64 logits).
     """
-    return _CanvasCrossEntropy.apply(targets, True, *logits)
+    return _CanvasCrossEntropy.apply(targets, targets.fake_hits, *logits)

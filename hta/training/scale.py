@@ -72,7 +72,10 @@ class ScaleTrainer:
         self.canvases = plan_of_objective(pyramid.config, self.size)
         D, G = self.scale.discriminator, self.scale.generator
         self.real_canvases = [batch.to(pyramid.dtype) for batch in self.canvases.render(self.real)]
-        self.targets = PatchTargets.of_plan(self.canvases, D.margin, N, pyramid.dtype, pyramid.device)
+        num_classes = D.num_classes - (pyramid.config.objective == "transformations_only")
+        self.targets = PatchTargets.of_plan(
+            self.canvases, num_classes, D.margin, N, pyramid.dtype, pyramid.device, pyramid.kernels
+        )
         self.d_coverages = D.coverages(self.canvases, N, pyramid.device)
         self.g_coverages = G.coverages(N, self.size, pyramid.device)
 

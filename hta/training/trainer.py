@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from hta.files import sweep
+from hta.models.native import choose_kernels
 from hta.models.pyramid import Pyramid
 from hta.models.storage import CHECKPOINT_FILE, RunFolder, RunRecord
 from hta.runtime import Runtime
@@ -32,7 +33,8 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
         RunError: a loss is not finite, or a file cannot be written; the last checkpoint is intact.
     """
     model, training = record.config.model, record.config.training
-    pyramid = Pyramid.planned(model, record.image_size, record.num_images, runtime.device, runtime.dtype)
+    kernels = choose_kernels(runtime.device, runtime.compile)
+    pyramid = Pyramid.planned(model, record.image_size, record.num_images, runtime.device, runtime.dtype, kernels)
     journal = Journal(pyramid.plan, model, training.niter, folder.path if folder else None)
     state, start, iteration = folder.read_checkpoint() if folder else ({}, 0, 0)
     if folder:

@@ -1,0 +1,191 @@
+"""What is computed between convolutions, in training: weighted batch norm, LeakyReLU, cross-entropy; and backwards.
+
+Beside the convolutions this is bound by memory and by the number of operators, so it is kept in few passes. `Kernels`
+uses torch's own operators, on any device; `hta.models.native` has the same in C, one pass each, for a CPU. The tests
+hold both against the explicit way.
+
+In training, batch norm must see what the windows see: on a canvas, mean and variance are weighted by how many windows
+hold a position.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LEAKY_SLOPE = 0.2
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How often each position of a layer's feature maps counts: a constant of a scale.
+
+    Attributes:
+        weights: one `(B, h, w)` tensor of counts a batch, in the type of the statistics.
+        maps: the same as `(B, 1, h, w)` in the type of the activations.
+        total: the sum of all counts.
+    """
+
+    weights: tuple[Tensor, ...]
+    maps: tuple[Tensor, ...]
+    total: int
+
+    @classmethod
+    def of_counts(
+        cls, counts: Sequence[Tensor], num_images: int, dtype: torch.dtype, device: torch.device
+    ) -> "Coverage":
+        """Repeat maps of counts for several images.
+
+        Args:
+            counts: one `(G, h, w)` tensor a batch.
+            num_images: images that follow each other for every map.
+            dtype: of the activations.
+            device: of the result.
+        """
+        repeated = [c.repeat_interleave(num_images, dim=0).to(device, statistics_dtype(dtype)) for c in counts]
+        return cls(
+            weights=tuple(repeated),
+            maps=tuple(c.unsqueeze(1).to(dtype) for c in repeated),
+            total=round(sum(float(c.sum(dtype=torch.float64)) for c in repeated)),
+        )
+
+
+class Norm(NamedTuple):
+    """A batch norm with its statistics: `(C,)` tensors, float32 at least.
+
+    Attributes:
+        mean, var: of every channel, over all windows; the variance biased.
+        gamma, beta: scale and shift.
+        eps: added to the variance.
+    """
+
+    mean: Tensor
+    var: Tensor
+    gamma: Tensor
+    beta: Tensor
+    eps: float
+
+    def affine(self) -> tuple[Tensor, Tensor]:
+        """Factor and offset of every channel."""
+        factor = self.gamma * torch.rsqrt(self.var + self.eps)
+        return factor, self.beta - factor * self.mean
+
+
+class NormGradients(NamedTuple):
+    """What flows back through LeakyReLU and batch norm, its statistics included.
+
+    Attributes:
+        inputs: one tensor a batch, of the batch's shape and type.
+        gamma, beta: `(C,)`.
+    """
+
+    inputs: list[Tensor]
+    gamma: Tensor
+    beta: Tensor
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type that statistics and losses are computed in: float32, or float64 for float64 activations."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Kernels:
+    """The operators of torch itself."""
+
+    def moments(self, batches: Sequence[Tensor], coverage: Coverage) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance of each channel over all windows.
+
+        Args:
+            batches: `(B, C, h, w)` channels-last tensors.
+            coverage: counts of their positions.
+
+        Returns:
+            Two `(C,)` tensors in the type of the statistics.
+        """
+        dtype = statistics_dtype(batches[0].dtype)
+        pivot = pivot_of(batches)
+        first, second = pivot.new_zeros(pivot.shape, dtype=dtype), pivot.new_zeros(pivot.shape, dtype=dtype)
+        for batch, counts in zip(batches, coverage.maps, strict=True):
+            offsets = batch.permute(0, 2, 3, 1) - pivot
+            first += _weighted_sum(offsets, counts, dtype)
+            second += _weighted_sum(offsets.square_(), counts, dtype)
+        return mean_and_variance(pivot, first, second, coverage.total)
+
+    def norm_leaky(self, batch: Tensor, norm: Norm) -> Tensor:
+        """Batch norm with given statistics, and LeakyReLU, of a `(B, C, h, w)` channels-last tensor."""
+        mean, var, gamma, beta, eps = norm
+        return F.leaky_relu_(torch.native_batch_norm(batch, gamma, beta, mean, var, False, 0.0, eps)[0], LEAKY_SLOPE)
+
+    def norm_leaky_backward(
+        self,
+        grads: Sequence[Tensor],
+        batches: Sequence[Tensor],
+        activations: Sequence[Tensor],
+        coverage: Coverage,
+        norm: Norm,
+    ) -> NormGradients:
+        """Backwards through `norm_leaky` of all batches, and through the statistics.
+
+        With counts w of sum W: dL/dx = gamma / std * (g - w / W * (sum g + xhat * sum(g xhat))).
+
+        Args:
+            grads: of the activations, one `(B, C, h, w)` channels-last tensor a batch; they are overwritten.
+            batches, activations: input and output of `norm_leaky`.
+            coverage: counts of their positions.
+            norm: as in `norm_leaky`.
+        """
+        mean, var, gamma, _, eps = norm
+        inputs, grad_gamma, grad_beta = [], torch.zeros_like(mean), torch.zeros_like(mean)
+        for grad, batch, activation in zip(grads, batches, activations, strict=True):
+            # The slope is positive, so the output has the sign of the input of LeakyReLU.
+            through = torch.ops.aten.leaky_relu_backward(grad, activation, LEAKY_SLOPE, True)
+            grad_input, partial_gamma, partial_beta = torch.ops.aten.native_batch_norm_backward(
+                through, batch, gamma, mean, var, None, None, False, eps, [True, True, True]
+            )
+            inputs.append(grad_input)
+            grad_gamma += partial_gamma
+            grad_beta += partial_beta
+        factor = gamma * torch.rsqrt(var + eps) / coverage.total
+        statistics = (factor * grad_gamma, factor * grad_beta, mean, var, False, 0.0, eps)
+        for grad_input, batch, counts in zip(inputs, batches, coverage.maps, strict=True):
+            grad_input.addcmul_(torch.native_batch_norm(batch, *statistics)[0], counts, value=-1)
+        return NormGradients(inputs, grad_gamma, grad_beta)
+
+    def cross_entropy(self, logits: Tensor, hits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum over positions and classes of hits times -log softmax, and its gradient.
+
+        Args:
+            logits: `(..., K)`.
+            hits: how often each class is the right one, of a shape that broadcasts, uint8.
+            counts: the sum of `hits` over the classes, `(..., 1)`, in the type of the statistics.
+
+        Returns:
+            A scalar in the type of the statistics, and a tensor like the logits.
+        """
+        log_p = F.log_softmax(logits, dim=-1, dtype=counts.dtype)
+        value = -(log_p * hits).sum()
+        return value, log_p.exp_().mul_(counts).sub_(hits).to(logits.dtype)
+
+
+def pivot_of(batches: Sequence[Tensor]) -> Tensor:
+    """About the mean of every channel, `(C,)`: moments are taken about it. On nearly flat features they cancel else."""
+    return batches[0][0].mean(dim=(1, 2))
+
+
+def _weighted_sum(rows: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:
+    """`(C,)` sums of `(B, h, w, C)` values times `(B, 1, h, w)` counts; each row's is rounded once, in their type."""
+    width = rows.shape[2]
+    sums = torch.bmm(counts.view(-1, 1, width), rows.reshape(-1, width, rows.shape[-1]))
+    return sums.sum(dim=(0, 1), dtype=dtype)
+
+
+def mean_and_variance(pivot: Tensor, first: Tensor, second: Tensor, total: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance from the sums of the first and second powers of what exceeds the pivot."""
+    offset = first / total
+    return pivot + offset, (second / total - offset.square()).clamp_(min=0)
+
+
+PLAIN_KERNELS = Kernels()

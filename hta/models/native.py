@@ -1,0 +1,199 @@
+"""The kernels in C, one pass over memory each, compiled when they are first needed: where there is a C compiler.
+
+What is computed is that of `hta.models.kernels`, which the tests hold it against; only the time differs. The library is
+built from the package's own source in a folder that nobody else can write to, and loaded once a process.
+"""
+
+import ctypes
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hta.models.kernels import (
+    LEAKY_SLOPE,
+    PLAIN_KERNELS,
+    Coverage,
+    Kernels,
+    Norm,
+    NormGradients,
+    mean_and_variance,
+    pivot_of,
+    statistics_dtype,
+)
+
+logger = logging.getLogger(__name__)
+
+_SOURCE = Path(__file__).with_name("kernels.c")
+_FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+_SECONDS_TO_COMPILE = 60
+# Both as in kernels.c.
+_MOST_CHANNELS = 256
+_PIECE = 512
+
+_STATISTIC = {torch.bfloat16: ctypes.c_float, torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+_TENSOR, _INT = ctypes.c_void_p, ctypes.c_int64
+
+
+def choose_kernels(device: torch.device, compiled: bool) -> Kernels:
+    """The kernels to train with.
+
+    Args:
+        device: where it is trained.
+        compiled: whether compiled kernels are wanted: for a CPU, where there is a C compiler that makes them.
+    """
+    library = _library() if compiled and device.type == "cpu" else None
+    return PLAIN_KERNELS if library is None else NativeKernels(library)
+
+
+@lru_cache(maxsize=1)
+def _library() -> ctypes.CDLL | None:
+    """The compiled kernels; None, with a notice, where they cannot be made."""
+    compiler = _compiler()
+    if not compiler:
+        logger.info("no C compiler found: training with torch's own operators, which takes longer")
+        return None
+    try:
+        return _build(compiler)
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("%s cannot make the compiled kernels (%s): training with torch's own operators", compiler[0], error)
+        return None
+
+
+def _compiler() -> list[str]:
+    """The command of a C compiler: $CC, or what is found; empty if none is."""
+    named = os.environ.get("CC")
+    return shlex.split(named) if named else [found for found in map(shutil.which, ("cc", "gcc", "clang")) if found][:1]
+
+
+def _build(compiler: Sequence[str]) -> ctypes.CDLL:
+    """Compile and load.
+
+    Raises:
+        OSError: the library cannot be loaded.
+        subprocess.SubprocessError: the compiler failed, or took too long.
+    """
+    # OpenMP's functions are those that torch has loaded: a second pool of threads would fight with its own.
+    _share_openmp()
+    with tempfile.TemporaryDirectory(prefix="hta-kernels-") as folder:
+        built, library = Path(folder, "kernels.o"), Path(folder, "kernels.so")
+        for command in (
+            [*compiler, *_FLAGS, "-march=native", "-c", str(_SOURCE), "-o", str(built)],
+            [*compiler, "-shared", str(built), "-o", str(library), "-lm"],
+        ):
+            subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS_TO_COMPILE)
+        return ctypes.CDLL(str(library), mode=os.RTLD_NOW)
+
+
+def _share_openmp() -> None:
+    """Let libraries that are loaded from now on find the OpenMP that torch brings along."""
+    for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+
+
+class NativeKernels(Kernels):
+    """See `Kernels`.
+
+    Args:
+        library: the compiled kernels.
+    """
+
+    def __init__(self, library: ctypes.CDLL):
+        self._library = library
+
+    def moments(self, batches: Sequence[Tensor], coverage: Coverage) -> tuple[Tensor, Tensor]:
+        """See `Kernels.moments`."""
+        if batches[0].shape[1] > _MOST_CHANNELS:
+            return super().moments(batches, coverage)
+        pivot = pivot_of(batches).to(statistics_dtype(batches[0].dtype))
+        sums = []
+        for batch, weights in zip(batches, coverage.weights, strict=True):
+            x, partial = _rows(batch), _partial_sums(batch)
+            self._call("moments", x, [x, weights, pivot], [*x.shape], [partial])
+            sums.append(partial.sum(dim=0, dtype=torch.float64))
+        first, second = sum(sums).to(pivot.dtype)
+        return mean_and_variance(pivot, first, second, coverage.total)
+
+    def norm_leaky(self, batch: Tensor, norm: Norm) -> Tensor:
+        """See `Kernels.norm_leaky`."""
+        x = _rows(batch)
+        result = torch.empty_like(x)
+        self._call("activate", x, [x, *norm.affine()], [LEAKY_SLOPE, *x.shape], [result])
+        return _like(result, batch)
+
+    def norm_leaky_backward(
+        self,
+        grads: Sequence[Tensor],
+        batches: Sequence[Tensor],
+        activations: Sequence[Tensor],
+        coverage: Coverage,
+        norm: Norm,
+    ) -> NormGradients:
+        """See `Kernels.norm_leaky_backward`."""
+        if batches[0].shape[1] > _MOST_CHANNELS:
+            return super().norm_leaky_backward(grads, batches, activations, coverage, norm)
+        factor, offset = norm.affine()
+        pairs = [(_rows(grad), _rows(batch)) for grad, batch in zip(grads, batches, strict=True)]
+        sums = []
+        for (grad, x), batch in zip(pairs, batches, strict=True):
+            partial = _partial_sums(batch)
+            self._call("reduce", x, [grad, x, factor, offset, norm.mean], [LEAKY_SLOPE, *x.shape], [partial])
+            sums.append(partial.sum(dim=0, dtype=torch.float64))
+        grad_beta, centred = sum(sums).to(factor.dtype)
+        rsqrt = torch.rsqrt(norm.var + norm.eps)
+        grad_gamma = centred * rsqrt
+        # dL/dx = factor * g - counts * (at_zero + slope * x)
+        slope = factor * grad_gamma * rsqrt / coverage.total
+        at_zero = factor * grad_beta / coverage.total - slope * norm.mean
+        for (grad, x), weights in zip(pairs, coverage.weights, strict=True):
+            constants = [weights, factor, offset, at_zero, slope]
+            self._call("subtract", x, [grad, x, *constants], [LEAKY_SLOPE, *x.shape], [])
+        inputs = [_like(grad, batch) for (grad, _), batch in zip(pairs, batches, strict=True)]
+        return NormGradients(inputs, grad_gamma, grad_beta)
+
+    def cross_entropy(self, logits: Tensor, hits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Kernels.cross_entropy`."""
+        _, images, patches, classes = logits.shape
+        if classes > _MOST_CHANNELS:
+            return super().cross_entropy(logits, hits, counts)
+        logits, hits, rows = logits.contiguous(), hits.contiguous(), logits.numel() // classes
+        grad = torch.empty_like(logits)
+        sums = counts.new_empty(-(-rows // _PIECE))
+        self._call("entropy", logits, [logits, hits, counts], [images, patches, rows, classes], [grad, sums])
+        return sums.sum(dtype=torch.float64).to(counts.dtype), grad
+
+    def _call(self, name: str, like: Tensor, inputs: list[Tensor], numbers: list[float], outputs: list[Tensor]) -> None:
+        """Run the kernel of this name for activations of the type of `like`."""
+        function = getattr(self._library, f"{name}_{str(like.dtype).removeprefix('torch.')}")
+        statistic = _STATISTIC[like.dtype]
+        function.restype = None
+        function(
+            *(_TENSOR(tensor.data_ptr()) for tensor in inputs),
+            *(statistic(number) if isinstance(number, float) else _INT(number) for number in numbers),
+            *(_TENSOR(tensor.data_ptr()) for tensor in outputs),
+        )
+
+
+def _rows(batch: Tensor) -> Tensor:
+    """A `(B, C, h, w)` channels-last tensor as `(B * h * w, C)`."""
+    return batch.permute(0, 2, 3, 1).reshape(-1, batch.shape[1]).contiguous()
+
+
+def _like(rows: Tensor, batch: Tensor) -> Tensor:
+    """The way back from `_rows`."""
+    count, channels, height, width = batch.shape
+    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _partial_sums(batch: Tensor) -> Tensor:
+    """Room for two sums a channel and piece."""
+    pieces = -(-(batch.numel() // batch.shape[1]) // _PIECE)
+    return torch.empty(pieces, 2, batch.shape[1], dtype=statistics_dtype(batch.dtype))
