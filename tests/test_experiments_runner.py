@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -14,8 +15,9 @@ import torch
 from experiments_helpers import make_tree, records, run_arguments
 
 from hta import api, runtime
-from hta.experiments import planning, spec, unit
+from hta.experiments import planning, results, spec, unit
 from hta.experiments.__main__ import main
+from hta.experiments.results import ResultsFolder
 
 SLOW = ("min_size=11", "max_size=13", "nfc=3", "niter=8", "Gsteps=1", "Dsteps=1")
 
@@ -119,6 +121,13 @@ def test_the_key_holds_everything_that_matters(tree, monkeypatch):
     compared = planning.Request(**vars(request) | dict(paper_dataset="cifar10"))
     monkeypatch.undo()
     assert planning.plan_runs(compared, "auto")[0].key == keys[0]
+
+
+def test_stored_results_have_the_keys_of_their_runs():
+    folder = ResultsFolder(Path(results.__file__).parent / "results")
+    for result in folder.results():
+        assert result.spec.key == result.record["key"]
+        assert folder.holds(result.spec)
 
 
 def test_a_failed_run_is_recorded_the_others_go_on_and_it_is_tried_again(tree, tmp_path, capsys):

@@ -86,7 +86,15 @@ class RunSpec:
 
     @property
     def key(self) -> str:
-        """Digest of everything that the result depends on, the version of the method among it."""
+        """Digest of everything that the AUROC depends on, on one machine.
+
+        It covers the training images with their pixels and the test images by their names (`data_sha256`), how they are
+        drawn and prepared, the data set's title, the variant, all settings of model and training, the steps of GEOM,
+        the fractions, the seed and the version of the method. The precision is covered as asked for: under "auto",
+        machines that take different ones share a key, and each result says what made it. Device, threads and versions
+        of libraries, which round otherwise, are not covered; nor is what the decision alone depends on: how views are
+        drawn, and its target.
+        """
         config, preset = self.config(), PRESETS[self.preset]
         matters = asdict(self) | {"model": asdict(config.model), "training": asdict(config.training)}
         matters |= {"method_version": METHOD_VERSION, "geom_steps": preset.geom_steps}
