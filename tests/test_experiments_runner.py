@@ -15,6 +15,8 @@ import torch
 from experiments_helpers import make_tree, records, run_arguments
 
 from hta import api, runtime
+from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
+from hta.evaluation.views import view_rule
 from hta.experiments import planning, results, spec, unit
 from hta.experiments.__main__ import main
 from hta.experiments.results import ResultsFolder
@@ -254,6 +256,25 @@ def test_devices_are_dealt_out_in_turn(tree):
     tasks = planning.deal_tasks(runs, str(tree), ["cuda:0", "cuda:1"], not_cuda=False, threads=2)
     assert [task.runtime.device for task in tasks] == ["cuda:0", "cuda:1"] * 2
     assert all(task.runtime.threads == 2 for task in tasks)
+
+
+def test_the_decision_is_the_products_views_and_threshold():
+    run = spec.RunSpec("folder", "x", "x", 1, 1, "ours", "fast", 4, "", seed=5)
+    images = [np.random.default_rng(n).random((20, 20, 3), dtype=np.float32) for n in range(2)]
+    config = api.default_config(task="class", num_transforms=4, min_size=11, max_size=13)
+    training_set = api.prepare(images, ["a", "b"], config)
+    share, seen = 1 / 3, []  # a score of 2 / 3, which rounded is above it
+
+    def shares_of(views):
+        seen.append(views)
+        return np.full((1, len(views), 2), share)
+
+    scores = np.array([0.6666663, 1 - share, 0.6666669, 0.7])
+    decision = unit.decision_on_views(run, shares_of, training_set, scores, np.array([0, 0, 1, 1]))
+    assert decision["threshold"] == 0.666667
+    assert list(decision["confusion"].values()) == [2, 0, 2, 0]
+    expected = view_rule("class", 4).draw(training_set.images, NUM_VIEWS, VIEWS_SEED)
+    assert torch.equal(torch.cat(seen), expected)
 
 
 def test_the_decision_counts_the_scores_above_the_threshold_of_the_views(tree, tmp_path):

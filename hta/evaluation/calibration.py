@@ -26,6 +26,7 @@ CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 3
 
 NUM_VIEWS = 200
+VIEWS_SEED = 0
 _BATCH = 16
 _PRECISIONS = ("float32", "bfloat16")
 _REMEDY = "remove the file, it is made again from the model"
@@ -154,7 +155,7 @@ def _are_statistics(
 
 
 def calibrate(
-    evaluator: Evaluator, images: torch.Tensor, rule: ViewRule, *, seed: int = 0, num_views: int = NUM_VIEWS
+    evaluator: Evaluator, images: torch.Tensor, rule: ViewRule, *, seed: int = VIEWS_SEED, num_views: int = NUM_VIEWS
 ) -> Calibration:
     """Let a model score views of its training images.
 

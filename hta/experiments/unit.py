@@ -18,7 +18,7 @@ from hta.data.image_sets import Benchmark
 from hta.data.protocol import draw_training_images
 from hta.data.selection import Selection, load_dataset
 from hta.errors import RunError
-from hta.evaluation.calibration import NUM_VIEWS
+from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.decision import Threshold, decide, summarize_decision
 from hta.evaluation.metrics import bootstrap_auroc, image_auroc
 from hta.evaluation.scoring import AGGREGATES, anomaly_scores
@@ -209,12 +209,13 @@ def decision_on_views(
         From `summarize_decision`.
     """
     model = training_set.record.config.model
-    views = view_rule(model.task, model.num_transforms).draw(training_set.images, NUM_VIEWS, spec.seed)
+    views = view_rule(model.task, model.num_transforms).draw(training_set.images, NUM_VIEWS, VIEWS_SEED)
     shares = np.concatenate([shares_of(batch) for batch in views.split(_BATCH)], axis=1)
     of_views = anomaly_scores(torch.from_numpy(shares[spec.fractions.index(spec.main_fraction)])).numpy()
     limit = float(np.quantile(of_views, 1 - TARGET_FPR))
-    threshold = Threshold(round(limit, _DIGITS), source="calibrated", target_fpr=TARGET_FPR)
-    return summarize_decision(labels.tolist(), decide(scores, threshold), threshold)
+    threshold = Threshold(limit, source="calibrated", target_fpr=TARGET_FPR)
+    rejected = decide(scores, threshold)
+    return summarize_decision(labels.tolist(), rejected, replace(threshold, threshold=round(limit, _DIGITS)))
 
 
 def _auroc(labels: np.ndarray, scores: np.ndarray) -> float | None:
