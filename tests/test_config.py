@@ -78,6 +78,7 @@ REFUSED = {
     "precision": ["float16"],
     "checkpoint_every": [0],
     "not_cuda": ["yes", 1],
+    "compile": ["yes"],
     "deterministic": [0],
 }
 
