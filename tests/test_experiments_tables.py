@@ -87,6 +87,32 @@ def test_the_printed_table_says_what_was_run_how_and_what_was_not(tmp_path, caps
     assert (tmp_path / "tables" / "table_1.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("table", "data"),
+    [
+        (1, dict(pos_class="bag", shots=1)),
+        (2, dict(dataset="paris", title="Paris", pos_class="eiffel", shots=5, paper_dataset="paris")),
+        (3, dict(dataset="mnist", title="MNIST", pos_class="8", shots=10, paper_dataset="mnist")),
+        (4, dict(dataset="folder", title="CIFAR10 (JPEG)", pos_class="frog", shots=50, paper_dataset="cifar10")),
+        (6, dict(dataset="cifar", title="CIFAR10", pos_class="frog", shots=1, paper_dataset="cifar10", variant="a")),
+    ],
+)
+def test_runs_of_another_number_of_transformations_do_not_stand_beside_the_paper(tmp_path, table, data):
+    transforms = {"fashionmnist": 42, "mnist": 42, "paris": 54, "cifar10": 54}
+    for num_transforms in (54, 42, 4):
+        write_result(tmp_path, num_transforms / 100, num_transforms=num_transforms, **data)
+    dataset = data.get("paper_dataset", "fashionmnist")
+    column = data.get("variant", "Ours")
+    printed = paper(table, data["pos_class"], column, dataset, data["shots"])
+    rows = {row["ours"]: row for row in lines_of(table, tmp_path) if row["class"] == data["pos_class"] and row["ours"]}
+    assert len(rows) == 3
+    for ours, row in rows.items():
+        beside = float(ours) == transforms[dataset]
+        assert row["paper"] == (str(printed.mean) if beside else "")
+        assert bool(row["verdict"]) is bool(row["difference"]) is beside
+        assert "GEOM" not in row or bool(row["GEOM"]) is beside
+
+
 def test_the_ablation_takes_every_variant_and_no_setup_without_one(tmp_path):
     frog = dict(title="CIFAR10", dataset="cifar", pos_class="frog", num_transforms=54, paper_dataset="cifar10")
     write_result(tmp_path, 0.8, **frog)

@@ -2,6 +2,7 @@
 
 All figures are AUROC in per cent, higher = better. A difference is ours minus the paper's; the verdict asks whether it
 is within the paper's standard deviation over draws. Averages and their differences are over the classes that were run.
+Runs with another number of transformations than the paper's are shown, but not beside its figures.
 """
 
 import csv
@@ -15,6 +16,8 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
+from hta.data.selection import ROTATIONS
+from hta.data.specs import SPECS
 from hta.experiments.paper import (
     AVERAGE,
     PaperValue,
@@ -36,6 +39,7 @@ _TITLES = {
     7: "Defects, by the part of the patches that vote (per cent)",
 }
 _DEFECT_TABLES, _ABLATION, _FRACTIONS = (5, 7), 6, 7
+_PAPER_TRANSFORMS = {spec.table_name: spec.num_transforms for spec in SPECS.values()}
 _NOT_RUN = "not run"
 
 
@@ -241,13 +245,20 @@ def _column(table: int, spec: RunSpec) -> str | None:
     return "Ours"
 
 
+def _paper_dataset(table: int, spec: RunSpec) -> str | None:
+    """Whose figures a run stands beside; None where they are of another number of transformations."""
+    if table == 5:
+        return spec.paper_dataset  # its columns say which
+    printed = ROTATIONS if table == _FRACTIONS else _PAPER_TRANSFORMS.get(spec.paper_dataset)
+    return spec.paper_dataset if spec.num_transforms == printed else None
+
+
 def _setup_of(table: int, spec: RunSpec) -> Setup:
     changes = [f"{name}={value}" for name, value in (*spec.settings, *spec.preparation)]
     changes += [f"seed {spec.seed}"] * (spec.seed != 0) + [spec.precision] * (spec.precision != "auto")
     return Setup(
         title=spec.title,
-        # The paper's figures are those of 4 rotations in table 7, and of no other set.
-        paper_dataset=None if table == _FRACTIONS and spec.num_transforms != 4 else spec.paper_dataset,
+        paper_dataset=_paper_dataset(table, spec),
         shots=spec.shots,
         preset=spec.preset,
         test_limit=spec.test_limit,
