@@ -24,6 +24,15 @@ def test_ratios_are_of_sums_and_of_the_finest():
     assert "32 px" in format_report(report())
 
 
+def test_the_way_without_compiled_kernels_stands_beside():
+    both = report()
+    assert both.summary()["ratios"]["training_all_scales_no_compile"] is None
+    both.training = [Timing(2.0, 1.0, 2.0), Timing(6.0, 1.0, 2.0)]
+    ratios = both.summary()["ratios"]
+    assert (ratios["training_all_scales_no_compile"], ratios["training_finest_no_compile"]) == (2.0, 3.0)
+    assert "3.0" in format_report(both).splitlines()[4].split()
+
+
 def test_chart_is_a_png(tmp_path):
     draw_chart(report(), tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")

@@ -1,7 +1,8 @@
 """How fast hta is: python -m hta.benchmark [--quick] [--json FILE] [--chart FILE], or --growth
 
 One run on one machine times two ways of computing the same, in turns: `explicit`, the method as plainly as it is
-usually written (hta/benchmark/explicit.py), in a process of its own, and `hta`, the product with its default settings.
+usually written (hta/benchmark/explicit.py), in a process of its own, and `hta`, the product with its default settings:
+with compiled kernels where there is a C compiler; and, unless --quick, with --no-compile.
 The ratios are what counts: the seconds are this machine's, on this day. The discriminator's arithmetic is held against
 the machine's own forward convolution, the fastest of several layouts and batch shapes, measured in the same run.
 
@@ -27,7 +28,7 @@ from hta.files import write_atomically
 class BenchmarkOptions(Checked):
     """What is measured."""
 
-    quick: bool = option(False, "fewer repetitions: about a minute")
+    quick: bool = option(False, "fewer repetitions, and without --no-compile: about a minute and a half")
     growth: bool = option(False, "how time and memory grow, instead")
     json: str | None = option(None, "write all figures to this file")
     chart: str | None = option(None, "write a bar chart to this PNG (not with --growth)")

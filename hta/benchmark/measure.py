@@ -4,6 +4,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from hta.config import Config
 from hta.evaluation.evaluator import Evaluator
 from hta.experiments.machine import describe_machine, describe_versions
 from hta.imaging import resize
-from hta.runtime import Runtime, set_up
+from hta.runtime import Runtime, resolve, set_up
 
 # Scored together by hta; the plain way takes one image at a time.
 SCORED_IMAGES = 16
@@ -38,7 +39,7 @@ def run_benchmark(threads: int, precision: str, quick: bool) -> Report:
     Args:
         threads: of the CPU, 0 for one a core.
         precision: of hta; the plain way is float32.
-        quick: fewer repetitions.
+        quick: fewer repetitions, and hta with its default settings only.
     """
     config = benchmark_config(threads, precision)
     runtime = set_up(config.runtime)
@@ -48,7 +49,8 @@ def run_benchmark(threads: int, precision: str, quick: bool) -> Report:
     report.discriminator_gflops = measure_discriminator(config, runtime, 2 * rounds)
     with PlainProcess(threads) as plain:
         report.scoring = measure_scoring(plain, config, runtime, 2 * rounds)
-        report.sizes, report.training = measure_training(plain, config, runtime, rounds)
+        operators = None if quick else benchmark_config(threads, precision, compiled=False)
+        report.sizes, report.training = measure_training(plain, config, operators, runtime, rounds)
     report.scoring_gflops = scoring_gflop(config, runtime) / report.scoring.hta
     report.peak_memory_mib = measure_memory(threads, precision)
     return report
@@ -84,15 +86,19 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
 
 
 def measure_training(
-    plain: PlainProcess, config: Config, runtime: Runtime, rounds: int
+    plain: PlainProcess, config: Config, operators: Config | None, runtime: Runtime, rounds: int
 ) -> tuple[list[int], list[Timing]]:
-    """Seconds of one iteration at every scale, both ways."""
+    """Seconds of one iteration at every scale, in all ways; `operators` is hta without compiled kernels, if wanted."""
     sizes, timings = [], []
-    for n, (trainer, _) in enumerate(build_trainers(config, runtime)):
-        iterations = trainer.run()
-        ways = [lambda n=n: plain.seconds(Work("train", n)), timed(lambda i=iterations: next(i))]
-        timings.append(Timing(*time_in_turns(ways, (1, 4), rounds)))
-        sizes.append(trainer.size[0])
+    runs = [build_trainers(config, runtime)]
+    if operators is not None:
+        runs.append(build_trainers(operators, resolve(operators.runtime)))
+    for n, pairs in enumerate(zip(*runs, strict=True)):
+        trainers = [trainer for trainer, _ in pairs]
+        ways = [lambda n=n: plain.seconds(Work("train", n))]
+        ways += [timed(partial(next, trainer.run())) for trainer in trainers]
+        timings.append(Timing(*time_in_turns(ways, (1, 4, 4)[: len(ways)], rounds)))
+        sizes.append(trainers[0].size[0])
     return sizes, timings
 
 

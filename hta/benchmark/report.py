@@ -12,19 +12,26 @@ from hta.files import write_atomically
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one thing done both ways, medians.
+    """Seconds of one thing done in several ways, medians.
 
     Attributes:
         explicit, hta: seconds.
+        operators: seconds of hta with torch's own operators in place of compiled kernels; None if not measured.
     """
 
     explicit: float
     hta: float
+    operators: float | None = None
 
     @property
     def ratio(self) -> float:
         """How many times faster hta is."""
         return self.explicit / self.hta
+
+    @property
+    def operators_ratio(self) -> float | None:
+        """How many times faster hta is without compiled kernels."""
+        return None if self.operators is None else self.explicit / self.operators
 
 
 @dataclass
@@ -54,7 +61,12 @@ class Report:
     @property
     def all_scales(self) -> Timing:
         """Seconds of one iteration of every scale."""
-        return Timing(sum(t.explicit for t in self.training), sum(t.hta for t in self.training))
+        operators = [t.operators for t in self.training]
+        return Timing(
+            sum(t.explicit for t in self.training),
+            sum(t.hta for t in self.training),
+            None if None in operators else sum(operators),
+        )
 
     def summary(self) -> dict:
         """The figures, ready for JSON."""
@@ -64,6 +76,8 @@ class Report:
                 "training_finest": self.training[-1].ratio,
                 "training": [t.ratio for t in self.training],
                 "scoring": self.scoring.ratio,
+                "training_all_scales_no_compile": self.all_scales.operators_ratio,
+                "training_finest_no_compile": self.training[-1].operators_ratio,
             },
             "seconds": {"training_all_scales": asdict(self.all_scales)},
             "conv_peak_fraction": {
@@ -76,10 +90,10 @@ class Report:
 def format_report(report: Report) -> str:
     """The figures as a table for a person."""
     summary = report.summary()
-    rows = [("scale", "explicit s", "hta s", "ratio")]
+    rows = [("scale", "explicit s", "hta s", "ratio", "no_compile", "ratio")]
     named = [(f"{side} px", timing) for side, timing in zip(report.sizes, report.training, strict=True)]
     named += [("all", report.all_scales), ("scoring", report.scoring)]
-    rows += [(name, f"{t.explicit:.4f}", f"{t.hta:.4f}", f"{t.ratio:.1f}") for name, t in named]
+    rows += [(name, *_cells(t)) for name, t in named]
     lines = ["  ".join(f"{cell:>10}" for cell in row) for row in rows]
     fractions, machine = summary["conv_peak_fraction"], report.machine
     return "\n".join(
@@ -93,6 +107,13 @@ def format_report(report: Report) -> str:
             "peak memory (MiB): " + ", ".join(f"{way} {mib:.0f}" for way, mib in report.peak_memory_mib.items()),
         ]
     )
+
+
+def _cells(timing: Timing) -> tuple[str, ...]:
+    cells = (f"{timing.explicit:.4f}", f"{timing.hta:.4f}", f"{timing.ratio:.1f}")
+    if timing.operators is None:
+        return (*cells, "", "")
+    return (*cells, f"{timing.operators:.4f}", f"{timing.operators_ratio:.1f}")
 
 
 def draw_chart(report: Report, path: Path) -> None:

@@ -20,17 +20,18 @@ IMAGE_SIDE = 128
 NUM_TRANSFORMS = 54
 
 
-def benchmark_config(threads: int, precision: str) -> Config:
+def benchmark_config(threads: int, precision: str, compiled: bool = True) -> Config:
     """The settings that everything is measured with.
 
     Args:
         threads: of the CPU, 0 for one a core.
         precision: of hta; the plain way is always float32.
+        compiled: whether hta trains with compiled kernels.
     """
     return Config(
         ModelConfig(task="class", num_transforms=NUM_TRANSFORMS),
         TrainingConfig(niter=1_000_000),
-        RuntimeConfig(not_cuda=True, threads=threads, precision=precision),
+        RuntimeConfig(not_cuda=True, threads=threads, precision=precision, compile=compiled),
     ).resolved(is_gray=False)
 
 
