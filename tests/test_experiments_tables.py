@@ -138,6 +138,30 @@ def test_the_ablation_compares_on_the_same_draws(tmp_path):
     assert "average of 1 class" in {row["class"] for row in lines if row["column"] == "Ours"}
 
 
+@pytest.mark.parametrize(
+    ("command", "variant"), [(["table", "1"], "ours"), (["plot"], "ours"), (["table", "6"], "b"), (["table", "6"], "c")]
+)
+def test_results_of_one_draw_and_different_images_are_refused(tmp_path, capsys, command, variant):
+    frog = dict(title="CIFAR10", dataset="cifar", pos_class="frog", num_transforms=54, paper_dataset="cifar10")
+    others = frog | {"data_sha256": "others"}
+    one = write_result(tmp_path, 0.8, **frog)
+    write_result(tmp_path, 0.5, variant="b", **frog)
+    write_result(tmp_path, 0.7, draw=2, **others)
+    write_result(tmp_path, 0.7, **others | {"pos_class": "cat"})
+    write_result(tmp_path, 0.7, **others | {"title": "CIFAR10 (JPEG subset)"})
+    arguments = [*command, "--results", str(tmp_path)]
+    assert main(arguments) == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    other = write_result(tmp_path, 0.9, variant=variant, **others)
+    capsys.readouterr()
+    assert main(arguments) == 2
+    message = capsys.readouterr().err.strip()
+    assert message.count("\n") == 0
+    assert all(words in message for words in (other.name, "different images", "--dataset_title"))
+    assert one.name in message or variant != "ours"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
 def test_fractions_and_both_defect_columns(tmp_path):
     fractions = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
     by_fraction = {f"{fraction:g}": 0.5 + fraction / 4 for fraction in fractions}

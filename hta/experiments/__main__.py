@@ -167,8 +167,8 @@ def _take_part(runs: list[RunSpec], part: str | None) -> list[RunSpec]:
 
 def _table(options: Namespace) -> None:
     """Print a table and write it, as Markdown and CSV, into the results' folder `tables`."""
-    folder = _folder_for(options.results, "tables")
     parts = build_table(options.number, ResultsFolder(options.results).results())
+    folder = _folder_for(options.results, "tables")
     markdown = to_markdown(options.number, parts)
     print(markdown)
     write_atomically(folder / f"table_{options.number}.md", markdown.encode())

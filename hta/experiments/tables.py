@@ -18,6 +18,7 @@ from scipy import stats
 
 from hta.data.selection import ROTATIONS
 from hta.data.specs import SPECS
+from hta.errors import UserError
 from hta.experiments.paper import (
     AVERAGE,
     PaperValue,
@@ -205,6 +206,9 @@ def build_table(table: int, results: Iterable[Result]) -> list[Part]:
     Args:
         table: 1 to 7.
         results: all that are at hand; those that belong to other tables are left out.
+
+    Raises:
+        UserError: two results of one class and draw are of different images.
     """
     groups: dict[Setup, list[Result]] = defaultdict(list)
     for result in results:
@@ -212,6 +216,8 @@ def build_table(table: int, results: Iterable[Result]) -> list[Part]:
             groups[_setup_of(table, result.spec)].append(result)
     if table == _ABLATION:
         groups = {setup: _compared(members) for setup, members in groups.items()}
+    for members in groups.values():
+        _check_same_images(members)
     parts = [_part(table, setup, members) for setup, members in groups.items() if members]
     order = {place: number for number, place in enumerate(paper_parts(table))}
     run = {(part.dataset, part.shots) for part in parts}
@@ -226,6 +232,22 @@ def _compared(members: Sequence[Result]) -> list[Result]:
     """An ablation's runs, those of the method only where another variant was trained on the same draw."""
     ablated = {(result.spec.pos_class, result.spec.draw) for result in members if result.spec.variant != "ours"}
     return [result for result in members if (result.spec.pos_class, result.spec.draw) in ablated]
+
+
+def _check_same_images(members: Sequence[Result]) -> None:
+    """Refuse two results of one class and draw of which neither may take the other's place or be compared with it.
+
+    Raises:
+        UserError: they are of different images.
+    """
+    first: dict[tuple[str, int], RunSpec] = {}
+    for spec in (result.spec for result in members):
+        other = first.setdefault((spec.pos_class, spec.draw), spec)
+        if other.data_sha256 != spec.data_sha256:
+            raise UserError(
+                f"{other.name}.json and {spec.name}.json: of one class and draw, but of different images; move away "
+                "what is out of date, or run one of them with a --dataset_title of its own"
+            )
 
 
 def _belongs(table: int, spec: RunSpec) -> bool:
