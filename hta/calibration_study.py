@@ -2,15 +2,16 @@
 
 Reads the results of main_eval.py on a labelled test set, and compares ways of making a threshold from the training
 images alone: each kind of view by itself, all together at several strengths, of the images as they are and mirrored,
-reconstructions and random samples. For each it prints the share of normal images rejected (false alarms) and of
-anomalous ones (recall), with exact 95 % intervals.
+reconstructions and random samples; with --leave_one_out, for a model of several images, each of them under a model of
+the others. For each it prints the share of normal images rejected (false alarms) and of anomalous ones (recall), with
+exact 95 % intervals.
 """
 
 import csv
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,13 @@ from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_set
 from hta.config import Checked, RuntimeConfig, option
 from hta.errors import UserError
 from hta.evaluation.decision import confusion, proportion
+from hta.evaluation.evaluator import Evaluator
 from hta.evaluation.results import METRICS_FILE, SCORES_FILE
 from hta.evaluation.scoring import anomaly_scores
 from hta.evaluation.views import ALL_CHANGES, Changes, ViewRule, draw_views, view_rule
 from hta.models.pyramid import fresh_noise
 from hta.runtime import seeded_generator
+from hta.training.trainer import train_pyramid
 
 STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 3.5, 4.0, 5.0)
 _BATCH = 16
@@ -41,6 +44,7 @@ class StudyOptions(Checked):
     target_fpr: float = option(0.05, "share of the candidates' images that may be rejected", above=0, below=1)
     num_views: int = option(200, "images of each candidate", low=2, high=10_000)
     seed: int = option(0, "of the candidates", low=0)
+    leave_one_out: bool = option(False, "train a model without each training image too: takes as long as N trainings")
 
 
 @dataclass(frozen=True)
@@ -105,15 +109,40 @@ def study(
     evaluator = model.evaluator((fraction,), with_maps=False)
     for name, images in candidates(model, options.num_views, options.seed):
         shares = np.concatenate([evaluator.score(batch).shares[0] for batch in images.split(_BATCH)])
-        threshold = np.quantile(anomaly_scores(torch.from_numpy(shares)).numpy(), 1 - options.target_fpr)
-        counts = confusion(labels, scores > threshold)
-        normal, anomalous = int((labels == 0).sum()), int(labels.sum())
-        yield Row(
-            name,
-            float(threshold),
-            proportion(counts["false_positives"], normal),
-            proportion(counts["true_positives"], anomalous),
-        )
+        yield _row(name, shares, labels, scores, options.target_fpr)
+    if options.leave_one_out:
+        yield _row("leave one out", leave_one_out(model, fraction), labels, scores, options.target_fpr)
+
+
+def _row(name: str, shares: np.ndarray, labels: np.ndarray, scores: np.ndarray, target_fpr: float) -> Row:
+    """What a threshold from these `(V, S)` vote shares would have given."""
+    threshold = np.quantile(anomaly_scores(torch.from_numpy(shares)).numpy(), 1 - target_fpr)
+    counts = confusion(labels, scores > threshold)
+    return Row(
+        name,
+        float(threshold),
+        proportion(counts["false_positives"], int((labels == 0).sum())),
+        proportion(counts["true_positives"], int(labels.sum())),
+    )
+
+
+def leave_one_out(model: api.Model, fraction: float) -> np.ndarray:
+    """What models of all training images but one say about that one, trained as the model was.
+
+    Args:
+        model: of N >= 2 images.
+        fraction: part of the patches that vote.
+
+    Returns:
+        `(N, S)` vote shares, higher = more normal.
+    """
+    images, record, shares = model.training_images, model.record, []
+    for n in range(len(images)):
+        others = [i for i in range(len(images)) if i != n]
+        part = replace(record, sources=tuple(record.sources[i] for i in others))
+        pyramid = train_pyramid(images[others], part, model.runtime)
+        shares.append(Evaluator(pyramid, (fraction,), with_maps=False).score(images[n : n + 1]).shares[0])
+    return np.concatenate(shares)
 
 
 def read_results(folder: Path) -> tuple[np.ndarray, np.ndarray, float]:
@@ -160,6 +189,8 @@ def _command(argv: Sequence[str] | None) -> None:
             raise UserError(f"--{name} is missing; see --help")
     labels, scores, fraction = read_results(Path(options.results))
     model = api.load(options.input_name, options.models_dir, take_settings(RuntimeConfig, given))
+    if options.leave_one_out and model.record.num_images < 2:
+        raise UserError("--leave_one_out: the model has one training image only; it needs two or more")
     print(
         f"{int((labels == 0).sum())} normal and {int(labels.sum())} anomalous images, target {options.target_fpr:.0%}"
     )

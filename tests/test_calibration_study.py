@@ -48,6 +48,27 @@ def test_the_product_s_own_row_is_what_main_eval_decided(scored, capsys):
         assert any(line.startswith(name) for line in lines)
 
 
+def test_each_image_is_scored_by_a_model_of_the_others(scored, capsys):
+    config = hta.default_config(niter=4, max_size=32, threads=1)
+    crops = [cut(brick_wall(), top, 150) for top in (0, 130, 260)]
+    model = hta.train(crops, config, folder=scored / "models/three")
+    shares = calibration_study.leave_one_out(model, 0.1)
+    assert shares.shape == (3, model.pyramid.plan.num_scales)
+    alone = hta.train([crops[0], crops[2]], config)
+    own = alone.evaluator((0.1,), with_maps=False).score(model.training_images[1:2]).shares[0]
+    np.testing.assert_allclose(shares[1], own[0], atol=1e-6)
+
+    argv = ["--input_name", str(scored / "models/three"), "--results", str(scored / "out"), "--threads", "1"]
+    assert calibration_study.main([*argv, "--num_views", "2", "--leave_one_out"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("leave one out")
+
+
+def test_one_image_cannot_be_left_out(scored, capsys):
+    argv = ["--input_name", str(scored / "models/wall"), "--results", str(scored / "out"), "--leave_one_out"]
+    assert calibration_study.main(argv) == 2
+    assert "--leave_one_out: the model has one training image only" in capsys.readouterr().err
+
+
 def test_results_that_cannot_be_used_are_refused(scored, tmp_path):
     with pytest.raises(UserError, match="not a results folder"):
         calibration_study.read_results(tmp_path)
