@@ -23,7 +23,7 @@ from hta.config import Checked, RuntimeConfig, ScoringConfig, option
 from hta.data.scored import ScoredImage
 from hta.data.selection import BenchmarkOptions, default_model_name
 from hta.errors import UserError
-from hta.evaluation.decision import Threshold, decide, summarize_decision
+from hta.evaluation.decision import Threshold, decide, score_text, summarize_decision
 from hta.evaluation.differences import InputComparison
 from hta.evaluation.overlays import ColourScale, picture_of
 from hta.evaluation.report import write_report
@@ -248,7 +248,7 @@ def _report(evaluation: Evaluation, document: dict[str, Any], scores: np.ndarray
     print("most anomalous (score, image):")
     for index in np.argsort(-scores, kind="stable")[:_MOST_ANOMALOUS]:
         # A name that is no UTF-8 must not end the run now.
-        print(f"  {scores[index]:.6f}  {items[index].relative.encode(errors='backslashreplace').decode()}")
+        print(f"  {score_text(scores[index])}  {items[index].relative.encode(errors='backslashreplace').decode()}")
     print(f"results: {evaluation.target}")
     print(f"report: {evaluation.target / REPORT_FILE}")
 
@@ -258,7 +258,7 @@ def _decision_text(decision: dict[str, Any]) -> str:
     if decision["threshold"] is None:
         return f"no decision: {decision['reason']}"
     origin = f", for {100 * decision['target_fpr']:g} % false alarms" if decision["source"] == "calibrated" else ""
-    limit = f"anomaly score above {decision['threshold']:.6f} ({decision['source']}{origin})"
+    limit = f"anomaly score above {score_text(decision['threshold'])} ({decision['source']}{origin})"
     text = f"{decision['rejected']} rejected: {limit}"
     for key, name in (("false_positive_rate", "false alarms"), ("recall", "recall")):
         if decision[key]["value"] is not None:
@@ -273,7 +273,7 @@ def _metric_text(metric: dict[str, Any]) -> str:
         return f"not defined, {metric['reason']}"
     interval = metric.get("interval_95")
     notes = [f"95 % interval {interval['low']:.3f} to {interval['high']:.3f}"] if interval else []
-    notes += [f"at threshold {metric['threshold']:.6f}"] if "threshold" in metric else []
+    notes += [f"at threshold {score_text(metric['threshold'])}"] if "threshold" in metric else []
     notes += [f"false positive rate up to {metric['max_fpr']:g}"] if "max_fpr" in metric else []
     return f"{metric['value']:.3f}" + (f" ({', '.join(notes)})" if notes else "")
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from hta.evaluation.decision import Threshold, confusion, decide, proportion, summarize_decision
+from hta.evaluation.decision import Threshold, confusion, decide, proportion, score_text, summarize_decision
 
 LABELS = [1, 1, 1, 0, 0, 0, 0, 0]
 SCORES = np.array([0.9, 0.5, 0.6, 0.4, 0.7, 0.5, 0.2, 0.50001])
@@ -80,6 +80,26 @@ def test_exact_binomial_intervals(successes, trials, low, high):
 
 def test_the_interval_of_no_false_alarm_in_150():
     assert proportion(0, 150)["interval_95"][1] == pytest.approx(0.0243, abs=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [
+        (0.5, "0.500000"),
+        (12.3456789, "12.345679"),
+        (-0.25, "-0.250000"),
+        (0.0, "0.000000"),
+        (1.0, "1.000000"),
+        (1.00001, "1.000010"),
+        (0.9998, "0.999800"),
+        (1 - 3.2e-9, "1 - 3.20e-09"),
+        (1 - 5e-5, "1 - 5.00e-05"),
+        (np.float64(4.5e-7), "4.50e-07"),
+        (-2e-5, "-2.00e-05"),
+    ],
+)
+def test_scores_that_nearly_all_or_no_votes_give_can_be_told_apart(score, text):
+    assert score_text(score) == text
 
 
 def test_a_share_of_nothing_is_undefined():

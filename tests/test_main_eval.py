@@ -416,6 +416,18 @@ def test_minmax_decides_by_a_given_threshold_only(place, capsys):
     assert decisions_of("given") == expected_decisions(0.5, "given")
 
 
+def test_scores_near_one_are_told_apart_and_kept_in_full(place, capsys, monkeypatch):
+    shares = 1e-10 * np.arange(1, 6)
+    monkeypatch.setattr(api.Model, "anomaly_scores", lambda *_: 1 - shares)
+    assert run("--threshold", repr(1 - 2.5e-10), "--no_maps") == 0
+    assert list(scores_of().values()) == (1 - shares).tolist()
+    assert decisions_of() == ["reject"] * 2 + ["pass"] * 3
+    out = capsys.readouterr().out
+    assert "2 rejected: anomaly score above 1 - 2.50e-10 (given)" in out
+    listed = out.split("most anomalous")[1].splitlines()[1:6]
+    assert listed == [f"  1 - {n}.00e-10  {name}" for n, name in enumerate(IMAGES, start=1)]
+
+
 def test_calibrated_scores_of_one_image_are_those_in_a_set(place):
     options = ["--aggregate", "calibrated", "--no_maps"]
     assert run(*options) == 0

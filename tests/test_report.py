@@ -28,7 +28,7 @@ from hta.evaluation.decision import Threshold, decide, summarize_decision
 from hta.evaluation.evaluator import ImageVotes
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report import as_script_data, overlay_link, write_report
-from hta.evaluation.report_charts import colour_bar, histogram, roc, ticks
+from hta.evaluation.report_charts import colour_bar, histogram, labelled_ticks, roc, ticks
 from hta.evaluation.report_text import reach, shown
 from hta.evaluation.results import REPORT_FILE, ResultsWriter, check_target, summarize
 from hta.evaluation.thumbnails import THUMBNAIL_SIDE, Thumbnails, make_thumbnails
@@ -80,6 +80,18 @@ def test_ticks_are_round(bounds, expected):
     assert ticks(*bounds) == expected
 
 
+@pytest.mark.parametrize(
+    ("bounds", "labels"),
+    [
+        ((0.91, 0.99), ["0.92", "0.94", "0.96", "0.98"]),
+        ((-0.01, 1.01), ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        ((1 - 1.1e-7, 1.0), ["0.9999999", "0.99999995", "1"]),
+    ],
+)
+def test_labels_of_ticks_differ_and_keep_apart(bounds, labels):
+    assert [label for _, label in labelled_ticks(*bounds, 340)] == labels
+
+
 def places(svg, element, names):
     """The attributes of all such elements of a drawing, as numbers."""
     return [
@@ -103,6 +115,13 @@ def test_bars_are_as_high_as_the_counts():
 def test_equal_scores_are_drawn():
     (bar,) = places(histogram({"unlabelled": np.full(3, 0.25)}, 0.25), "rect", ("height",))
     assert bar == (80.0,)
+
+
+def test_scores_closer_than_a_float_can_divide_are_drawn():
+    scores = np.array([1 - 2**-52, 1 - 2**-53])
+    svg = histogram({"anomalous": scores}, scores[0])
+    assert "nan" not in svg
+    assert [height for (height,) in places(svg, "rect", ("height",))] == [80.0]
 
 
 def test_the_roc_curve_passes_through_its_steps():
@@ -192,6 +211,16 @@ def test_an_image_above_the_threshold_is_rejected(tmp_path):
     assert "95 % interval 1.3 % to 98.7 %" in page
     assert "image AUROC" in page
     assert "<polyline" in page
+
+
+def test_scores_near_one_are_told_from_the_threshold(tmp_path):
+    scores = [1 - 5e-10, 1 - 4e-10, 0.25, 1 - 2e-10]
+    page, rows = page_of(tmp_path, [0, 0, 1, 1], scores, Threshold(1 - 3e-10, None, "given"))
+    assert [row["shown"] for row in rows] == ["1 - 5.00e-10", "1 - 4.00e-10", "0.250000", "1 - 2.00e-10"]
+    assert [row["score"] for row in rows] == scores
+    assert "score above 1 - 3.00e-10" in page
+    assert "threshold 1 - 3.00e-10<" in page
+    assert "1.000000" not in page
 
 
 def test_without_labels_and_maps_the_page_says_what_is_missing(tmp_path):

@@ -10,6 +10,8 @@ from scipy.stats import binomtest
 REJECT, PASS = "reject", "pass"
 
 _CONFIDENCE = 0.95
+_PLAIN_DIGITS = 6
+_NEARLY = 1e-4  # of 0 or 1: six digits would be nearly all 0 or 9
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,15 @@ def decide(scores: np.ndarray, threshold: Threshold) -> np.ndarray | None:
         `(N,)` bool, True = reject; None without a threshold.
     """
     return None if threshold.threshold is None else np.asarray(scores) > threshold.threshold
+
+
+def score_text(score: float) -> str:
+    """An anomaly score for people: six digits; near 0 or 1, where many would read alike, how far from there."""
+    if 0 < abs(score) < _NEARLY:
+        return f"{score:.2e}"
+    if 0 < 1 - score < _NEARLY:
+        return f"1 - {1 - score:.2e}"
+    return f"{score:.{_PLAIN_DIGITS}f}"
 
 
 def summarize_decision(

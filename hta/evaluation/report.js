@@ -71,7 +71,7 @@ function line(row, position) {
   name.append(open);
   made.append(smallPicture(row.image));
   if (hasOverlays) made.append(smallPicture(row.overlay));
-  const cells = [name, element("td", describeLabel(row), row.label), element("td", row.score.toFixed(6), "score"),
+  const cells = [name, element("td", describeLabel(row), row.label), element("td", row.shown, "score"),
     element("td", describeDecision(row), row.decision)];
   ["Path", "Label", "Score", "Decision"].forEach((title, n) => { cells[n].dataset.title = title; });
   made.append(...cells);
@@ -114,7 +114,7 @@ function view(position) {
   state.viewed = position;
   const row = state.chosen[position];
   byId("viewed").textContent = row.name;
-  byId("facts").textContent = `score ${row.score.toFixed(6)}, label ${describeLabel(row)}, decision ${describeDecision(row)}`;
+  byId("facts").textContent = `score ${row.shown}, label ${describeLabel(row)}, decision ${describeDecision(row)}`;
   byId("shares").textContent = "Votes for the right transformation, coarsest scale first: " +
     row.shares.map((share) => share.toFixed(3)).join(", ");
   byId("lost").hidden = true;

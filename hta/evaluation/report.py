@@ -18,7 +18,7 @@ import numpy as np
 
 from hta.data.scored import ScoredImage
 from hta.evaluation import report_text
-from hta.evaluation.decision import PASS, REJECT
+from hta.evaluation.decision import PASS, REJECT, score_text
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report_charts import colour_bar, histogram, roc
 from hta.evaluation.report_text import shown
@@ -113,6 +113,7 @@ def _rows(
                 "label": groups[item.label],
                 "kind": shown(item.defect or ""),
                 "score": float(score),
+                "shown": score_text(score),
                 "decision": _decision(score, threshold),
                 "shares": [round(float(value), 4) for value in share],
                 "image": None if small is None else base64.b64encode(small.image).decode(),

@@ -7,6 +7,7 @@ from html import escape
 import numpy as np
 from sklearn.metrics import roc_curve
 
+from hta.evaluation.decision import score_text
 from hta.evaluation.overlays import ColourScale, map_colours
 
 _WIDTH, _MARGIN = 420, 40
@@ -15,6 +16,8 @@ _PANEL_HEIGHT, _PANEL_GAP = 80, 28
 _ROC_SIDE = 300
 _BAR_HEIGHT = 18
 _STOPS = 11
+_DIGIT_WIDTH = 7  # of the labels' font
+_LEAST_ROOM = 1e-9  # beside the scores on their axis; closer ones are drawn as one
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
@@ -31,11 +34,20 @@ def _count(low: float, high: float, step: float) -> int:
     return math.floor(high / step + 1e-9) - math.ceil(low / step - 1e-9) + 1
 
 
+def labelled_ticks(low: float, high: float, width: float) -> list[tuple[float, str]]:
+    """Ticks with their labels in full, so many that the labels keep apart on an axis of `width` px."""
+    for most in range(6, 1, -1):
+        labelled = [(value, f"{value:.12g}") for value in ticks(low, high, most)]
+        if _DIGIT_WIDTH * sum(len(label) + 1 for _, label in labelled) < width:
+            break
+    return labelled
+
+
 def score_range(scores: np.ndarray, threshold: float | None) -> tuple[float, float]:
     """What the axis of the scores shows: all scores and the threshold, with some room."""
     values = scores if threshold is None else np.append(scores, threshold)
     low, high = float(values.min()), float(values.max())
-    room = 0.02 * (high - low) or 0.01
+    room = max(0.02 * (high - low), _LEAST_ROOM) if high > low else 0.01
     return low - room, high + room
 
 
@@ -58,14 +70,14 @@ def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> str:
         base = (n + 1) * (_PANEL_HEIGHT + _PANEL_GAP)
         parts += _panel(name, scores, edges, base, x)
     base = len(groups) * (_PANEL_HEIGHT + _PANEL_GAP)
-    for value in ticks(low, high):
-        parts += [_line(x(value), base, x(value), base + 4, "axis"), _text(x(value), base + 18, f"{value:g}")]
+    for value, label in labelled_ticks(low, high, _WIDTH - 2 * _MARGIN):
+        parts += [_line(x(value), base, x(value), base + 4, "axis"), _text(x(value), base + 18, label)]
     parts.append(_text(_WIDTH / 2, base + 38, "anomaly score (higher = more anomalous)"))
     if threshold is not None:
         place = x(threshold)
         end = "start" if place < _WIDTH / 2 else "end"
         parts.append(_line(place, 16, place, base, "threshold"))
-        parts.append(_text(place, 11, f"threshold {threshold:.6f}", end))
+        parts.append(_text(place, 11, f"threshold {score_text(threshold)}", end))
     counted = ", ".join(f"{scores.size} {name}" for name, scores in groups.items())
     return _svg(_WIDTH, base + 44, f"Histogram of the anomaly scores: {counted}", parts)
 

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
+from hta.evaluation.decision import score_text
 from hta.evaluation.overlays import ColourScale
 
 NO_OVERLAYS = "<p>The images were scored without maps, so there are no overlays.</p>"
@@ -78,7 +79,7 @@ def _tiles(document: dict[str, Any]) -> str:
         ("image AUROC", _number(auroc["value"]), _interval_note(auroc) or auroc.get("reason", "")),
     ]
     if threshold_of(document) is not None:
-        tiles.append(("rejected", f"{decision['rejected']:,}", f"score above {decision['threshold']:.6f}"))
+        tiles.append(("rejected", f"{decision['rejected']:,}", f"score above {score_text(decision['threshold'])}"))
         tiles.append(("false alarms", *_rate(decision, "false_positive_rate"), "normal images rejected"))
         tiles.append(("recall", *_rate(decision, "recall"), "anomalous images rejected"))
     else:
@@ -145,7 +146,8 @@ def _decision(document: dict[str, Any]) -> str:
     if threshold_of(document) is None:
         reason = decision.get("reason")
         return f"<p>No threshold, so no image is rejected or passed{f': {escaped(reason)}' if reason else ''}.</p>"
-    words = [f"An image is rejected if its anomaly score is above {decision['threshold']:.6f}, otherwise it passes."]
+    limit = score_text(decision["threshold"])
+    words = [f"An image is rejected if its anomaly score is above {limit}, otherwise it passes."]
     if decision.get("target_fpr") is not None:
         target = decision["target_fpr"]
         words.append(
@@ -155,7 +157,7 @@ def _decision(document: dict[str, Any]) -> str:
     elif decision.get("source") == "given":
         words.append("The threshold was given; nothing is promised about false alarms.")
     if decision.get("pixel_threshold") is not None:
-        words.append(f"A pixel counts as anomalous above {decision['pixel_threshold']:.6f}.")
+        words.append(f"A pixel counts as anomalous above {score_text(decision['pixel_threshold'])}.")
     return f"<p>{escaped(' '.join(words))}</p>{_confusion(decision)}"
 
 
@@ -185,7 +187,8 @@ def _metric_note(metric: dict[str, Any]) -> str:
     if metric["value"] is None:
         return f"not defined: {metric['reason']}"
     notes = [_interval_note(metric)]
-    notes += [f"at threshold {metric['threshold']:.6f}, chosen on these images"] if "threshold" in metric else []
+    if "threshold" in metric:
+        notes.append(f"at threshold {score_text(metric['threshold'])}, chosen on these images")
     notes += [f"false positive rate up to {metric['max_fpr']:g}"] if "max_fpr" in metric else []
     return "; ".join(filter(None, notes))
 
