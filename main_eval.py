@@ -23,7 +23,7 @@ from hta.config import Checked, RuntimeConfig, ScoringConfig, option
 from hta.data.scored import ScoredImage
 from hta.data.selection import BenchmarkOptions, default_model_name
 from hta.errors import UserError
-from hta.evaluation.decision import Threshold, decide, score_text, summarize_decision
+from hta.evaluation.decision import Threshold, decide, pixel_false_alarms, score_text, summarize_decision
 from hta.evaluation.differences import InputComparison
 from hta.evaluation.overlays import ColourScale, picture_of
 from hta.evaluation.report import write_report
@@ -157,13 +157,15 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     with new_folder(evaluation.target, replace=True) as folder:
         start = time.perf_counter()
         with ResultsWriter(folder, scale, masked=masked, full_size_maps=output.full_size_maps) as writer:
-            _score(evaluation, writer, comparison)
+            peaks = _score(evaluation, writer, comparison)
         seconds = time.perf_counter() - start
         scores = model.anomaly_scores(writer.shares, evaluation.scoring, evaluation.options.task)
         rejected = decide(scores, evaluation.threshold)
+        labels, threshold = [item.label for item in items], evaluation.threshold
         document = {
             "metrics": summarize(items, scores, writer.pixels),
-            "decision": summarize_decision([item.label for item in items], rejected, evaluation.threshold),
+            "decision": summarize_decision(labels, rejected, threshold)
+            | {"pixel_false_alarms": pixel_false_alarms(labels, peaks, threshold.pixel_threshold)},
             "warnings": _warnings(evaluation.source, comparison) + _mask_warnings(items, masked=masked),
             "colour_scale": None if scale is None else asdict(scale),
             "seconds": {"total": round(seconds, 3), "per_image": round(seconds / len(items), 6)},
@@ -174,10 +176,15 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     return document, scores
 
 
-def _score(evaluation: Evaluation, writer: ResultsWriter, comparison: InputComparison) -> None:
-    """Hand the images one after the other to the model, and what it says to the writer."""
+def _score(evaluation: Evaluation, writer: ResultsWriter, comparison: InputComparison) -> np.ndarray | None:
+    """Hand the images one after the other to the model, and what it says to the writer.
+
+    Returns:
+        `(N,)` maxima of the anomaly maps at the working size, where the pixel threshold was made; None without maps.
+    """
     items, with_maps = evaluation.test_set.items, not evaluation.output.no_maps
     pictures: deque[np.ndarray] = deque()  # of images that are read and not yet scored
+    peaks = []
 
     def observe(image: np.ndarray) -> None:
         comparison.add(image)
@@ -189,6 +196,9 @@ def _score(evaluation: Evaluation, writer: ResultsWriter, comparison: InputCompa
     bar = tqdm(stream, "scoring", len(items), unit="image", disable=None, dynamic_ncols=True)
     for item, votes in zip(items, bar, strict=True):
         writer.add(item, votes, pictures.popleft())
+        if with_maps:
+            peaks.append(votes.anomaly_map.max())
+    return np.array(peaks) if with_maps else None
 
 
 def _warnings(source: Source, comparison: InputComparison) -> list[str]:
@@ -260,7 +270,12 @@ def _decision_text(decision: dict[str, Any]) -> str:
     origin = f", for {100 * decision['target_fpr']:g} % false alarms" if decision["source"] == "calibrated" else ""
     limit = f"anomaly score above {score_text(decision['threshold'])} ({decision['source']}{origin})"
     text = f"{decision['rejected']} rejected: {limit}"
-    for key, name in (("false_positive_rate", "false alarms"), ("recall", "recall")):
+    rates = {
+        "false_positive_rate": "false alarms",
+        "recall": "recall",
+        "pixel_false_alarms": "false alarms of the maps",
+    }
+    for key, name in rates.items():
         if decision[key]["value"] is not None:
             low, high = decision[key]["interval_95"]
             text += f"\n  {name}: {decision[key]['value']:.1%} (95 % interval {low:.1%} to {high:.1%})"

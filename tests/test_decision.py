@@ -5,7 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from hta.evaluation.decision import Threshold, confusion, decide, proportion, score_text, summarize_decision
+from hta.evaluation.decision import (
+    Threshold,
+    confusion,
+    decide,
+    pixel_false_alarms,
+    proportion,
+    score_text,
+    summarize_decision,
+)
 
 LABELS = [1, 1, 1, 0, 0, 0, 0, 0]
 SCORES = np.array([0.9, 0.5, 0.6, 0.4, 0.7, 0.5, 0.2, 0.50001])
@@ -60,6 +68,28 @@ def test_one_kind_of_image_leaves_the_other_rate_undefined():
     summary = summarize_decision([0, 0], np.array([False, True]), AT_HALF)
     assert summary["recall"] == {"value": None, "interval_95": None}
     assert summary["false_positive_rate"]["value"] == 0.5
+
+
+def test_a_normal_image_with_one_pixel_above_the_pixel_threshold_is_a_false_alarm_of_the_maps():
+    peaks = np.array([0.9, 0.1, 0.9, 0.8, 0.81, 0.2, 0.79, 1.0], dtype=np.float32)
+    alarms = pixel_false_alarms(LABELS, peaks, float(np.float32(0.8)))
+    assert alarms == proportion(2, 5)  # 0.81 and 1, not at 0.8
+    assert pixel_false_alarms([0, 0], peaks[:2], 0.05)["value"] == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "peaks", "pixel_threshold"),
+    [
+        ([None, 0], np.ones(2), 0.5),
+        ([1, 1], np.ones(2), 0.5),
+        ([0, 0], None, 0.5),
+        ([0, 0], np.ones(2), None),
+    ],
+)
+def test_without_labels_normal_images_maps_or_pixel_threshold_no_false_alarms_of_the_maps(
+    labels, peaks, pixel_threshold
+):
+    assert pixel_false_alarms(labels, peaks, pixel_threshold) == {"value": None, "interval_95": None}
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from PIL import Image
 import main_eval
 from hta import api, inputs
 from hta.config import RuntimeConfig
+from hta.evaluation.decision import Threshold, proportion
 from hta.models.storage import RunFolder
 
 ROOT = Path(__file__).parents[1]
@@ -395,6 +396,19 @@ def test_the_decision_is_counted_against_the_labels(place):
     }
     assert decision["recall"]["value"] == right / 2
     assert decision["false_positive_rate"]["value"] == false / 3
+
+
+def test_good_images_that_touch_the_pixel_threshold_are_counted(place, capsys, monkeypatch):
+    assert run() == 0
+    peaks = sorted(pixels_of(f"out/maps/{name}.png").max() / 65535 for name in IMAGES[2:])
+    threshold = Threshold(0.5, source="given", pixel_threshold=(peaks[1] + peaks[2]) / 2)
+    monkeypatch.setattr(api.Model, "threshold", lambda *_: threshold)
+    assert run("--overwrite") == 0
+    assert document_of()["decision"]["pixel_false_alarms"] == proportion(1, 3)
+    assert "  false alarms of the maps: 33.3% (95 % interval 0.8% to 90.6%)" in capsys.readouterr().out
+    assert run("--no_maps", out="without") == 0
+    assert document_of("without")["decision"]["pixel_false_alarms"] == {"value": None, "interval_95": None}
+    assert "false alarms of the maps" not in capsys.readouterr().out
 
 
 def test_without_labels_it_is_decided_and_not_counted(place):

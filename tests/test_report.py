@@ -24,7 +24,7 @@ import hta
 import main_eval
 from hta.data import folders
 from hta.errors import UserError
-from hta.evaluation.decision import Threshold, decide, summarize_decision
+from hta.evaluation.decision import Threshold, decide, proportion, summarize_decision
 from hta.evaluation.evaluator import ImageVotes
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report import as_script_data, overlay_link, write_report
@@ -211,6 +211,16 @@ def test_an_image_above_the_threshold_is_rejected(tmp_path):
     assert "95 % interval 1.3 % to 98.7 %" in page
     assert "image AUROC" in page
     assert "<polyline" in page
+
+
+def test_false_alarms_of_the_maps_are_said(tmp_path):
+    threshold = Threshold(0.3, None, "calibrated", 0.05, pixel_threshold=0.8)
+    decision = summarize_decision([0, 0], np.array([False, True]), threshold)
+    page, _ = page_of(tmp_path, [0, 0], [0.1, 0.4], decision=decision | {"pixel_false_alarms": proportion(1, 2)})
+    assert "A pixel of a map counts as anomalous above 0.800000." in page
+    assert "Of the normal images, 50 % have such a pixel anywhere (95 % interval 1.3 % to 98.7 %)." in page
+    page, _ = page_of(tmp_path, [0, 0], [0.1, 0.4], decision=decision | {"pixel_false_alarms": proportion(0, 0)})
+    assert "Of the normal images" not in page
 
 
 def test_scores_near_one_are_told_from_the_threshold(tmp_path):

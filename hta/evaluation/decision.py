@@ -83,6 +83,25 @@ def summarize_decision(
     }
 
 
+def pixel_false_alarms(
+    labels: Sequence[int | None], peaks: np.ndarray | None, pixel_threshold: float | None
+) -> dict[str, Any]:
+    """Share of the normal images whose map is above the pixel threshold anywhere, as JSON can hold it.
+
+    Args:
+        labels: 1 = anomalous, 0 = normal, None = not known.
+        peaks: `(N,)` maxima of the anomaly maps; None without maps.
+        pixel_threshold: above it a pixel is anomalous; None if there is none.
+
+    Returns:
+        The share and its exact binomial 95 % interval; both None where undefined.
+    """
+    if peaks is None or pixel_threshold is None or None in labels:
+        return proportion(0, 0)
+    of_normal = np.asarray(peaks)[np.array(labels) == 0]
+    return proportion(int((of_normal > pixel_threshold).sum()), of_normal.size)
+
+
 def confusion(labels: np.ndarray, rejected: np.ndarray) -> dict[str, int]:
     """The confusion matrix; positive = anomalous.
 

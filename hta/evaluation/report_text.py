@@ -157,7 +157,10 @@ def _decision(document: dict[str, Any]) -> str:
     elif decision.get("source") == "given":
         words.append("The threshold was given; nothing is promised about false alarms.")
     if decision.get("pixel_threshold") is not None:
-        words.append(f"A pixel counts as anomalous above {score_text(decision['pixel_threshold'])}.")
+        words.append(f"A pixel of a map counts as anomalous above {score_text(decision['pixel_threshold'])}.")
+    if (decision.get("pixel_false_alarms") or {}).get("value") is not None:
+        part, interval = _rate(decision, "pixel_false_alarms")
+        words.append(f"Of the normal images, {part} have such a pixel anywhere ({interval}).")
     return f"<p>{escaped(' '.join(words))}</p>{_confusion(decision)}"
 
 
