@@ -132,6 +132,15 @@ def test_the_roc_curve_passes_through_its_steps():
     assert "<circle" not in roc([0, 1], np.array([0.1, 0.4]), None)
 
 
+@pytest.mark.parametrize("point", [(0.0, 0.0), (0.05, 0.02), (0.9, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.12)])
+def test_the_name_of_the_operating_point_lies_within_the_square(point):
+    svg = roc([0, 1, 0, 1], np.array([0.1, 0.4, 0.5, 0.9]), point)
+    x, y, side = re.search('x="([^"]*)" y="([^"]*)" text-anchor="([^"]*)">at the threshold<', svg).groups()
+    assert 12 < float(y) < 312  # the numbers of the ticks stand below
+    assert side == ("end" if point[0] > 0.6 else "start")
+    assert 50 < float(x) < 350
+
+
 def test_the_colour_bar_shows_what_is_laid_over_the_images():
     svg = colour_bar(SCALE)
     assert re.findall(r">(\d\.\d{3})<", svg) == ["0.200", "0.400", "0.600"]

@@ -128,9 +128,11 @@ def roc(labels: Sequence[int], scores: np.ndarray, operating_point: tuple[float,
     parts.append(f'<text x="12" y="{middle}" text-anchor="middle" transform="rotate(-90 12 {middle})">{title}</text>')
     if operating_point is not None:
         u, v = operating_point
-        side, shift = ("end", -10) if u > 0.6 else ("start", 10)
+        # Beside the point: below it, but above the axis, whose ticks have numbers.
+        side, shift = ("end", -16) if u > 0.6 else ("start", 16)
+        drop = 16 if v > 0.1 else -5
         parts.append(f'<circle class="point" cx="{x(u):.1f}" cy="{y(v):.1f}" r="5"/>')
-        parts.append(_text(x(u) + shift, y(v) + 16, "at the threshold", side))
+        parts.append(_text(x(u) + shift, y(v) + drop, "at the threshold", side))
     return _svg(_WIDTH, bottom + 44, "ROC curve of the images", parts)
 
 
