@@ -516,6 +516,42 @@ def test_a_phone_shows_all_of_it(page, with_viewer):
     assert page.execute_script(hidden) == 0
 
 
+def boxes(driver, selector):
+    """(left, right, top, bottom) of elements, px."""
+    script = (
+        "return [...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect())"
+        ".map(b => [b.left, b.right, b.top, b.bottom])"
+    )
+    return driver.execute_script(script, selector)
+
+
+def test_on_a_phone_fingers_find_few_tidy_cards(page):
+    resize_window(page, 390, 844)
+    page.refresh()
+    cards = boxes(page, "#images tbody tr")
+    assert len(cards) == 20
+    buttons = "#images button, #filters :is(input, select, button), nav button"
+    assert min(bottom - top for _, _, top, bottom in boxes(page, buttons)) >= 40
+    # A label, a score and a decision stand on a line of their own, one below the other, and need no second line.
+    for title in ("Label", "Score", "Decision"):
+        cells = boxes(page, f"#images tbody [data-title={title}]")
+        assert {left - card[0] for (left, *_), card in zip(cells, cards, strict=True)} == {cells[0][0] - cards[0][0]}
+        assert max(bottom - top for _, _, top, bottom in cells) < 36
+
+
+@pytest.mark.parametrize("width", [390, 600, 800, 1280])
+def test_the_figures_leave_no_hole(page, width):
+    resize_window(page, width, 844)
+    page.refresh()
+    tiles = boxes(page, ".tiles div")
+    assert len(tiles) == 5
+    ends = {}
+    for _, right, top, _ in tiles:
+        ends[top] = max(right, ends.get(top, 0))
+    assert len({round(end) for end in ends.values()}) == 1
+    assert len(ends) == {390: 3, 1280: 1}.get(width, 2)
+
+
 def test_2000_rows_are_quick(chromium, large):
     resize_window(chromium, 1280, 900)
     start = time.perf_counter()

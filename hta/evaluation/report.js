@@ -1,6 +1,6 @@
 "use strict";
 
-const PAGE_LENGTH = 50;
+const PAGE_LENGTH = matchMedia("(max-width: 40rem)").matches ? 20 : 50;  // cards are taller than lines
 const rows = JSON.parse(document.getElementById("data").textContent).rows;
 const hasOverlays = rows.some((row) => row.overlay);
 const byId = (id) => document.getElementById(id);
