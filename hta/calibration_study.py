@@ -70,6 +70,7 @@ def candidates(model: api.Model, count: int, seed: int) -> Iterator[tuple[str, t
         Name of a candidate, and its `(B, 3, h, w)` images in [-1, 1].
     """
     images, config = model.training_images, model.record.config.model
+    recognition = model.evaluator(with_maps=False).recognition
     own = view_rule(config.task, config.num_transforms)
     yield "training images", images
     yield "reconstructions", model.pyramid.reconstruct().clamp(-1, 1)
@@ -81,7 +82,8 @@ def candidates(model: api.Model, count: int, seed: int) -> Iterator[tuple[str, t
         for strength in STRENGTHS:
             rule = ViewRule(strength, mirrored)
             mark = " (the product's)" if rule == own else ""
-            yield f"{'mirrored' if mirrored else 'views'}, strength {strength:g}{mark}", rule.draw(images, count, seed)
+            name = f"{'mirrored' if mirrored else 'views'}, strength {strength:g}{mark}"
+            yield name, rule.draw(images, count, seed, recognition)
 
 
 def _samples(model: api.Model, count: int, seed: int, start: int) -> torch.Tensor:

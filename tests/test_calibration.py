@@ -131,7 +131,7 @@ def test_statistics_are_those_of_each_view_alone(kept):
     assert (statistics.fraction, statistics.rule, statistics.precision, statistics.seed) == (0.2, rule, "float32", 4)
     assert statistics.shares.shape == (20, model.pyramid.plan.num_scales)
     assert statistics.shares.dtype == statistics.peaks.dtype == np.float64
-    for i, view in enumerate(rule.draw(model.training_images, 20, seed=4)):
+    for i, view in enumerate(rule.draw(model.training_images, 20, 4, model.evaluator((1.0,)).recognition)):
         alone = evaluator.score(view[None])
         np.testing.assert_allclose(statistics.shares[i], alone.shares[0, 0], rtol=0, atol=1e-6)
         assert statistics.peaks[i] == pytest.approx(alone.maps.max(), abs=1e-6)

@@ -53,6 +53,13 @@ def test_a_stream_gives_what_the_images_give_alone(pyramid, batch_size):
         np.testing.assert_allclose(anomaly_map, alone.maps[0], rtol=0, atol=1e-6)
 
 
+def test_recognition_counts_in_units_of_chance(pyramid):
+    images = random_images((19, 22), 3, dtype=torch.float32)
+    evaluator = Evaluator(pyramid, (0.1,))
+    shares = Evaluator(pyramid, (1.0,)).score(images).shares[0]
+    np.testing.assert_allclose(evaluator.recognition(images).numpy(), 4 * shares.mean(axis=1), rtol=1e-5)
+
+
 def test_an_image_of_another_size_is_brought_to_the_working_size(pyramid):
     evaluator = Evaluator(pyramid)
     (image,) = arrays(1, 40, 30)

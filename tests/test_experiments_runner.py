@@ -273,7 +273,7 @@ def test_the_decision_is_the_products_views_and_threshold():
     decision = unit.decision_on_views(run, shares_of, training_set, scores, np.array([0, 0, 1, 1]))
     assert decision["threshold"] == 0.666667
     assert list(decision["confusion"].values()) == [2, 0, 2, 0]
-    expected = view_rule("class", 4).draw(training_set.images, NUM_VIEWS, VIEWS_SEED)
+    expected = view_rule("class", 4).draw(training_set.images, NUM_VIEWS, VIEWS_SEED, None)
     assert torch.equal(torch.cat(seen), expected)
 
 

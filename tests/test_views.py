@@ -31,11 +31,32 @@ def test_strength_0_returns_the_images_in_turn():
 
 def test_mirrored_views_are_of_both_mirror_images_in_turn():
     images = smooth_images(num_images=2)
-    views = ViewRule(0.0, mirrored=True).draw(images, 5, seed=1)
+    views = ViewRule(0.0, mirrored=True).draw(images, 5, 1, recognising(1.0, 1.0, 0.5, 1.0))
     expected = [images[0].flip(-1), images[1].flip(-1), images[0].flip(-2), images[1].flip(-2), images[0].flip(-1)]
     torch.testing.assert_close(views, torch.stack(expected), rtol=0, atol=1e-4)
-    plain = ViewRule(1.0, mirrored=False).draw(images, 5, seed=1)
+    plain = ViewRule(1.0, mirrored=False).draw(images, 5, 1, recognising())
     assert torch.equal(plain, draw_views(images, 5, 1.0, seed=1))
+
+
+def recognising(*values):
+    """A model that recognises the mirror images so well, in their order; it is asked for these alone."""
+
+    def recognition(mirrors):
+        assert len(mirrors) == len(values)
+        return torch.tensor(values)
+
+    return recognition
+
+
+def test_mirror_images_that_the_model_mistakes_are_left_out():
+    images = smooth_images(num_images=2)
+    rule = ViewRule(0.0, mirrored=True)
+    views = rule.draw(images, 3, 1, recognising(0.49, 3.0, 0.5, 0.0))
+    torch.testing.assert_close(
+        views, torch.stack([images[1].flip(-1), images[0].flip(-2), images[1].flip(-1)]), rtol=0, atol=1e-4
+    )
+    views = rule.draw(images, 2, 1, recognising(0.1, 0.2, 0.0, 0.4))
+    torch.testing.assert_close(views, images, rtol=0, atol=1e-4)
 
 
 def test_only_surfaces_whose_model_knows_no_flip_are_mirrored():

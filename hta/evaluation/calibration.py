@@ -166,7 +166,7 @@ def calibrate(
         seed: of the views.
         num_views: how many.
     """
-    views = rule.draw(images, num_views, seed)
+    views = rule.draw(images, num_views, seed, evaluator.recognition)
     batches = [evaluator.score(batch) for batch in views.split(_BATCH)]
     shares = np.concatenate([batch.shares[0] for batch in batches])
     peaks = np.concatenate([batch.maps.max(axis=(1, 2)) for batch in batches]).astype(np.float64)

@@ -85,6 +85,20 @@ class Evaluator:
         maps = anomaly_maps(votes, self.plan.working_size).float().cpu().numpy() if self.with_maps else None
         return BatchScores(shares.double().cpu().numpy(), maps)
 
+    @torch.inference_mode()
+    def recognition(self, images: Tensor) -> Tensor:
+        """How often all patches find the right transformation.
+
+        Args:
+            images: `(B, 3, h, w)` in [-1, 1], at the working size.
+
+        Returns:
+            `(B,)` on the CPU, mean over the scales; 1 = as often as by chance.
+        """
+        votes = self._scorer.votes(image_pyramid(images, self.plan.sizes))
+        shares = torch.stack([vote_shares(v.probabilities, (1.0,))[0] for v in votes]).mean(dim=0)
+        return shares.cpu() * votes[0].num_transforms
+
     def to_working_size(self, image: np.ndarray) -> Tensor:
         """One image `(H, W, 3)`, float32 in [0, 1], as a `(3, h, w)` tensor in [-1, 1] at the working size."""
         return resize(to_tensor([image]), self.plan.working_size)[0]

@@ -209,7 +209,12 @@ def decision_on_views(
         From `summarize_decision`.
     """
     model = training_set.record.config.model
-    views = view_rule(model.task, model.num_transforms).draw(training_set.images, NUM_VIEWS, VIEWS_SEED)
+    rule = view_rule(model.task, model.num_transforms)
+
+    def recognition(images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(shares_of(images)[-1].mean(axis=-1)) * model.num_transforms
+
+    views = rule.draw(training_set.images, NUM_VIEWS, VIEWS_SEED, recognition)
     shares = np.concatenate([shares_of(batch) for batch in views.split(_BATCH)], axis=1)
     of_views = anomaly_scores(torch.from_numpy(shares[spec.fractions.index(spec.main_fraction)])).numpy()
     limit = float(np.quantile(of_views, 1 - TARGET_FPR))
