@@ -107,6 +107,7 @@ def load():
     return api.load("wall", "TrainedModels", RuntimeConfig(**RUNTIME))
 
 
+_PICTURES = (("maps", "png"), ("overlays", "png"), ("overlays", "jpg"))
 IMAGES = [f"test/dent/{i}.png" for i in range(2)] + [f"test/good/{i}.png" for i in range(3)]
 
 
@@ -115,7 +116,7 @@ IMAGES = [f"test/dent/{i}.png" for i in range(2)] + [f"test/good/{i}.png" for i 
 
 def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys):
     assert run() == 0
-    pictures = {f"{kind}/{name}.png" for kind in ("maps", "overlays") for name in IMAGES}
+    pictures = {f"{kind}/{name}.{suffix}" for kind, suffix in _PICTURES for name in IMAGES}
     files = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
     assert files == pictures | {"scores.csv", "metrics.json", "report.html"}
     assert {path.name for path in place.iterdir()} == {"TrainedModels", "parts", "out"}

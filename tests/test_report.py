@@ -23,12 +23,12 @@ from skimage import data
 import hta
 import main_eval
 from hta.data import folders
-from hta.errors import UserError
+from hta.errors import RunError, UserError
 from hta.evaluation.decision import Threshold, decide, proportion, summarize_decision
 from hta.evaluation.evaluator import ImageVotes
 from hta.evaluation.overlays import ColourScale
-from hta.evaluation.report import as_script_data, overlay_link, write_report
-from hta.evaluation.report_charts import colour_bar, histogram, labelled_ticks, roc, ticks
+from hta.evaluation.report import as_script_data, overlay_link, plain_link, write_plain_picture, write_report
+from hta.evaluation.report_charts import colour_bar, colour_legend, histogram, labelled_ticks, roc, ticks
 from hta.evaluation.report_text import reach, shown
 from hta.evaluation.results import REPORT_FILE, ResultsWriter, check_target, summarize
 from hta.evaluation.thumbnails import THUMBNAIL_SIDE, Thumbnails, make_thumbnails
@@ -60,6 +60,7 @@ def test_data_in_the_page_cannot_end_its_element():
 def test_links_lead_to_the_bytes_of_the_name(name, link):
     assert overlay_link(name) == link
     assert unquote_to_bytes(link) == b"overlays/" + os.fsencode(name) + b".png"
+    assert plain_link(name) == link.removesuffix("png") + "jpg"
 
 
 def test_names_that_are_no_utf_8_can_be_shown():
@@ -147,6 +148,9 @@ def test_the_colour_bar_shows_what_is_laid_over_the_images():
     stops = re.findall(r'stop-color="rgb\((\d+),(\d+),(\d+)\)" stop-opacity="([\d.]+)"', svg)
     assert stops[0] == ("0", "0", "4", "0.000")
     assert stops[-1] == ("252", "255", "164", "0.750")
+    legend = colour_legend(SCALE)
+    assert re.findall(r"<span>([\d.]*)</span>", legend) == ["0.200", "0.600"]
+    assert re.findall(r"rgb\((\d+) (\d+) (\d+) / ([\d.]+)\)", legend) == stops
 
 
 def test_reach_is_said_in_pixels_of_the_image():
@@ -263,6 +267,16 @@ def test_names_and_warnings_are_text(tmp_path):
     assert r"caf\xe9 #1?%41.png: truncated" in page
     assert "test images are &lt;brighter&gt;" in page
     assert "wall: results on parts &amp; more" in page
+
+
+def test_the_image_lies_beside_its_overlay(tmp_path):
+    picture = np.full((40, 30, 3), 200, dtype=np.uint8)
+    write_plain_picture(tmp_path, f"bad/{LATIN_1}", picture)
+    with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(plain_link(f"bad/{LATIN_1}")))) as image:
+        assert np.abs(np.asarray(image).astype(int) - picture).max() <= 2
+    (tmp_path / "overlays" / "file").touch()
+    with pytest.raises(RunError, match="cannot be written"):
+        write_plain_picture(tmp_path, "file/0.png", picture)
 
 
 def test_the_results_folder_knows_the_report(tmp_path):
@@ -470,8 +484,8 @@ def test_the_table_filters_by_keyboard(page):
     assert status.text == "51 to 62 of 62 images"
 
 
-def picture_is_loaded(driver):
-    return driver.execute_script("return picture.complete && picture.naturalWidth > 0 && !picture.hidden")
+def picture_is_loaded(driver, name="picture"):
+    return driver.execute_script(f"return {name}.complete && {name}.naturalWidth > 0 && !{name}.hidden")
 
 
 def test_the_viewer_opens_steps_and_closes_by_keyboard(page):
@@ -483,13 +497,39 @@ def test_the_viewer_opens_steps_and_closes_by_keyboard(page):
     heading = page.find_element("id", "viewed")
     for name in (f"bad/{HOSTILE}", r"bad/caf\xe9 #1?%41.png", "good/0.png"):
         assert heading.text == name
-        WebDriverWait(page, 5).until(picture_is_loaded)
+        WebDriverWait(page, 5).until(lambda driver: picture_is_loaded(driver) and picture_is_loaded(driver, "plain"))
         press(page, Keys.ARROW_RIGHT)
     press(page, Keys.ARROW_LEFT)
     assert heading.text == "good/0.png"
     press(page, Keys.ESCAPE)
     assert not page.execute_script("return viewer.open")
     assert page.execute_script("return document.activeElement.textContent") == "good/0.png"
+
+
+def test_the_viewer_shows_the_image_beside_its_overlay_and_what_the_colours_mean(page, report):
+    page.find_element("css selector", "#images tbody button").send_keys(Keys.ENTER)
+    WebDriverWait(page, 5).until(lambda driver: picture_is_loaded(driver) and picture_is_loaded(driver, "plain"))
+    sides = page.execute_script("return [plain, picture].map(image => [image.naturalWidth, image.naturalHeight])")
+    assert sides == [[256, 256]] * 2
+    (plain,), (overlay,) = boxes(page, "#plain"), boxes(page, "#picture")
+    assert plain[2:] == overlay[2:]
+    assert plain[1] < overlay[0]
+    scale = json.loads((report.parent / "metrics.json").read_text())["colour_scale"]
+    assert page.find_element("id", "legend").text.split() == [f"{scale[end]:.3f}" for end in ("low", "high")]
+    ((left, right, top, bottom),) = boxes(page, "#legend .scale")
+    assert right - left > 400
+    assert bottom - top > 10
+
+
+def test_the_viewer_falls_back_on_the_small_picture(chromium, large):
+    resize_window(chromium, 1280, 900)
+    chromium.get(large.as_uri())  # no pictures beside it
+    chromium.find_element("css selector", "#images tbody button").send_keys(Keys.ENTER)
+    WebDriverWait(chromium, 5).until(lambda driver: driver.execute_script("return !byId('lost').hidden"))
+    WebDriverWait(chromium, 5).until(lambda driver: picture_is_loaded(driver, "plain"))
+    assert chromium.execute_script("return [plain.naturalWidth, picture.hidden]") == [THUMBNAIL_SIDE, True]
+    chromium.get_log("browser")
+    chromium.get_log("performance")
 
 
 def requested_so_far(driver):

@@ -4,7 +4,7 @@ const PAGE_LENGTH = matchMedia("(max-width: 40rem)").matches ? 20 : 50;  // card
 const rows = JSON.parse(document.getElementById("data").textContent).rows;
 const hasOverlays = rows.some((row) => row.overlay);
 const byId = (id) => document.getElementById(id);
-const filters = byId("filters"), table = byId("images"), viewer = byId("viewer"), picture = byId("picture");
+const filters = byId("filters"), table = byId("images"), viewer = byId("viewer"), picture = byId("picture"), plain = byId("plain");
 const collator = new Intl.Collator("en", { numeric: true });
 
 // What is looked at: the order, the rows that pass the filters, the first of them on this page, the one in the viewer.
@@ -118,12 +118,21 @@ function view(position) {
   byId("shares").textContent = "Votes for the right transformation, coarsest scale first: " +
     row.shares.map((share) => share.toFixed(3)).join(", ");
   byId("lost").hidden = true;
-  picture.hidden = !(row.link || row.image);
-  if (!picture.hidden) picture.src = row.link || "data:image/jpeg;base64," + row.image;
-  picture.alt = row.link ? "The image with its anomaly map" : "The image, enlarged";
+  byId("legend").hidden = !row.link;
+  load(plain, row.plain || thumbnail(row));
+  load(picture, row.link);
   byId("previous").disabled = position === 0;
   byId("next").disabled = position === state.chosen.length - 1;
   if (!viewer.open) viewer.showModal();
+}
+
+function thumbnail(row) {
+  return row.image && "data:image/jpeg;base64," + row.image;
+}
+
+function load(image, address) {
+  image.hidden = !address;
+  if (address) image.src = address;
 }
 
 function backToRow() {
@@ -140,9 +149,15 @@ viewer.addEventListener("keydown", (event) => {
 });
 viewer.addEventListener("close", backToRow);
 picture.addEventListener("error", () => { picture.hidden = true; byId("lost").hidden = false; });
-picture.addEventListener("load", () => {
-  picture.className = picture.naturalWidth < picture.clientWidth ? "enlarged" : "";
+plain.addEventListener("error", () => {
+  const small = thumbnail(state.chosen[state.viewed]);
+  load(plain, plain.src === small ? null : small);
 });
+for (const image of [plain, picture]) {
+  image.addEventListener("load", () => {
+    image.className = image.naturalWidth < image.clientWidth ? "enlarged" : "";
+  });
+}
 byId("previous").addEventListener("click", () => view(state.viewed - 1));
 byId("next").addEventListener("click", () => view(state.viewed + 1));
 byId("close").addEventListener("click", () => viewer.close());

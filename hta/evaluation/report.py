@@ -1,6 +1,7 @@
 """report.html: the results of a test set on one page, which a browser opens from disk and needs nothing else for.
 
-Images are small in the page itself; the full overlays lie beside it and are read when one is looked at.
+Images are small in the page itself; the full overlays, and the images without them, lie beside it and are read when one
+is looked at.
 """
 
 import base64
@@ -20,15 +21,35 @@ from hta.data.scored import ScoredImage
 from hta.evaluation import report_text
 from hta.evaluation.decision import PASS, REJECT, score_text
 from hta.evaluation.overlays import ColourScale
-from hta.evaluation.report_charts import colour_bar, histogram, roc
+from hta.evaluation.report_charts import colour_bar, colour_legend, histogram, roc
 from hta.evaluation.report_text import shown
 from hta.evaluation.results import OVERLAYS_FOLDER, REPORT_FILE
-from hta.evaluation.thumbnails import Thumbnails
-from hta.files import write_atomically
+from hta.evaluation.thumbnails import Thumbnails, large_jpeg
+from hta.files import cannot_write, write_atomically
 
+_OVERLAY_SUFFIX, _PLAIN_SUFFIX = ".png", ".jpg"  # appended to the path of the image
 _GROUPS = {"normal": 0, "anomalous": 1, "unlabelled": None}
 # What could end the script element that holds the rows, or a line of it.
 _ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
+
+
+def write_plain_picture(folder: Path, relative: str, picture: np.ndarray) -> None:
+    """Write an image without its map beside its overlay, where the page finds it.
+
+    Args:
+        folder: the results folder.
+        relative: path of the image.
+        picture: `(h, w, 3)` uint8, from `overlays.picture_of`.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    path = folder / OVERLAYS_FOLDER / (relative + _PLAIN_SUFFIX)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    write_atomically(path, large_jpeg(picture))
 
 
 def write_report(
@@ -67,6 +88,7 @@ def write_report(
         charts=_charts(document, items, scores),
         reach=report_text.reach(document["model"]),
         colours=_colours(document["colour_scale"]),
+        legend=_legend(document["colour_scale"]),
         rows=as_script_data({"rows": rows}),
     )
     path = folder / REPORT_FILE
@@ -89,7 +111,16 @@ def overlay_link(relative: str) -> str:
     Args:
         relative: path of the image, bytes that are not UTF-8 escaped as the file system's names are.
     """
-    return quote(f"{OVERLAYS_FOLDER}/".encode() + os.fsencode(relative) + b".png")
+    return _link(relative, _OVERLAY_SUFFIX)
+
+
+def plain_link(relative: str) -> str:
+    """Address of the image without its map, beside the overlay; as `overlay_link`."""
+    return _link(relative, _PLAIN_SUFFIX)
+
+
+def _link(relative: str, suffix: str) -> str:
+    return quote(os.fsencode(f"{OVERLAYS_FOLDER}/{relative}{suffix}"))
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -119,6 +150,7 @@ def _rows(
                 "image": None if small is None else base64.b64encode(small.image).decode(),
                 "overlay": base64.b64encode(small.overlay).decode() if has_overlay else None,
                 "link": overlay_link(item.relative) if has_overlay else None,
+                "plain": plain_link(item.relative) if has_overlay else None,
             }
         )
     return rows
@@ -154,3 +186,8 @@ def _colours(bounds: dict[str, float] | None) -> str:
         return report_text.NO_OVERLAYS
     scale = ColourScale(**bounds)
     return colour_bar(scale) + report_text.colours(scale)
+
+
+def _legend(bounds: dict[str, float] | None) -> str:
+    """The colour scale in a line; nothing without maps."""
+    return "" if bounds is None else colour_legend(ColourScale(**bounds))

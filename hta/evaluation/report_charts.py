@@ -158,6 +158,17 @@ def colour_bar(scale: ColourScale) -> str:
     return _svg(_WIDTH, _BAR_HEIGHT + 26, f"Colour scale from {scale.low:.3f} to {scale.high:.3f}", parts)
 
 
+def colour_legend(scale: ColourScale) -> str:
+    """The same colours as a bar in a line of text, between the first and the last value."""
+    colours, opacities = map_colours(np.linspace(0, 1, _STOPS))
+    stops = ", ".join(
+        f"rgb({' '.join(str(round(c)) for c in colour)} / {opacity:.3f})"
+        for colour, opacity in zip(colours, opacities, strict=True)
+    )
+    bar = f'<span class="scale" style="background: linear-gradient(to right, {stops}), #808080"></span>'
+    return f"<span>{scale.low:.3f}</span>{bar}<span>{scale.high:.3f}</span>"
+
+
 # --- elements ---------------------------------------------------------------------------------------------------------
 
 

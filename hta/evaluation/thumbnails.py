@@ -1,4 +1,4 @@
-"""Small pictures of an image and its overlay, to be held in memory and embedded in a page."""
+"""JPEG pictures of images: small ones, to be held in memory and embedded in a page, and large ones."""
 
 import io
 from typing import NamedTuple
@@ -10,6 +10,7 @@ from hta.evaluation.overlays import ColourScale, draw_overlay
 
 THUMBNAIL_SIDE = 88
 _QUALITY = 70  # noise, the worst picture, then takes 5 kB: 2,000 pairs stay below 30 MB, base64 included
+_LARGE_QUALITY = 90
 
 
 class Thumbnails(NamedTuple):
@@ -45,13 +46,18 @@ def make_thumbnails(
     return Thumbnails(_jpeg(small), _jpeg(draw_overlay(small, anomaly_map, scale, mask)))
 
 
+def large_jpeg(picture: np.ndarray) -> bytes:
+    """A picture `(h, w, 3)` uint8 at its own size, to be looked at closely."""
+    return _jpeg(picture, _LARGE_QUALITY)
+
+
 def _shrunk(picture: np.ndarray) -> np.ndarray:
     factor = THUMBNAIL_SIDE / max(picture.shape[:2])
     height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
     return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
 
 
-def _jpeg(pixels: np.ndarray) -> bytes:
+def _jpeg(pixels: np.ndarray, quality: int = _QUALITY) -> bytes:
     content = io.BytesIO()
-    Image.fromarray(pixels).save(content, format="JPEG", quality=_QUALITY)
+    Image.fromarray(pixels).save(content, format="JPEG", quality=quality)
     return content.getvalue()
