@@ -35,6 +35,7 @@ from hta.evaluation.thumbnails import THUMBNAIL_SIDE, Thumbnails, make_thumbnail
 
 SCALE = ColourScale(0.2, 0.6)
 HOSTILE = "<img src=x onerror=document.title=1>.png"
+SCRIPT = "<script>document.title=1<script>.png"
 LATIN_1 = os.fsdecode(b"caf\xe9 #1?%41.png")  # no UTF-8, and characters that mean something in an address
 
 
@@ -346,18 +347,25 @@ def test_2000_images_stay_below_30_mb(large):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """What main_eval.py makes of 62 crops of a brick wall and hostile names, with a model of a few iterations."""
+    """What main_eval.py makes of 63 crops of a brick wall, some of hostile names, with a model of a few iterations.
+
+    The threshold lies in the middle of the scores, so that both decisions are there.
+    """
     root = tmp_path_factory.mktemp("report")
     brick = data.brick()
     config = hta.default_config(niter=5, max_size=32, nfc=4, threads=1, not_cuda=True)
     hta.train(brick[:64, :64], config, folder=root / "models" / "wall")
-    names = [f"good/{n}.png" for n in range(60)] + [f"bad/{name}" for name in (HOSTILE, LATIN_1)]
+    names = [f"good/{n}.png" for n in range(60)] + [f"bad/{name}" for name in (HOSTILE, SCRIPT, LATIN_1)]
     for n, name in enumerate(names):
         path = root / "parts" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         row, column = divmod(n, 8)
         Image.fromarray(brick[56 * row : 56 * row + 48, 56 * column : 56 * column + 48]).save(path)
     arguments = ["--input_name", str(root / "models" / "wall"), "--test_dir", str(root / "parts"), "--threads", "1"]
+    assert main_eval.main([*arguments, "--not_cuda", "--no_maps", "--out", str(root / "scores")]) == 0
+    rows = (root / "scores" / "scores.csv").read_text(encoding="utf-8", errors="surrogateescape").splitlines()[1:]
+    middle = np.median([float(row.split(",")[2]) for row in rows])
+    arguments += ["--threshold", str(middle)]
     assert main_eval.main([*arguments, "--not_cuda", "--out", str(root / "out")]) == 0
     assert (root / "out" / REPORT_FILE).is_file()
     return root / "out" / REPORT_FILE
@@ -426,7 +434,7 @@ def sorting(driver, key):
 
 
 def test_the_table_sorts_by_keyboard(page):
-    assert len(column(page, 3)) == 50  # of 62
+    assert len(column(page, 3)) == 50  # of 63
     scores = [float(text) for text in column(page, 5)]
     assert scores == sorted(scores, reverse=True)
     assert sorting(page, "score") == "descending"
@@ -440,48 +448,92 @@ def test_the_table_sorts_by_keyboard(page):
     press(page, Keys.ENTER)
     assert column(page, 3)[:5] == [
         f"bad/{HOSTILE}",
+        f"bad/{SCRIPT}",
         r"bad/caf\xe9 #1?%41.png",
         "good/0.png",
         "good/1.png",
-        "good/2.png",
     ]
     assert sorting(page, "name") == "ascending"
     assert sorting(page, "score") == "none"
 
 
-def test_a_hostile_name_is_text(page):
+@pytest.mark.parametrize(
+    ("key", "place", "first", "last"),
+    [("label", 4, "anomalous: bad", "normal"), ("decision", 6, "pass", "reject")],
+)
+def test_the_table_sorts_by_words(page, key, place, first, last):
+    tab_to(page, f"[data-key={key}]")
+    press(page, Keys.ENTER)
+    assert sorting(page, key) == "ascending"
+    forth = [text.split(": ")[0] if key == "decision" else text for text in column(page, place)]
+    assert forth == sorted(forth)
+    assert (forth[0], forth[-1]) == (first, last)
+    press(page, Keys.ENTER)
+    assert sorting(page, key) == "descending"
+    back = [text.split(": ")[0] if key == "decision" else text for text in column(page, place)]
+    assert back == sorted(back, reverse=True)
+    assert back[0] == last
+
+
+@pytest.mark.parametrize(("typed", "name"), [("<IMG", HOSTILE), ("<script>", SCRIPT)])
+def test_a_hostile_name_is_text(page, typed, name):
     tab_to(page, "[name=text]")
-    press(page, "<IMG")
-    assert column(page, 3) == [f"bad/{HOSTILE}"]
+    press(page, typed)
+    assert column(page, 3) == [f"bad/{name}"]
+    tab_to(page, "#images tbody button")
+    press(page, Keys.ENTER)
+    assert page.find_element("id", "viewed").text == f"bad/{name}"
+    WebDriverWait(page, 5).until(picture_is_loaded)
     assert page.find_elements("css selector", "img[src=x]") == []
+    assert len(page.find_elements("css selector", "script")) == 2  # the rows, and the page's own
     assert page.title == "wall: results on parts"
+
+
+def gap_near(scores, place):
+    """A number in the widest gap between descending scores around a place."""
+    around = scores[place - 5 : place + 5]
+    gap = int(np.argmax(-np.diff(around)))
+    return (around[gap] + around[gap + 1]) / 2
 
 
 def test_the_table_filters_by_keyboard(page):
     status = page.find_element("id", "count")
-    assert status.text == "1 to 50 of 62 images"
+    assert status.text == "1 to 50 of 63 images"
     tab_to(page, "[name=text]")
     press(page, "good/1")
     assert sorted(column(page, 3)) == sorted(f"good/{n}.png" for n in (1, *range(10, 20)))
-    assert status.text == "1 to 11 of 11 images, chosen from 62"
+    assert status.text == "1 to 11 of 11 images, chosen from 63"
     press(page, Keys.BACKSPACE * 6)
     tab_to(page, "[name=label]")
     press(page, "a")
     press(page, "n")  # an, of anomalous
-    assert column(page, 4) == ["anomalous: bad"] * 2
+    assert column(page, 4) == ["anomalous: bad"] * 3
     press(page, Keys.HOME)
-    assert status.text == "1 to 50 of 62 images"
-    scores = sorted((float(text) for text in column(page, 5)), reverse=True)
+    assert status.text == "1 to 50 of 63 images"
+    tab_to(page, "[name=decision]")
+    press(page, "r")  # of reject
+    assert {text.split(": ")[0] for text in column(page, 6)} == {"reject"}
+    assert status.text == "1 to 31 of 31 images, chosen from 63"  # the one in the middle is not above itself
+    press(page, Keys.ARROW_DOWN)  # pass
+    assert {text.split(": ")[0] for text in column(page, 6)} == {"pass"}
+    press(page, Keys.ARROW_DOWN)  # reject: false alarm
+    assert set(column(page, 6)) == {"reject: false alarm"}
+    press(page, Keys.HOME)
+    assert status.text == "1 to 50 of 63 images"
+    scores = [float(text) for text in column(page, 5)]
+    low, high = (gap_near(scores, place) for place in (30, 10))
     tab_to(page, "[name=low]")
-    press(page, str(scores[9] - 5e-5))
-    assert len(column(page, 5)) >= 10
-    assert min(float(text) for text in column(page, 5)) == scores[9]
+    press(page, str(low))
+    assert column(page, 5) == [f"{score:.6f}" for score in scores if score > low]
+    tab_to(page, "[name=high]")
+    press(page, str(high))
+    assert column(page, 5) == [f"{score:.6f}" for score in scores if low < score < high]
     tab_to(page, "[type=reset]")
     press(page, Keys.ENTER)
-    WebDriverWait(page, 5).until(lambda _: status.text == "1 to 50 of 62 images")
+    WebDriverWait(page, 5).until(lambda _: status.text == "1 to 50 of 63 images")
     tab_to(page, "#on")
     press(page, Keys.ENTER)
-    assert status.text == "51 to 62 of 62 images"
+    assert status.text == "51 to 63 of 63 images"
 
 
 def picture_is_loaded(driver, name="picture"):
@@ -495,7 +547,7 @@ def test_the_viewer_opens_steps_and_closes_by_keyboard(page):
     tab_to(page, "#images tbody button")
     press(page, Keys.ENTER)
     heading = page.find_element("id", "viewed")
-    for name in (f"bad/{HOSTILE}", r"bad/caf\xe9 #1?%41.png", "good/0.png"):
+    for name in (f"bad/{HOSTILE}", f"bad/{SCRIPT}", r"bad/caf\xe9 #1?%41.png", "good/0.png"):
         assert heading.text == name
         WebDriverWait(page, 5).until(lambda driver: picture_is_loaded(driver) and picture_is_loaded(driver, "plain"))
         press(page, Keys.ARROW_RIGHT)
@@ -503,7 +555,8 @@ def test_the_viewer_opens_steps_and_closes_by_keyboard(page):
     assert heading.text == "good/0.png"
     press(page, Keys.ESCAPE)
     assert not page.execute_script("return viewer.open")
-    assert page.execute_script("return document.activeElement.textContent") == "good/0.png"
+    focused = "return document.activeElement.textContent"
+    WebDriverWait(page, 5).until(lambda driver: driver.execute_script(focused) == "good/0.png")
 
 
 def test_the_viewer_shows_the_image_beside_its_overlay_and_what_the_colours_mean(page, report):
