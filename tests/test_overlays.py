@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hta.errors import UserError
-from hta.evaluation.overlays import ColourScale, draw_overlay, overlay_size, picture_of
+from hta.evaluation.overlays import ColourScale, draw_overlay, map_colours, overlay_size, picture_of
 
 SCALE = ColourScale(0.2, 0.6)
 
@@ -26,13 +26,35 @@ def test_sizes(size, expected):
     assert overlay_size(size) == expected
 
 
-def test_the_scale_of_a_model_begins_at_what_is_normal():
-    values = np.concatenate([np.full(100, 0.1), np.full(99, 0.3)])
-    assert ColourScale.of_normal_peaks(values) == ColourScale(0.1, 0.65)  # half way from 0.3 to 1
-    steady = ColourScale.of_normal_peaks(np.full(9, 0.9))
-    assert (steady.low, steady.high) == (0.9, pytest.approx(0.95))
-    low = ColourScale.of_normal_peaks(np.ones(9))
-    assert 0.99 < low.low < low.high == 1
+@pytest.mark.parametrize(
+    ("peaks", "low", "high"),
+    [
+        (np.linspace(0.3, 0.7, 101), 0.4, 0.75),  # 0.68 + 0.18 would be 0.86: a span above 0.35
+        (np.linspace(0.4, 0.6, 101), 0.45, 0.7),  # 0.59 + 0.09, a span of 0.23
+        (np.linspace(0.3, 0.54, 101), 0.36, 0.636),  # 0.528 + 0.108, a span of 0.276
+        (np.full(9, 0.5), 0.5, 0.75),
+        (np.zeros(9), 0.0, 0.25),
+        (np.full(9, 0.9), 0.75, 1.0),
+        (np.ones(2), 0.75, 1.0),
+        (np.linspace(0.7, 0.9, 101), 0.75, 1.0),
+    ],
+)
+def test_the_scale_of_a_model_begins_at_what_is_normal_and_ends_above_it(peaks, low, high):
+    scale = ColourScale.of_normal_peaks(peaks)
+    assert (scale.low, scale.high) == (pytest.approx(low), pytest.approx(high))
+
+
+@pytest.mark.parametrize("shift", [-0.05, 0, 0.1])
+def test_a_scale_from_views_that_are_a_little_off_leaves_good_images_calm_and_shows_defects(shift):
+    good, defects = np.linspace(0.3, 0.6, 101), np.linspace(0.6, 0.8, 101)  # peaks
+    scale = ColourScale.of_normal_peaks(good + shift)
+    opacities = [map_colours(scale.position(peaks))[1] for peaks in (good, defects)]
+    assert np.median(opacities[0]) < 0.5
+    assert np.median(opacities[1]) > 0.5
+    assert opacities[1].min() > 0.3
+
+
+def test_values_lie_on_the_scale():
     np.testing.assert_allclose(SCALE.position(np.array([0, 0.2, 0.3, 0.6, 1])), [0, 0, 0.25, 1, 1])
 
 

@@ -147,7 +147,8 @@ def test_the_colour_bar_shows_what_is_laid_over_the_images():
     svg = colour_bar(SCALE)
     assert re.findall(r">(\d\.\d{3})<", svg) == ["0.200", "0.400", "0.600"]
     stops = re.findall(r'stop-color="rgb\((\d+),(\d+),(\d+)\)" stop-opacity="([\d.]+)"', svg)
-    assert stops[0] == ("0", "0", "4", "0.000")
+    assert stops[0] == ("87", "16", "110", "0.000")
+    assert stops[5][3] == "0.562"  # 3/4 of 1 - (1 - 1/2) ** 2
     assert stops[-1] == ("252", "255", "164", "0.750")
     legend = colour_legend(SCALE)
     assert re.findall(r"<span>([\d.]*)</span>", legend) == ["0.200", "0.600"]

@@ -15,9 +15,10 @@ from hta.imaging import resize, to_tensor, to_uint8
 
 _SHORT_SIDE, _LONG_SIDE = 256, 512
 _COLORMAP = "inferno"  # perceptually uniform: equal steps of the map look equal
+_FIRST_COLOUR = 0.25  # of the colour map: the ones before are so dark that they look like dirt of the image
 _OPACITY = 0.75  # of the highest value; the lowest is transparent, so that a normal place looks like itself
 _OUTLINE = (0, 255, 255)  # no colour of the map
-_LEAST_SPAN = 0.05
+_LEAST_SPAN, _LARGEST_SPAN = 0.25, 0.35  # of a scale: factors of 1e3 and 1.6e4 in the probability of a patch
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,21 @@ class ColourScale:
     def of_normal_peaks(cls, peaks: np.ndarray) -> "ColourScale":
         """The scale for a model of which only the highest map values of normal images are known.
 
-        It begins at their median, so that a good image does not look defective, and ends half way from their 95th
-        percentile to 1, the worst that can be; it spans at least 0.05 where there is room. So it is known before the
-        first test image.
+        It begins at their lower quartile, what a normal image reaches at its worst place, and ends above their 95th
+        percentile by as much as that lies above the median, so that a good image hardly looks defective. So it is known
+        before the first test image.
+
+        Only views of the training images stand in for normal images, and their peaks lie up to 0.1 off. Too high
+        ones, of views that are changed too much, must not leave defects without colour: hence not the median at the
+        beginning, and a largest span. Too low ones, or equal ones, must not make every image glow: hence a least span.
 
         Args:
             peaks: `(V,)` in [0, 1], the maximum of the map of each normal image.
         """
-        median, highest = np.percentile(peaks, [50, 95])
-        low = min(float(median), 1 - 1e-3)
-        return cls(low, min(1.0, max(low + _LEAST_SPAN, (1 + float(highest)) / 2)))
+        quartile, median, highest = (float(value) for value in np.percentile(peaks, [25, 50, 95]))
+        low = min(quartile, 1 - _LEAST_SPAN)
+        span = min(max(2 * highest - median - low, _LEAST_SPAN), _LARGEST_SPAN)
+        return cls(low, min(low + span, 1.0))
 
     def position(self, values: np.ndarray) -> np.ndarray:
         """Where values lie on the scale, in [0, 1]."""
@@ -86,9 +92,11 @@ def map_colours(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         position: any shape, in [0, 1], from `ColourScale.position`.
 
     Returns:
-        Colours, a last axis of 3 added, in [0, 255], and opacities in [0, 1], of the shape of `position`.
+        Colours, a last axis of 3 added, in [0, 255], and opacities in [0, 1], of the shape of `position`, which rise
+        steeply at first: a defect of which only the middle stands out must be seen.
     """
-    return matplotlib.colormaps[_COLORMAP](position)[..., :3] * 255, _OPACITY * position
+    colours = matplotlib.colormaps[_COLORMAP](_FIRST_COLOUR + (1 - _FIRST_COLOUR) * position)
+    return colours[..., :3] * 255, _OPACITY * (1 - (1 - position) ** 2)
 
 
 def draw_overlay(
