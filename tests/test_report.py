@@ -5,16 +5,14 @@ import io
 import json
 import os
 import re
-import shutil
 import time
 from pathlib import Path
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
+from browser import assert_quiet_and_from_disk, boxes, headless_chromium, requested, resize_window
 from PIL import Image
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
@@ -374,19 +372,8 @@ def report(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def chromium():
-    programs = [shutil.which("chromium"), shutil.which("chromedriver")]
-    if None in programs:
-        missing = "chromium and chromedriver are not installed"
-        pytest.fail(missing) if os.environ.get("HTA_REQUIRE_CHROMIUM") else pytest.skip(missing)
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    arguments = ["--headless=new", "--disable-dev-shm-usage"] + ["--no-sandbox"] * (os.geteuid() == 0)
-    for argument in arguments:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(programs[1]))
-    yield driver
-    driver.quit()
+    with headless_chromium() as driver:
+        yield driver
 
 
 @pytest.fixture
@@ -395,21 +382,7 @@ def page(chromium, report):
     resize_window(chromium, 1280, 900)
     chromium.get(report.as_uri())
     yield chromium
-    assert chromium.get_log("browser") == []
-    requests = requested(chromium)
-    assert report.as_uri() in requests
-    assert {urlsplit(url).scheme for url in requests} <= {"file", "data"}
-
-
-def resize_window(driver, width, height):
-    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-
-
-def requested(driver):
-    """Addresses that were asked for since the last call."""
-    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert_quiet_and_from_disk(chromium, report)
 
 
 def press(driver, *keys):
@@ -608,15 +581,6 @@ def test_a_phone_shows_all_of_it(page, with_viewer):
         "return [...document.querySelectorAll('#images *')].filter(e => e.getBoundingClientRect().right > 390).length"
     )
     assert page.execute_script(hidden) == 0
-
-
-def boxes(driver, selector):
-    """(left, right, top, bottom) of elements, px."""
-    script = (
-        "return [...document.querySelectorAll(arguments[0])].map(e => e.getBoundingClientRect())"
-        ".map(b => [b.left, b.right, b.top, b.bottom])"
-    )
-    return driver.execute_script(script, selector)
 
 
 def test_on_a_phone_fingers_find_few_tidy_cards(page):

@@ -9,7 +9,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from browser import assert_quiet_and_from_disk, boxes, headless_chromium, resize_window
 from PIL import Image
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 import hta
 from hta.errors import UserError
@@ -19,7 +22,7 @@ from hta.models.storage import RunFolder
 from hta.runtime import seeded_generator
 from hta.scales import image_pyramid
 from hta.training.journal import Journal, read_losses
-from hta.training.page import write_train_page
+from hta.training.page import _thumbnails, write_train_page
 from hta.training.scale import IterationLosses
 from hta.training.trainer import train_pyramid
 
@@ -201,6 +204,39 @@ def test_pictures_are_the_models_pixel_by_pixel(write, model):
             difference = pictures[f"sample {i + 1}, scale {n}"].astype(int) - to_uint8(current[i])[0]
             assert np.abs(difference).max() <= 1  # alone or in a batch: a tie may be rounded to the other side
     assert np.array_equal(page.pictures("images")["training image 2"], to_uint8(model.training_images)[1])
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with headless_chromium() as driver:
+        yield driver
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_from_disk_without_an_error_and_none_of_it_lies_beside_the_window(
+    write, model, chromium, width
+):
+    record = replace(model.record, sources=("wall_" * 40 + ".png", HOSTILE))
+    path = write(record=record)
+    resize_window(chromium, width, 900)
+    chromium.get(path.as_uri())
+    loaded = "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
+    WebDriverWait(chromium, 5).until(lambda driver: driver.execute_script(loaded))
+    assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+    assert max(right for _, right, _, _ in boxes(chromium, "body *:not(.curves *)")) <= width
+    chromium.find_element("css selector", "summary").send_keys(Keys.ENTER)
+    assert chromium.find_element("css selector", "pre").is_displayed()
+    assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+    assert_quiet_and_from_disk(chromium, path)
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 256), (2, 160), (4, 160), (5, 64)])
+def test_few_training_images_are_shown_large(count, side):
+    images = torch.rand(count, 3, 75, 300, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    row = _thumbnails([f"{i}.png" for i in range(count)], images)
+    assert row.count(f'width="{side}" height="{side // 4}"') == count
+    address = row.split('src="')[1].split('"')[0]
+    assert decode(address).shape == (side // 4, side, 3)
 
 
 def test_settings_in_short_and_in_full(write, model):

@@ -36,6 +36,8 @@ _MOST_THUMBNAILS, _MOST_REBUILT, _MOST_POINTS = 24, 4, 300
 _PIXEL_BUDGET = 1_000_000
 # Longer sides, pixels: of a thumbnail, of the largest picture, of the largest one kept without loss; as shown.
 _THUMBNAIL_SIDE, _LARGEST_SIDE, _LOSSLESS_SIDE, _SHOWN_SIDE = 64, 192, 64, 136
+# Up to so many training images are shown larger: the longer side, pixels.
+_FEW_SIDES = {1: 256, 4: 160}
 
 
 def write_train_page(
@@ -95,11 +97,9 @@ def _summary(record: RunRecord, pyramid: Pyramid) -> str:
 
 
 def _thumbnails(sources: Sequence[str], images: Tensor) -> str:
+    side = next((side for most, side in _FEW_SIDES.items() if len(images) <= most), _THUMBNAIL_SIDE)
     named = zip(images[:_MOST_THUMBNAILS], sources[:_MOST_THUMBNAILS], strict=True)
-    figures = [
-        _figure(image, f"training image {i + 1}", source, _THUMBNAIL_SIDE, _THUMBNAIL_SIDE)
-        for i, (image, source) in enumerate(named)
-    ]
+    figures = [_figure(image, f"training image {i + 1}", source, side, side) for i, (image, source) in enumerate(named)]
     rest = len(images) - len(figures)
     more = f'\n<p class="soft">and {rest} more</p>' if rest else ""
     return _row(figures) + more
