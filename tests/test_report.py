@@ -26,7 +26,17 @@ from hta.evaluation.decision import Threshold, decide, proportion, summarize_dec
 from hta.evaluation.evaluator import ImageVotes
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report import as_script_data, overlay_link, plain_link, write_plain_picture, write_report
-from hta.evaluation.report_charts import colour_bar, colour_legend, histogram, labelled_ticks, roc, ticks
+from hta.evaluation.report_charts import (
+    colour_bar,
+    colour_legend,
+    crowd_at_one,
+    histogram,
+    labelled_ticks,
+    nines,
+    roc,
+    ticks,
+    ticks_of_nines,
+)
 from hta.evaluation.report_text import reach, shown
 from hta.evaluation.results import REPORT_FILE, ResultsWriter, check_target, summarize
 from hta.evaluation.thumbnails import THUMBNAIL_SIDE, Thumbnails, make_thumbnails
@@ -118,10 +128,43 @@ def test_equal_scores_are_drawn():
 
 
 def test_scores_closer_than_a_float_can_divide_are_drawn():
-    scores = np.array([1 - 2**-52, 1 - 2**-53])
+    scores = np.array([1 - 2**-52, 1 - 2**-53])  # no decades apart
     svg = histogram({"anomalous": scores}, scores[0])
     assert "nan" not in svg
     assert [height for (height,) in places(svg, "rect", ("height",))] == [80.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "crowd"),
+    [
+        (1 - np.array([1e-3, 1e-6, 1e-9]), True),
+        ([0.2, 0.9999, 1.0], True),
+        (1 - np.array([1e-6, 2e-6, 9e-6]), False),  # less than two decades
+        ([0.2, 0.5, 1.0], False),
+        ([0.999, 1.0, 1.001], False),
+        ([-0.1, 0.9999, 0.99999], False),
+    ],
+)
+def test_scores_that_crowd_at_one(scores, crowd):
+    assert crowd_at_one(np.asarray(scores)) == crowd
+
+
+def test_scores_that_crowd_at_one_are_drawn_by_their_distance_from_it():
+    scores = 1 - np.array([1e-2, 1e-4, 1e-6, 1e-8])
+    svg = histogram({"normal": scores[:2], "anomalous": scores[2:]}, 1 - 1e-5)
+    # 2 to 8 nines and 2 % room: 6.24 nines over 30 bins of 11.33 px; 4 and 6 nines fall in bins 10 and 19
+    assert 'class="threshold" x1="210.0"' in svg
+    labels = [">0.99<", ">1 - 1e-04<", ">1 - 1e-06<", ">1 - 1e-08<"]
+    assert all(label in svg for label in labels)
+    lefts = [left for (left,) in places(svg, "rect", ("x",))]
+    assert lefts == pytest.approx([40, 153.3, 255.3, 368.7], abs=0.1)
+    assert "by its distance from 1" in svg
+
+
+def test_ticks_of_nines_are_scores():
+    assert ticks_of_nines(-0.1, 3.4) == [(0, "0"), (1, "0.9"), (2, "0.99"), (3, "0.999")]
+    assert ticks_of_nines(1.5, 16) == [(5, "1 - 1e-05"), (10, "1 - 1e-10"), (15, "1 - 1e-15")]
+    np.testing.assert_allclose(nines(np.array([0, 0.9, 1 - 1e-8, 1])), [0, 1, 8, 16], rtol=1e-8)
 
 
 def test_the_roc_curve_passes_through_its_steps():
@@ -241,7 +284,7 @@ def test_scores_near_one_are_told_from_the_threshold(tmp_path):
     page, rows = page_of(tmp_path, [0, 0, 1, 1], scores, Threshold(1 - 3e-10, None, "given"))
     assert [row["shown"] for row in rows] == ["1 - 5.00e-10", "1 - 4.00e-10", "0.250000", "1 - 2.00e-10"]
     assert [row["score"] for row in rows] == scores
-    assert "score above 1 - 3.00e-10" in page
+    assert "<dd>1 - 3.00e-10</dd>" in page
     assert "threshold 1 - 3.00e-10<" in page
     assert "1.000000" not in page
 
@@ -542,6 +585,9 @@ def test_the_viewer_shows_the_image_beside_its_overlay_and_what_the_colours_mean
     assert plain[2:] == overlay[2:]
     assert plain[1] < overlay[0]
     scale = json.loads((report.parent / "metrics.json").read_text())["colour_scale"]
+    rows = read(report)[1]
+    votes = page.find_element("id", "shares").text.split(": ")[1].split(", ")
+    assert [float(text) for text in votes] == pytest.approx(max(rows, key=lambda row: row["score"])["shares"], rel=0.05)
     assert page.find_element("id", "legend").text.split() == [f"{scale[end]:.3f}" for end in ("low", "high")]
     ((left, right, top, bottom),) = boxes(page, "#legend .scale")
     assert right - left > 400

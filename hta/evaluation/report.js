@@ -116,7 +116,7 @@ function view(position) {
   byId("viewed").textContent = row.name;
   byId("facts").textContent = `score ${row.shown}, label ${describeLabel(row)}, decision ${describeDecision(row)}`;
   byId("shares").textContent = "Votes for the right transformation, coarsest scale first: " +
-    row.shares.map((share) => share.toFixed(3)).join(", ");
+    row.shares.map((share) => share === 0 || share >= 1e-3 ? share.toFixed(3) : share.toExponential(1)).join(", ");
   byId("lost").hidden = true;
   byId("legend").hidden = !row.link;
   load(plain, row.plain || thumbnail(row));

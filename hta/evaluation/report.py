@@ -146,7 +146,7 @@ def _rows(
                 "score": float(score),
                 "shown": score_text(score),
                 "decision": _decision(score, threshold),
-                "shares": [round(float(value), 4) for value in share],
+                "shares": [float(f"{value:.4g}") for value in share],
                 "image": None if small is None else base64.b64encode(small.image).decode(),
                 "overlay": base64.b64encode(small.overlay).decode() if has_overlay else None,
                 "link": overlay_link(item.relative) if has_overlay else None,

@@ -17,6 +17,7 @@ _ROC_SIDE = 300
 _BAR_HEIGHT = 18
 _STOPS = 11
 _DIGIT_WIDTH = 7  # of the labels' font
+_CROWDED, _LEAST_DISTANCE = 0.01, 1e-16  # from 1: of most scores that are said to crowd there, and of those drawn
 _LEAST_ROOM = 1e-9  # beside the scores on their axis; closer ones are drawn as one
 
 
@@ -51,15 +52,40 @@ def score_range(scores: np.ndarray, threshold: float | None) -> tuple[float, flo
     return low - room, high + room
 
 
+def crowd_at_one(scores: np.ndarray) -> bool:
+    """Whether scores say more by how close they are to 1 than by themselves: most are within 1 %, decades apart."""
+    if scores.min() < 0 or scores.max() > 1 or np.median(scores) < 1 - _CROWDED:
+        return False
+    return np.ptp(nines(scores)) > 2
+
+
+def nines(scores: np.ndarray | float) -> np.ndarray:
+    """How many nines scores in [0, 1] begin with, as real numbers: -log10(1 - score)."""
+    return -np.log10(np.maximum(1 - np.asarray(scores), _LEAST_DISTANCE))
+
+
+def ticks_of_nines(low: float, high: float) -> list[tuple[float, str]]:
+    """Ticks of an axis of `nines`, with the scores there."""
+    values = [round(value) for value in ticks(low, high, most=5) if value == round(value)]
+    return [(value, f"{1 - 0.1**value:.3g}" if value < 4 else f"1 - 1e-{value:02d}") for value in values]
+
+
 def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> str:
-    """Distributions of the anomaly scores, a panel for each group, over one axis.
+    """Distributions of the anomaly scores, a panel for each group, over one axis: of their `nines` if they crowd at 1.
 
     Args:
         groups: name of a group (a class of the style sheet) to its scores; groups without scores are not drawn.
         threshold: drawn as a line if there is one.
     """
     groups = {name: scores for name, scores in groups.items() if scores.size}
-    low, high = score_range(np.concatenate(list(groups.values())), threshold)
+    of_nines = crowd_at_one(np.concatenate([*groups.values(), [] if threshold is None else [threshold]]))
+    label = "anomaly score (higher = more anomalous)"
+    limit = threshold
+    if of_nines:
+        groups = {name: nines(scores) for name, scores in groups.items()}
+        limit = None if threshold is None else float(nines(threshold))
+        label = "anomaly score (higher = more anomalous), by its distance from 1"
+    low, high = score_range(np.concatenate(list(groups.values())), limit)
     edges = np.linspace(low, high, _BINS + 1)
 
     def x(value: float) -> float:
@@ -70,11 +96,11 @@ def histogram(groups: dict[str, np.ndarray], threshold: float | None) -> str:
         base = (n + 1) * (_PANEL_HEIGHT + _PANEL_GAP)
         parts += _panel(name, scores, edges, base, x)
     base = len(groups) * (_PANEL_HEIGHT + _PANEL_GAP)
-    for value, label in labelled_ticks(low, high, _WIDTH - 2 * _MARGIN):
-        parts += [_line(x(value), base, x(value), base + 4, "axis"), _text(x(value), base + 18, label)]
-    parts.append(_text(_WIDTH / 2, base + 38, "anomaly score (higher = more anomalous)"))
-    if threshold is not None:
-        place = x(threshold)
+    for value, text in ticks_of_nines(low, high) if of_nines else labelled_ticks(low, high, _WIDTH - 2 * _MARGIN):
+        parts += [_line(x(value), base, x(value), base + 4, "axis"), _text(x(value), base + 18, text)]
+    parts.append(_text(_WIDTH / 2, base + 38, label))
+    if limit is not None:
+        place = x(limit)
         end = "start" if place < _WIDTH / 2 else "end"
         parts.append(_line(place, 16, place, base, "threshold"))
         parts.append(_text(place, 11, f"threshold {score_text(threshold)}", end))
@@ -132,7 +158,7 @@ def roc(labels: Sequence[int], scores: np.ndarray, operating_point: tuple[float,
         side, shift = ("end", -16) if u > 0.6 else ("start", 16)
         drop = 16 if v > 0.1 else -5
         parts.append(f'<circle class="point" cx="{x(u):.1f}" cy="{y(v):.1f}" r="5"/>')
-        parts.append(_text(x(u) + shift, y(v) + drop, "at the threshold", side))
+        parts.append(_text(x(u) + shift, y(v) + drop, "at the threshold", side, "note"))
     return _svg(_WIDTH, bottom + 44, "ROC curve of the images", parts)
 
 

@@ -79,7 +79,7 @@ def _tiles(document: dict[str, Any]) -> str:
         ("image AUROC", _number(auroc["value"]), _interval_note(auroc) or auroc.get("reason", "")),
     ]
     if threshold_of(document) is not None:
-        tiles.append(("rejected", f"{decision['rejected']:,}", f"score above {score_text(decision['threshold'])}"))
+        tiles.append(("rejected", f"{decision['rejected']:,}", "score above", score_text(decision["threshold"])))
         tiles.append(("false alarms", *_rate(decision, "false_positive_rate"), "normal images rejected"))
         tiles.append(("recall", *_rate(decision, "recall"), "anomalous images rejected"))
     else:
