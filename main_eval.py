@@ -143,7 +143,7 @@ def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     test_set = check_images(source.images, skip_unreadable=options.skip_unreadable)
     api.check_aggregate(parts[ScoringConfig].aggregate, len(test_set.items))
     scoring = model.resolve_scoring(parts[ScoringConfig], options.task)
-    threshold = model.threshold(scoring, options.task)
+    threshold = model.threshold(scoring, options.task, with_maps=not output.no_maps)
     return Evaluation(model, source, test_set, scoring, threshold, options, output, target)
 
 
@@ -160,7 +160,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
             peaks = _score(evaluation, writer, comparison, folder)
         seconds = time.perf_counter() - start
         scores = model.anomaly_scores(writer.shares, evaluation.scoring, evaluation.options.task)
-        rejected = decide(scores, evaluation.threshold)
+        rejected = decide(scores, evaluation.threshold, peaks)
         labels, threshold = [item.label for item in items], evaluation.threshold
         document = {
             "metrics": summarize(items, scores, writer.pixels),
@@ -172,7 +172,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
         } | _describe(evaluation)
         write_scores(folder, items, scores, writer.shares, rejected)
         write_metrics(folder, document)
-        write_report(folder, document, items, scores, writer.shares, writer.thumbnails)
+        write_report(folder, document, items, scores, writer.shares, writer.thumbnails, rejected)
     return document, scores
 
 
@@ -269,10 +269,13 @@ def _report(evaluation: Evaluation, document: dict[str, Any], scores: np.ndarray
 
 def _decision_text(decision: dict[str, Any]) -> str:
     """What was decided, in words."""
-    if decision["threshold"] is None:
+    if decision["rejected"] is None:
         return f"no decision: {decision['reason']}"
+    by, limit = "anomaly score", decision["threshold"]
+    if decision["decided_by"] == "map":
+        by, limit = "anomaly map anywhere", decision["pixel_threshold"]
     origin = f", for {100 * decision['target_fpr']:g} % false alarms" if decision["source"] == "calibrated" else ""
-    limit = f"anomaly score above {score_text(decision['threshold'])} ({decision['source']}{origin})"
+    limit = f"{by} above {score_text(limit)} ({decision['source']}{origin})"
     text = f"{decision['rejected']} rejected: {limit}"
     rates = {
         "false_positive_rate": "false alarms",

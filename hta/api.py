@@ -41,7 +41,7 @@ class Scores(NamedTuple):
 
     Attributes:
         anomaly_scores: `(N,)` float64, higher = more anomalous.
-        decisions: `(N,)` bool, True = anomalous; None where there is no threshold ("minmax" without a given one).
+        decisions: `(N,)` bool, True = anomalous; None where there is no threshold (scores of "minmax" without a given one).
         anomaly_maps: one `(H, W)` float32 array in [0, 1] an image, at its own size, higher = more anomalous; None if
             not asked.
     """
@@ -124,12 +124,22 @@ class Model:
         """
         save_calibration(self.folder, self.calibration())
 
-    def threshold(self, scoring: ScoringConfig, task: str | None = None) -> Threshold:
-        """Where anomalous begins: the threshold that `scoring` gives, else the calibrated one."""
+    def threshold(self, scoring: ScoringConfig, task: str | None = None, *, with_maps: bool = True) -> Threshold:
+        """Where anomalous begins: the threshold that `scoring` gives, else the calibrated one; maps decide on defects.
+
+        Args:
+            scoring: fraction, aggregate, and threshold or target.
+            task: "defect" or "class", by default the model's own.
+            with_maps: whether there are maps to decide by.
+        """
         calibrated = self.calibration(scoring, task).threshold(scoring.aggregate, scoring.target_fpr)
-        if scoring.threshold is None:
-            return calibrated
-        return Threshold(scoring.threshold, source="given", pixel_threshold=calibrated.pixel_threshold)
+        if scoring.threshold is not None:
+            return Threshold(scoring.threshold, source="given", pixel_threshold=calibrated.pixel_threshold)
+        if with_maps and (task or self.record.config.model.task) == "defect":
+            return replace(
+                calibrated, reason=None, source="calibrated", target_fpr=scoring.target_fpr, decided_by="map"
+            )
+        return calibrated
 
     def anomaly_scores(
         self, shares: Sequence[np.ndarray], scoring: ScoringConfig, task: str | None = None
@@ -160,7 +170,7 @@ class Model:
                 of the training images reach; "minmax" normalises each scale over all these images first.
             target_fpr: share of normal images that the calibrated threshold may reject, in (0, 1).
             threshold: of one's own instead; an image with a higher score is anomalous.
-            with_maps: whether to make anomaly maps.
+            with_maps: whether to make anomaly maps; with them, and without `threshold`, they decide on defects.
 
         Returns:
             Scores, decisions and maps, in the order of the images.
@@ -174,7 +184,8 @@ class Model:
         votes = list(self.stream(several, scoring, with_maps=with_maps))
         scores = self.anomaly_scores([image.shares for image in votes], scoring)
         maps = [image.full_size_map() for image in votes] if with_maps else None
-        return Scores(scores, decide(scores, self.threshold(scoring)), maps)
+        peaks = np.array([image.anomaly_map.max() for image in votes]) if with_maps else None
+        return Scores(scores, decide(scores, self.threshold(scoring, with_maps=with_maps), peaks), maps)
 
     def stream(
         self,

@@ -26,6 +26,13 @@ def test_an_image_is_rejected_above_the_threshold_and_not_at_it():
     assert rejected.tolist() == [True, False, True, False, True, False, False, True]
 
 
+def test_where_the_maps_decide_the_scores_do_not():
+    by_map = Threshold(0.5, None, "calibrated", 0.05, 0.8, "map")
+    assert decide(SCORES[:3], by_map, np.array([0.8, 0.81, 0.1])).tolist() == [False, True, False]
+    without_score = Threshold(None, "because", "calibrated", 0.05, 0.8, "map")
+    assert decide(SCORES[:2], without_score, np.array([0.9, 0.1])).tolist() == [True, False]
+
+
 def test_without_a_threshold_nothing_is_decided():
     assert decide(SCORES, Threshold(None, "because")) is None
     summary = summarize_decision(LABELS, None, Threshold(None, "because", pixel_threshold=0.8))
@@ -36,6 +43,7 @@ def test_without_a_threshold_nothing_is_decided():
         "source": None,
         "target_fpr": None,
         "pixel_threshold": 0.8,
+        "decided_by": "score",
         "rejected": None,
         "confusion": None,
         "false_positive_rate": nothing,

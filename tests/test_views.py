@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from helpers import random_images
 
-from hta.evaluation.views import Changes, ViewRule, draw_views, view_rule
+from hta.evaluation.views import ALL_CHANGES, MOUNTED_CHANGES, Changes, ViewRule, draw_views, view_rule
 
 
 def smooth_images(shape=(24, 30), num_images=2, channels=3):
@@ -36,6 +36,14 @@ def test_mirrored_views_are_of_both_mirror_images_in_turn():
     torch.testing.assert_close(views, torch.stack(expected), rtol=0, atol=1e-4)
     plain = ViewRule(1.0, mirrored=False).draw(images, 5, 1, recognising())
     assert torch.equal(plain, draw_views(images, 5, 1.0, seed=1))
+
+
+def test_views_of_mirror_images_are_of_a_mounted_camera():
+    images = smooth_images(num_images=1)
+    views = ViewRule(2.0, mirrored=True).draw(images, 4, 1, recognising(1.0, 1.0))
+    mirrors = torch.cat([images.flip(-1), images.flip(-2)])
+    assert torch.equal(views, draw_views(mirrors, 4, 2.0, 1, MOUNTED_CHANGES))
+    assert (MOUNTED_CHANGES.turn, MOUNTED_CHANGES.bend, MOUNTED_CHANGES.shift) == (0, 0, ALL_CHANGES.shift)
 
 
 def recognising(*values):

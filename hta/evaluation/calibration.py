@@ -65,16 +65,13 @@ class Calibration:
         return calibrated_scores(tensor, views.mean(dim=0), views.std(dim=0)).numpy()
 
     def threshold(self, aggregate: str, target_fpr: float) -> Threshold:
-        """The threshold that rejects the share `target_fpr` of the views.
-
-        The pixel threshold is one that half of that share of the views touch anywhere: one pixel suffices, and the
-        peaks of views fall a little short of those of other normal images.
+        """The thresholds that reject the share `target_fpr` of the views: by their scores, and by their maps' peaks.
 
         Args:
             aggregate: of the scores that it is for; "minmax" depends on the test set, so it has none.
             target_fpr: in (0, 1).
         """
-        pixel_threshold = float(np.quantile(self.peaks, 1 - target_fpr / 2))
+        pixel_threshold = float(np.quantile(self.peaks, 1 - target_fpr))
         if aggregate == "minmax":
             reason = "minmax scores depend on the test set: no threshold can be known before it; give --threshold"
             return Threshold(None, reason, pixel_threshold=pixel_threshold)

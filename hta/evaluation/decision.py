@@ -1,4 +1,9 @@
-"""Reject or pass: a threshold on anomaly scores, and what it costs where the labels are known."""
+"""Reject or pass: a threshold on anomaly scores or on anomaly maps, and what it costs where the labels are known.
+
+A defect is small, and the score of an image, a mean of probabilities, is close to 1 for every image that a model of one
+image does not know by heart. Its map keeps them apart, so defects are decided by it, wherever there are maps: an image
+is rejected whose map is above the pixel threshold anywhere. Images of another class are decided by their scores.
+"""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +24,13 @@ class Threshold:
     """Where anomalous begins.
 
     Attributes:
-        threshold: an image is rejected whose anomaly score is above it; None if there is none.
+        threshold: an anomaly score above it is anomalous; None if there is none.
         reason: why there is none.
         source: "calibrated" on views of the training images, or "given" by the user; None if there is none.
         target_fpr: the share of normal images that may be rejected, in (0, 1); None unless calibrated.
         pixel_threshold: a pixel of the anomaly map above it is anomalous; None if there is none.
+        decided_by: "score": an image is rejected whose score is above `threshold`; "map": one whose map is above
+            `pixel_threshold` anywhere.
     """
 
     threshold: float | None
@@ -31,19 +38,28 @@ class Threshold:
     source: str | None = None
     target_fpr: float | None = None
     pixel_threshold: float | None = None
+    decided_by: str = "score"
 
 
-def decide(scores: np.ndarray, threshold: Threshold) -> np.ndarray | None:
+def decide(scores: np.ndarray, threshold: Threshold, peaks: np.ndarray | None = None) -> np.ndarray | None:
     """Which images are rejected.
 
     Args:
         scores: `(N,)` anomaly scores, higher = more anomalous.
         threshold: where anomalous begins.
+        peaks: `(N,)` maxima of the anomaly maps at the working size; needed where the maps decide.
 
     Returns:
         `(N,)` bool, True = reject; None without a threshold.
     """
+    if threshold.decided_by == "map":
+        return np.asarray(peaks) > threshold.pixel_threshold
     return None if threshold.threshold is None else np.asarray(scores) > threshold.threshold
+
+
+def decision_words(rejected: np.ndarray | None, count: int) -> list[str]:
+    """ "reject" or "pass" for each of `count` images; empty words where nothing is decided."""
+    return [""] * count if rejected is None else [REJECT if is_rejected else PASS for is_rejected in rejected]
 
 
 def score_text(score: float) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 
 from hta.data.scored import ScoredImage
 from hta.evaluation import report_text
-from hta.evaluation.decision import PASS, REJECT, score_text
+from hta.evaluation.decision import Threshold, decide, decision_words, score_text
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report_charts import colour_bar, colour_legend, histogram, roc
 from hta.evaluation.report_text import shown
@@ -59,6 +59,7 @@ def write_report(
     scores: np.ndarray,
     shares: Sequence[np.ndarray],
     thumbnails: Sequence[Thumbnails | None],
+    rejected: np.ndarray | None = None,
 ) -> Path:
     """Write report.html; 2,000 images make less than 30 MB.
 
@@ -66,9 +67,10 @@ def write_report(
         folder: the results folder; overlays, if there are any, lie in it.
         document: the content of metrics.json. Its `decision` may be missing, or hold no threshold.
         items: the images.
-        scores: `(N,)` anomaly scores, higher = more anomalous; an image above the threshold is rejected.
+        scores: `(N,)` anomaly scores, higher = more anomalous.
         shares: N arrays `(S,)` of vote shares, higher = more normal.
         thumbnails: N, or None for an image without.
+        rejected: `(N,)` bool; by default the images whose scores are above the document's threshold, if it has one.
 
     Returns:
         The page's path.
@@ -76,7 +78,9 @@ def write_report(
     Raises:
         RunError: it cannot be written.
     """
-    rows = _rows(items, scores, shares, thumbnails, report_text.threshold_of(document))
+    if rejected is None:
+        rejected = decide(scores, Threshold(report_text.threshold_of(document)))
+    rows = _rows(items, scores, shares, thumbnails, decision_words(rejected, len(items)))
     script = _part("report.js")
     page = Template(_part("report_template.html")).substitute(
         title=report_text.title(document),
@@ -131,12 +135,12 @@ def _rows(
     scores: np.ndarray,
     shares: Sequence[np.ndarray],
     thumbnails: Sequence[Thumbnails | None],
-    threshold: float | None,
+    decisions: Sequence[str],
 ) -> list[dict[str, Any]]:
     """The images as the page's script takes them."""
     groups = {label: name for name, label in _GROUPS.items()}
     rows = []
-    for item, score, share, small in zip(items, scores, shares, thumbnails, strict=True):
+    for item, score, share, small, decision in zip(items, scores, shares, thumbnails, decisions, strict=True):
         has_overlay = small is not None and small.overlay is not None
         rows.append(
             {
@@ -145,7 +149,7 @@ def _rows(
                 "kind": shown(item.defect or ""),
                 "score": float(score),
                 "shown": score_text(score),
-                "decision": _decision(score, threshold),
+                "decision": decision,
                 "shares": [float(f"{value:.4g}") for value in share],
                 "image": None if small is None else base64.b64encode(small.image).decode(),
                 "overlay": base64.b64encode(small.overlay).decode() if has_overlay else None,
@@ -154,12 +158,6 @@ def _rows(
             }
         )
     return rows
-
-
-def _decision(score: float, threshold: float | None) -> str:
-    if threshold is None:
-        return ""
-    return REJECT if score > threshold else PASS
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

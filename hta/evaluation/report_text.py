@@ -34,8 +34,19 @@ def escaped(text: Any) -> str:
 
 
 def threshold_of(document: dict[str, Any]) -> float | None:
-    """The score above which an image is rejected; None if there is none."""
-    return _decision_of(document).get("threshold")
+    """The score above which an image is rejected; None if there is none, or the maps decide."""
+    decision = _decision_of(document)
+    return None if _by_map(decision) else decision.get("threshold")
+
+
+def _by_map(decision: dict[str, Any]) -> bool:
+    """Whether images are rejected by their maps."""
+    return decision.get("decided_by") == "map"
+
+
+def _limit(decision: dict[str, Any]) -> float | None:
+    """What an image is held against; None if nothing is decided."""
+    return decision.get("pixel_threshold" if _by_map(decision) else "threshold")
 
 
 def _decision_of(document: dict[str, Any]) -> dict[str, Any]:
@@ -78,8 +89,9 @@ def _tiles(document: dict[str, Any]) -> str:
         ("images", f"{document['images']:,}", labels),
         ("image AUROC", _number(auroc["value"]), _interval_note(auroc) or auroc.get("reason", "")),
     ]
-    if threshold_of(document) is not None:
-        tiles.append(("rejected", f"{decision['rejected']:,}", "score above", score_text(decision["threshold"])))
+    if _limit(decision) is not None:
+        what = "map anywhere above" if _by_map(decision) else "score above"
+        tiles.append(("rejected", f"{decision['rejected']:,}", what, score_text(_limit(decision))))
         tiles.append(("false alarms", *_rate(decision, "false_positive_rate"), "normal images rejected"))
         tiles.append(("recall", *_rate(decision, "recall"), "anomalous images rejected"))
     else:
@@ -143,11 +155,11 @@ def _test_facts(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _decision(document: dict[str, Any]) -> str:
     decision = _decision_of(document)
-    if threshold_of(document) is None:
+    if _limit(decision) is None:
         reason = decision.get("reason")
         return f"<p>No threshold, so no image is rejected or passed{f': {escaped(reason)}' if reason else ''}.</p>"
-    limit = score_text(decision["threshold"])
-    words = [f"An image is rejected if its anomaly score is above {limit}, otherwise it passes."]
+    what = "map is anywhere" if _by_map(decision) else "score is"
+    words = [f"An image is rejected if its anomaly {what} above {score_text(_limit(decision))}, otherwise it passes."]
     if decision.get("target_fpr") is not None:
         target = decision["target_fpr"]
         words.append(
@@ -156,9 +168,9 @@ def _decision(document: dict[str, Any]) -> str:
         )
     elif decision.get("source") == "given":
         words.append("The threshold was given; nothing is promised about false alarms.")
-    if decision.get("pixel_threshold") is not None:
+    if decision.get("pixel_threshold") is not None and not _by_map(decision):
         words.append(f"A pixel of a map counts as anomalous above {score_text(decision['pixel_threshold'])}.")
-    if (decision.get("pixel_false_alarms") or {}).get("value") is not None:
+    if (decision.get("pixel_false_alarms") or {}).get("value") is not None and not _by_map(decision):
         part, interval = _rate(decision, "pixel_false_alarms")
         words.append(f"Of the normal images, {part} have such a pixel anywhere ({interval}).")
     return f"<p>{escaped(' '.join(words))}</p>{_confusion(decision)}"

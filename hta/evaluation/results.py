@@ -21,7 +21,7 @@ import numpy as np
 
 from hta.data.scored import ScoredImage
 from hta.errors import UserError
-from hta.evaluation.decision import PASS, REJECT
+from hta.evaluation.decision import decision_words
 from hta.evaluation.evaluator import ImageVotes
 from hta.evaluation.metrics import Metric, summarize_image_metrics
 from hta.evaluation.overlays import ColourScale, draw_overlay
@@ -199,7 +199,7 @@ def write_scores(
         shares: N arrays `(S,)` of vote shares, higher = more normal.
         rejected: `(N,)` bool; None where nothing is decided.
     """
-    decisions = [""] * len(items) if rejected is None else [REJECT if is_rejected else PASS for is_rejected in rejected]
+    decisions = decision_words(rejected, len(items))
     columns = ["path", "label", "anomaly_score", *(f"vote_share_scale_{n}" for n in range(len(shares[0]))), "decision"]
     # Names that are no UTF-8 go through as they are.
     with (folder / SCORES_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
