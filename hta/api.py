@@ -41,7 +41,7 @@ class Scores(NamedTuple):
 
     Attributes:
         anomaly_scores: `(N,)` float64, higher = more anomalous.
-        decisions: `(N,)` bool, True = anomalous; None where there is no threshold (scores of "minmax" without a given one).
+        decisions: `(N,)` bool, True = anomalous; None where there is no threshold ("minmax" without maps or a given one).
         anomaly_maps: one `(H, W)` float32 array in [0, 1] an image, at its own size, higher = more anomalous; None if
             not asked.
     """

@@ -4,7 +4,7 @@ Reads the results of main_eval.py on a labelled test set, and compares ways of m
 images alone: each kind of view by itself, all together at several strengths, of the images as they are and mirrored,
 reconstructions and random samples; with --leave_one_out, for a model of several images, each of them under a model of
 the others. For each it prints the share of normal images rejected (false alarms) and of anomalous ones (recall), with
-exact 95 % intervals.
+exact 95 % intervals: by the scores, and where the results hold maps by these.
 """
 
 import csv
@@ -16,14 +16,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from hta import api
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import Checked, RuntimeConfig, option
 from hta.errors import UserError
-from hta.evaluation.decision import confusion, proportion
-from hta.evaluation.evaluator import Evaluator
-from hta.evaluation.results import METRICS_FILE, SCORES_FILE
+from hta.evaluation.decision import confusion, proportion, score_text
+from hta.evaluation.evaluator import BatchScores, Evaluator
+from hta.evaluation.pixel_metrics import LEVELS
+from hta.evaluation.results import MAPS_FOLDER, METRICS_FILE, SCORES_FILE
 from hta.evaluation.scoring import anomaly_scores
 from hta.evaluation.views import ALL_CHANGES, Changes, ViewRule, draw_views, view_rule
 from hta.models.pyramid import fresh_noise
@@ -53,11 +55,13 @@ class Row:
 
     Attributes:
         name: of the candidate.
-        threshold: of the anomaly score.
+        by: "score" or "map": what is held against the threshold.
+        threshold: of the anomaly score, or of the map's maximum.
         false_positive_rate, recall: from `hta.evaluation.decision.proportion`.
     """
 
     name: str
+    by: str
     threshold: float
     false_positive_rate: dict
     recall: dict
@@ -96,59 +100,75 @@ def _samples(model: api.Model, count: int, seed: int, start: int) -> torch.Tenso
     return model.pyramid.sample(noise, index, gen_start_scale=start).clamp(-1, 1).cpu()
 
 
-def study(
-    model: api.Model, labels: np.ndarray, scores: np.ndarray, fraction: float, options: StudyOptions
-) -> Iterator[Row]:
+@dataclass(frozen=True)
+class Results:
+    """What main_eval.py found.
+
+    Attributes:
+        labels: `(N,)`, 1 = anomalous.
+        scores: `(N,)` anomaly scores, aggregate "mean".
+        peaks: `(N,)` maxima of the maps, written at the working size; None if there are none.
+        fraction: part of the patches that voted.
+    """
+
+    labels: np.ndarray
+    scores: np.ndarray
+    peaks: np.ndarray | None
+    fraction: float
+
+
+def study(model: api.Model, results: Results, options: StudyOptions) -> Iterator[Row]:
     """Try every candidate.
 
     Args:
-        model: that made the scores.
-        labels: `(N,)`, 1 = anomalous.
-        scores: `(N,)` anomaly scores, aggregate "mean".
-        fraction: part of the patches that voted.
+        model: that made the results.
+        results: on a labelled test set.
         options: target and number of images.
     """
-    evaluator = model.evaluator((fraction,), with_maps=False)
+    evaluator = model.evaluator((results.fraction,), with_maps=results.peaks is not None)
     for name, images in candidates(model, options.num_views, options.seed):
-        shares = np.concatenate([evaluator.score(batch).shares[0] for batch in images.split(_BATCH)])
-        yield _row(name, shares, labels, scores, options.target_fpr)
+        batches = [evaluator.score(batch) for batch in images.split(_BATCH)]
+        yield from _rows(name, batches, results, options.target_fpr)
     if options.leave_one_out:
-        yield _row("leave one out", leave_one_out(model, fraction), labels, scores, options.target_fpr)
+        batches = leave_one_out(model, results.fraction, with_maps=results.peaks is not None)
+        yield from _rows("leave one out", batches, results, options.target_fpr)
 
 
-def _row(name: str, shares: np.ndarray, labels: np.ndarray, scores: np.ndarray, target_fpr: float) -> Row:
-    """What a threshold from these `(V, S)` vote shares would have given."""
-    threshold = np.quantile(anomaly_scores(torch.from_numpy(shares)).numpy(), 1 - target_fpr)
-    counts = confusion(labels, scores > threshold)
-    return Row(
-        name,
-        float(threshold),
-        proportion(counts["false_positives"], int((labels == 0).sum())),
-        proportion(counts["true_positives"], int(labels.sum())),
-    )
+def _rows(name: str, batches: Sequence[BatchScores], results: Results, target_fpr: float) -> Iterator[Row]:
+    """What thresholds from a candidate's scores and maps would have given."""
+    shares = np.concatenate([batch.shares[0] for batch in batches])
+    found = {"score": (anomaly_scores(torch.from_numpy(shares)).numpy(), results.scores)}
+    if results.peaks is not None:
+        found["map"] = (np.concatenate([batch.maps.max(axis=(1, 2)) for batch in batches]), results.peaks)
+    for by, (of_candidate, of_images) in found.items():
+        threshold = float(np.quantile(of_candidate, 1 - target_fpr))
+        counts = confusion(results.labels, of_images > threshold)
+        false_alarms = proportion(counts["false_positives"], int((results.labels == 0).sum()))
+        yield Row(name, by, threshold, false_alarms, proportion(counts["true_positives"], int(results.labels.sum())))
 
 
-def leave_one_out(model: api.Model, fraction: float) -> np.ndarray:
+def leave_one_out(model: api.Model, fraction: float, *, with_maps: bool) -> list[BatchScores]:
     """What models of all training images but one say about that one, trained as the model was.
 
     Args:
         model: of N >= 2 images.
         fraction: part of the patches that vote.
+        with_maps: whether to make anomaly maps.
 
     Returns:
-        `(N, S)` vote shares, higher = more normal.
+        N batches of one image.
     """
-    images, record, shares = model.training_images, model.record, []
+    images, record, batches = model.training_images, model.record, []
     for n in range(len(images)):
         others = [i for i in range(len(images)) if i != n]
         part = replace(record, sources=tuple(record.sources[i] for i in others))
         pyramid = train_pyramid(images[others], part, model.runtime)
-        shares.append(Evaluator(pyramid, (fraction,), with_maps=False).score(images[n : n + 1]).shares[0])
-    return np.concatenate(shares)
+        batches.append(Evaluator(pyramid, (fraction,), with_maps=with_maps).score(images[n : n + 1]))
+    return batches
 
 
-def read_results(folder: Path) -> tuple[np.ndarray, np.ndarray, float]:
-    """Labels, anomaly scores and fraction of a results folder.
+def read_results(folder: Path, working_size: tuple[int, int]) -> Results:
+    """Read a results folder of main_eval.py; maps of another size than the model's are left alone.
 
     Raises:
         UserError: no results there, no labels, or another aggregate than "mean".
@@ -166,7 +186,21 @@ def read_results(folder: Path) -> tuple[np.ndarray, np.ndarray, float]:
         raise UserError(f"--results {folder}: needs normal and anomalous images with labels")
     if aggregate != "mean":
         raise UserError(f"--results {folder}: scored with --aggregate {aggregate}; score again with --aggregate mean")
-    return np.array(labels).astype(int), scores, fraction
+    peaks = _peaks([folder / MAPS_FOLDER / f"{row['path']}.png" for row in rows], working_size)
+    return Results(np.array(labels).astype(int), scores, peaks, fraction)
+
+
+def _peaks(files: Sequence[Path], working_size: tuple[int, int]) -> np.ndarray | None:
+    """Maxima of maps, `(N,)` in [0, 1]; None if one is missing or of another size."""
+    peaks = []
+    for file in files:
+        if not file.exists():
+            return None
+        with Image.open(file) as levels:
+            if levels.size != working_size[::-1]:
+                return None
+            peaks.append(np.asarray(levels).max() / (LEVELS - 1))
+    return np.array(peaks)
 
 
 def _percent(value: dict) -> str:
@@ -175,9 +209,10 @@ def _percent(value: dict) -> str:
 
 
 def _print_rows(rows: Iterator[Row], write: Callable[[str], None]) -> None:
-    write(f"{'threshold made of':40} {'threshold':>9}  {'false alarms':24}{'recall'}")
+    write(f"{'threshold made of':40} {'by':5} {'threshold':>12}  {'false alarms':24}{'recall'}")
     for row in rows:
-        write(f"{row.name:40} {row.threshold:9.6f}  {_percent(row.false_positive_rate):24}{_percent(row.recall)}")
+        limit, rates = score_text(row.threshold), f"{_percent(row.false_positive_rate):24}{_percent(row.recall)}"
+        write(f"{row.name:40} {row.by:5} {limit:>12}  {rates}")
 
 
 def _command(argv: Sequence[str] | None) -> None:
@@ -189,14 +224,13 @@ def _command(argv: Sequence[str] | None) -> None:
     for name in ("input_name", "results"):
         if not getattr(options, name):
             raise UserError(f"--{name} is missing; see --help")
-    labels, scores, fraction = read_results(Path(options.results))
     model = api.load(options.input_name, options.models_dir, take_settings(RuntimeConfig, given))
     if options.leave_one_out and model.record.num_images < 2:
         raise UserError("--leave_one_out: the model has one training image only; it needs two or more")
-    print(
-        f"{int((labels == 0).sum())} normal and {int(labels.sum())} anomalous images, target {options.target_fpr:.0%}"
-    )
-    _print_rows(study(model, labels, scores, fraction, options), print)
+    results = read_results(Path(options.results), model.pyramid.plan.working_size)
+    normal, anomalous = int((results.labels == 0).sum()), int(results.labels.sum())
+    print(f"{normal} normal and {anomalous} anomalous images, target {options.target_fpr:.0%}")
+    _print_rows(study(model, results, options), print)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ import main_eval
 from hta import calibration_study
 from hta.demo import TRAINING_CORNER, brick_wall, cut, write_demo
 from hta.errors import UserError
+from hta.evaluation.decision import score_text
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +25,7 @@ def scored(tmp_path_factory):
     config = hta.default_config(niter=4, max_size=32, threads=1)
     hta.train(cut(wall, *TRAINING_CORNER), config, folder=place / "models/wall")
     argv = ["--input_name", str(place / "models/wall"), "--test_dir", str(place / "test"), "--out", str(place / "out")]
-    assert main_eval.main([*argv, "--no_maps", "--threads", "1"]) == 0
+    assert main_eval.main([*argv, "--threads", "1"]) == 0
     return place
 
 
@@ -35,9 +36,11 @@ def test_the_product_s_own_row_is_what_main_eval_decided(scored, capsys):
     assert lines[0] == "2 normal and 2 anomalous images, target 5%"
     own = [line for line in lines if "(the product's)" in line]
     decision = json.loads((scored / "out/metrics.json").read_text())["decision"]
-    assert len(own) == 1
-    assert f"{decision['threshold']:.6f}" in own[0]
-    assert own[0].count(f"{decision['false_positive_rate']['value']:.1%}") >= 1
+    by_score, by_map = own
+    assert score_text(decision["threshold"]) in by_score
+    assert score_text(decision["pixel_threshold"]) in by_map
+    assert decision["decided_by"] == "map"
+    assert f"{decision['false_positive_rate']['value']:.1%} (" in by_map
     for name in (
         "training images",
         "reconstructions",
@@ -52,8 +55,10 @@ def test_each_image_is_scored_by_a_model_of_the_others(scored, capsys):
     config = hta.default_config(niter=4, max_size=32, threads=1)
     crops = [cut(brick_wall(), top, 150) for top in (0, 130, 260)]
     model = hta.train(crops, config, folder=scored / "models/three")
-    shares = calibration_study.leave_one_out(model, 0.1)
+    batches = calibration_study.leave_one_out(model, 0.1, with_maps=True)
+    shares = np.concatenate([batch.shares[0] for batch in batches])
     assert shares.shape == (3, model.pyramid.plan.num_scales)
+    assert all(batch.maps.shape == (1, 32, 32) for batch in batches)
     alone = hta.train([crops[0], crops[2]], config)
     own = alone.evaluator((0.1,), with_maps=False).score(model.training_images[1:2]).shares[0]
     np.testing.assert_allclose(shares[1], own[0], atol=1e-6)
@@ -71,9 +76,10 @@ def test_one_image_cannot_be_left_out(scored, capsys):
 
 def test_results_that_cannot_be_used_are_refused(scored, tmp_path):
     with pytest.raises(UserError, match="not a results folder"):
-        calibration_study.read_results(tmp_path)
+        calibration_study.read_results(tmp_path, (32, 32))
     Image.new("L", (40, 40)).save(tmp_path / "one.png")
     argv = ["--input_name", str(scored / "models/wall"), "--test_dir", str(tmp_path), "--out", str(scored / "bare")]
     assert main_eval.main([*argv, "--no_maps", "--threads", "1"]) == 0
+    assert calibration_study.read_results(scored / "out", (40, 40)).peaks is None
     with pytest.raises(UserError, match="labels"):
-        calibration_study.read_results(scored / "bare")
+        calibration_study.read_results(scored / "bare", (32, 32))
