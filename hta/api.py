@@ -41,7 +41,7 @@ class Scores(NamedTuple):
 
     Attributes:
         anomaly_scores: `(N,)` float64, higher = more anomalous.
-        decisions: `(N,)` bool, True = anomalous; None where there is no threshold ("minmax" without maps or a given one).
+        decisions: `(N,)` bool, True = anomalous; None where nothing decides ("minmax" without maps and threshold).
         anomaly_maps: one `(H, W)` float32 array in [0, 1] an image, at its own size, higher = more anomalous; None if
             not asked.
     """
