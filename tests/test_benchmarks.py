@@ -383,6 +383,14 @@ def test_paris_with_a_list_or_an_image_missing_is_an_error(tmp_path):
         load_benchmark("paris", tmp_path)
 
 
+def test_paris_without_a_landmark_is_an_error(tmp_path):
+    lists = paris_tree(tmp_path)
+    for path in lists.glob("louvre_*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"louvre_1_ok\.txt is missing"):
+        load_benchmark("paris", tmp_path)
+
+
 def test_paris_flat_and_from_archives(tmp_path):
     source, root = tmp_path / "source", tmp_path / "root"
     lists = paris_tree(source)
@@ -475,6 +483,12 @@ def test_mvtec_of_another_form_is_an_error(tmp_path, lost):
         load_benchmark("mvtec", tmp_path)
 
 
+def test_mvtec_one_level_too_deep_is_an_error(tmp_path):
+    mvtec_class(tmp_path / "mvtec" / "mvtec", "wood")
+    with pytest.raises(UserError, match=r"--data_root .*mvtec"):
+        load_benchmark("mvtec", tmp_path)
+
+
 def test_mvtec_mask_of_another_size_is_an_error(tmp_path):
     folder = mvtec_class(tmp_path / "mvtec", "wood")
     save(folder / "ground_truth" / "contamination" / "000_mask.png", np.zeros((40, 39), np.uint8))
@@ -517,7 +531,7 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
     return info
 
 
-@pytest.mark.parametrize(
+BAD_MEMBERS = pytest.mark.parametrize(
     "bad",
     [
         member("../evil.txt"),
@@ -532,6 +546,28 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfil
     ],
     ids=lambda info: f"{info.name}-{info.type.decode()}",
 )
+
+
+@pytest.mark.parametrize("bad", [member("../evil.txt"), member("link", tarfile.SYMTYPE, "/etc")])
+@pytest.mark.parametrize(
+    ("dataset", "archives"),
+    [("paris", ["paris_1.tgz", "paris_2.tgz", "paris_120310.tgz"]), ("mvtec", ["wood.tar.xz"])],
+)
+def test_archives_of_data_sets_that_could_write_elsewhere_are_refused(tmp_path, bad, dataset, archives):
+    root = tmp_path / "root"
+    root.mkdir()
+    for archive in archives:
+        compression = "xz" if archive.endswith("xz") else "gz"
+        with tarfile.open(root / archive, f"w:{compression}") as tar:
+            bad.size = 0
+            tar.addfile(bad)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=archives[0]):
+        load_benchmark(dataset, root)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@BAD_MEMBERS
 def test_a_tar_that_could_write_elsewhere_is_refused_whole(tmp_path, bad):
     archive = tar_with(tmp_path / "bad.tgz", member("fine.txt"), bad)
     with pytest.raises(UserError, match="refused"):

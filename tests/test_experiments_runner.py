@@ -1,6 +1,7 @@
 """Real, tiny runs through the runner: nothing twice, nothing lost, nothing stale."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from dask import distributed
 from experiments_helpers import make_tree, records, run_arguments
 
 from hta import api, runtime
+from hta.errors import UserError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.views import view_rule
 from hta.experiments import planning, results, spec, unit
@@ -197,7 +200,6 @@ def test_the_death_of_a_worker_does_not_end_the_others(tree, tmp_path, caplog):
 
 @pytest.mark.slow
 def test_a_dask_cluster_gives_the_same_results(tree, tmp_path):
-    distributed = pytest.importorskip("dask.distributed")
     here, cluster_results = tmp_path / "here", tmp_path / "cluster"
     more = ("--threads", "1", "--variants", "ours", "f")
     assert main(run_arguments(tree, here, *more)) == 0
@@ -248,6 +250,44 @@ def test_the_parts_of_an_array_make_the_whole(tree, tmp_path, capsys):
     assert sorted(whole) == sorted(line for part in parts for line in part)
     assert len(whole) == 6
     assert all(line.startswith("to do: Insects ") for line in whole)
+
+
+def test_folders_of_results_merge_by_copying(tree, tmp_path, capsys):
+    parts = [tmp_path / "one", tmp_path / "two"]
+    for number, part in enumerate(parts, 1):
+        assert main(run_arguments(tree, part, "--part", f"{number}/2")) == 0
+        assert len(records(part)) == 1
+    for path in parts[1].glob("*.json"):
+        shutil.copy(path, parts[0])
+    merged = snapshot_times(parts[0])
+    assert len(merged) == 2
+    assert main(run_arguments(tree, parts[0])) == 0
+    assert snapshot_times(parts[0]) == merged
+    capsys.readouterr()
+    assert main(["table", "1", "--results", str(parts[0])]) == 0
+    assert "Insects" in capsys.readouterr().out
+
+
+def snapshot_times(folder):
+    """When each result was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+
+
+def test_a_data_set_is_fetched_on_demand_only(tmp_path, monkeypatch, capsys):
+    fetched = []
+
+    def load(name, root, *, num_transforms=None, download=False):
+        fetched.append((name, download))
+        raise UserError("nothing here")
+
+    monkeypatch.setattr("hta.experiments.__main__.load_dataset", load)
+    arguments = ["run", "--datasets", "mnist", "--data_root", str(tmp_path), "--results", str(tmp_path / "results")]
+    assert main([*arguments, "--download"]) == 2
+    assert fetched == [("mnist", True)]
+    fetched.clear()
+    assert main(arguments) == 2
+    assert not fetched
+    assert "or use --download" in capsys.readouterr().err
 
 
 def test_devices_are_dealt_out_in_turn(tree):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hta.cli import Parser, run_command
+from hta.data.selection import load_dataset
 from hta.errors import RunError, UserError
 from hta.experiments.paper import TABLES
 from hta.experiments.planning import Request, deal_tasks, parse_preparation, parse_settings, plan_runs
@@ -76,6 +77,7 @@ def _add_run_options(run: Parser) -> None:
     what.add_argument("--prepare", nargs="+", default=(), metavar="NAME=VALUE", help="as in train_clahe=false")
     data = run.add_argument_group("data")
     data.add_argument("--data_root", default="data", metavar="DIR", help="folder of the data (default data)")
+    data.add_argument("--download", action="store_true", help="fetch CIFAR10, MNIST or FashionMNIST into --data_root")
     data.add_argument("--dataset_title", metavar="TEXT", help="name of the data set in tables")
     data.add_argument("--paper_dataset", metavar="NAME", help="compare with these rows of the paper, as in cifar10")
     how = run.add_argument_group("how")
@@ -107,6 +109,9 @@ def _fraction(text: str) -> float:
 def _run(options: Namespace) -> None:
     """Do the runs that are missing; what is there is not run again, what failed is tried again."""
     folder = ResultsFolder(options.results)
+    if options.download:  # once and here, so that all workers find it
+        for name in options.datasets:
+            load_dataset(name, options.data_root, num_transforms=options.num_transforms, download=True)
     runs = _take_part(plan_runs(_request(options), options.precision), options.part)
     if options.dry_run:
         for run in runs:
