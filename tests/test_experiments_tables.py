@@ -5,11 +5,13 @@ import io
 
 import pytest
 from experiments_helpers import write_result
+from matplotlib.container import BarContainer
 from PIL import Image
 from scipy import stats
 
 from hta.experiments.__main__ import main
-from hta.experiments.paper import paper_parts, paper_value
+from hta.experiments.paper import AVERAGE, paper_parts, paper_value
+from hta.experiments.plots import class_bars, shots_curve
 from hta.experiments.presets import METHOD_VERSION
 from hta.experiments.results import ResultsFolder
 from hta.experiments.tables import build_table, to_csv
@@ -208,3 +210,22 @@ def test_plots_are_pictures_of_every_setup(tmp_path):
     for name in names:
         with Image.open(tmp_path / "plots" / name) as picture:
             assert min(picture.size) > 300
+
+
+def test_plots_say_what_was_not_run(tmp_path):
+    write_result(tmp_path, 0.8)
+    write_result(tmp_path, 0.4, draw=2)
+    (part,) = (part for part in build_table(1, ResultsFolder(tmp_path).results()) if part.setup)
+
+    (bars,) = class_bars(part).axes
+    ours, printed = (bars_of for bars_of in bars.containers if isinstance(bars_of, BarContainer))
+    tops = dict(zip((tick.get_text() for tick in bars.get_xticklabels()), printed, strict=True))
+    assert tops["bag"].get_y() + tops["bag"].get_height() == pytest.approx(paper(1, "bag").mean)
+    assert (len(printed), len(bars.texts)) == (11, 9)  # ten classes and an average; all but bag
+    assert {text.get_text() for text in bars.texts} == {"not run"}
+    assert [bar.get_height() for bar in ours] == pytest.approx([10, 10])  # from chance to the mean of both draws
+
+    (lines,) = shots_curve(part.setup, [part]).axes
+    assert [tick.get_text() for tick in lines.get_xticklabels()] == ["1\n1 class", "5\nnot run", "10\nnot run"]
+    every = lines.containers[-1].lines[0].get_ydata()
+    assert every.tolist() == [paper(table, AVERAGE, shots=n).mean for table, n in ((1, 1), (2, 5), (3, 10))]

@@ -1,20 +1,29 @@
 """Plots of the tables: AUROC over the number of shots, and every class beside the paper."""
 
 import io
+import math
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hta.experiments.paper import AVERAGE, paper_parts, paper_value
 from hta.experiments.results import Result
 from hta.experiments.spec import slug
 from hta.experiments.tables import Part, Row, Setup, build_table
 from hta.files import write_atomically
 
 _SHOT_TABLES = (1, 2, 3, 4, 5)
+_CHANCE = 50
+_BAR_WIDTH = 0.38
+_DODGE = 0.06  # between the error bars of two lines
+
+_Point = tuple[int, float, float | None]  # training images, mean, std
 
 
 def draw_plots(results: Sequence[Result], folder: Path) -> list[Path]:
@@ -31,60 +40,153 @@ def draw_plots(results: Sequence[Result], folder: Path) -> list[Path]:
         RunError: a file cannot be written.
     """
     parts = [part for table in _SHOT_TABLES for part in build_table(table, results) if part.setup]
-    files = [_write(folder, _class_bars(part), "classes", part.setup, f"{part.shots}shot") for part in parts]
+    files = [_write(folder, class_bars(part), "classes", part.setup, f"{part.shots}shot") for part in parts]
     by_way: defaultdict[Setup, list[Part]] = defaultdict(list)
     for part in parts:
         by_way[replace(part.setup, shots=0)].append(part)
-    return files + [_write(folder, _shots_curve(group), "shots", setup) for setup, group in by_way.items()]
+    return files + [_write(folder, shots_curve(setup, group), "shots", setup) for setup, group in by_way.items()]
 
 
-def _class_bars(part: Part) -> Figure:
-    """Bars of ours and the paper's for every class that was run."""
-    rows = [row for row in part.rows() if row.ours is not None]
-    figure = Figure(figsize=(max(5, 0.9 * len(rows)), 4), layout="constrained")
-    axes = figure.subplots()
-    places = np.arange(len(rows))
-    axes.bar(places - 0.2, [row.ours for row in rows], 0.4, yerr=[row.std or 0 for row in rows], label="this code")
-    printed = [(place, row.paper) for place, row in zip(places, rows, strict=True) if row.paper]
-    if printed:
-        heights, errors = [value.mean for _, value in printed], [value.std for _, value in printed]
-        axes.bar([place + 0.2 for place, _ in printed], heights, 0.4, yerr=errors, label="paper")
-    axes.axhline(50, color="gray", linewidth=0.8)
-    axes.set_xticks(places, [_label(row, part) for row in rows], rotation=45, ha="right")
-    axes.set_ylabel("AUROC (%)")
-    axes.set_title(part.setup.describe(), fontsize="small")
-    axes.legend()
+# --- classes ------------------------------------------------------------------------------------------------------
+
+
+def class_bars(part: Part) -> Figure:
+    """Bars of ours and the paper's, from chance up or down, for every class; one that was not run says so."""
+    run = {column for _, column in part.cells}
+    rows = [row for row in part.rows() if row.column in run and (row.ours is not None or row.paper)]
+    figure, axes = _new_figure(part.setup, max(6, 0.62 * len(rows) + 1))
+    places = np.arange(len(rows)) + [0.4 * _is_average(row) for row in rows]  # averages stand apart
+
+    ours = [(x, row.ours, row.std) for x, row in zip(places, rows, strict=True) if row.ours is not None]
+    paper = [(x, row.paper.mean, row.paper.std) for x, row in zip(places, rows, strict=True) if row.paper]
+    shift = _BAR_WIDTH / 2 if paper else 0
+    _bars(axes, -shift, ours, f"this code{_draws(rows)}")
+    if paper:
+        _bars(axes, shift, paper, "paper")
+    for x in (x for x, row in zip(places, rows, strict=True) if row.ours is None):
+        axes.text(x - shift, _CHANCE + 1, "not run", rotation=90, ha="center", va="bottom", color="gray")
+
+    axes.axhline(_CHANCE, color="black", linewidth=0.8)
+    axes.set_xticks(places, [_label(row, part) for row in rows], rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xlim(-0.8, max([7, *(places + 0.8)]))  # a few bars are no broader than many
+    axes.set_ylim(*_limits([*ours, *paper], lowest=_CHANCE))
+    axes.set_ylabel(f"AUROC (%), {_CHANCE} is chance")
+    _legend(figure, axes)
     return figure
 
 
+def _bars(axes: Axes, shift: float, bars: Sequence[_Point], label: str) -> None:
+    places, means, stds = zip(*bars, strict=True) if bars else ((), (), ())
+    axes.bar(
+        np.array(places) + shift,
+        np.array(means) - _CHANCE,
+        _BAR_WIDTH,
+        bottom=_CHANCE,
+        yerr=[_length(std) for std in stds],
+        error_kw={"linewidth": 1, "capsize": 2},
+        label=label,
+    )
+
+
+def _is_average(row: Row) -> bool:
+    return row.name.startswith(AVERAGE)
+
+
+def _draws(rows: Iterable[Row]) -> str:
+    counts = {row.draws for row in rows if row.draws}
+    if not counts:
+        return ""
+    several = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
+    return f", {several} draw{'s' * (max(counts) > 1)}"
+
+
 def _label(row: Row, part: Part) -> str:
-    return f"{row.name} {row.column}" if len(part.columns) > 1 else row.name
+    name = row.name.replace(" of ", " of\n", 1) if _is_average(row) else row.name
+    return f"{name} {row.column}" if len(part.columns) > 1 else name
 
 
-def _shots_curve(parts: Sequence[Part]) -> Figure:
-    """Mean over the classes that were run, ours and the paper's, over the number of training images."""
-    figure = Figure(figsize=(5, 4), layout="constrained")
-    axes = figure.subplots()
-    for column in dict.fromkeys(column for part in parts for column in part.columns):
+# --- shots --------------------------------------------------------------------------------------------------------
+
+
+def shots_curve(setup: Setup, parts: Sequence[Part]) -> Figure:
+    """Mean over the classes that were run, ours and the paper's, over the number of training images.
+
+    Beside them stands what the paper prints for all classes, at every number of training images that it has.
+    """
+    figure, axes = _new_figure(setup, 6)
+    columns = [column for column in parts[0].columns if any(_averages(part, column) for part in parts)]
+    lines: list[tuple[str, str, list[_Point]]] = []
+    for column in columns:
         averages = sorted((part.shots, row) for part in parts for row in _averages(part, column))
-        _error_line(axes, ((n, row.ours, row.std or 0) for n, row in averages), f"this code ({column})", "o-")
-        _error_line(axes, ((n, r.paper.mean, r.paper.std) for n, r in averages if r.paper), f"paper ({column})", "s--")
+        name = f" ({column})" if len(columns) > 1 else ""
+        lines.append((f"this code{name}", "o-", [(n, row.ours, row.std) for n, row in averages]))
+        printed = [(n, row.paper.mean, row.paper.std) for n, row in averages if row.paper]
+        lines.append((f"paper, the same classes{name}", "s--", printed))
+        lines.append((f"paper, all classes{name}", "x:", _printed(setup.paper_dataset, column)))
+
+    shots = sorted({n for _, _, points in lines for n, _, _ in points})
+    drawn = [line for line in lines if line[2]]
+    for number, (label, style, points) in enumerate(drawn):
+        counts, means, stds = zip(*points, strict=True)
+        places = np.array([shots.index(n) for n in counts]) + _DODGE * (number - (len(drawn) - 1) / 2)
+        axes.errorbar(places, means, yerr=[_length(std) for std in stds], fmt=style, capsize=3, label=label)
+
+    axes.set_xticks(range(len(shots)), [_shots_label(n, parts) for n in shots])
+    axes.set_xlim(-0.5, len(shots) - 0.5)
+    axes.set_ylim(*_limits([point for _, _, points in drawn for point in points], lowest=80))
     axes.set_xlabel("training images")
-    axes.set_ylabel("AUROC (%), mean over the classes run")
-    axes.set_title(replace(parts[0].setup, shots=0).title, fontsize="small")
-    axes.legend()
+    axes.set_ylabel("AUROC (%), mean over classes")
+    _legend(figure, axes)
     return figure
 
 
 def _averages(part: Part, column: str) -> list[Row]:
-    return [row for row in part.rows() if row.name.startswith("average") and row.column == column]
+    return [row for row in part.rows() if _is_average(row) and row.column == column]
 
 
-def _error_line(axes, points: Iterable[tuple[int, float, float]], label: str, style: str) -> None:
-    points = list(points)
-    if points:
-        shots, means, stds = zip(*points, strict=True)
-        axes.errorbar(shots, means, yerr=stds, fmt=style, capsize=3, label=label)
+def _printed(dataset: str | None, column: str) -> list[_Point]:
+    """The paper's averages over all classes of a data set."""
+    places = {(table, *place) for table in _SHOT_TABLES for place in paper_parts(table) if place[0] == dataset}
+    values = {n: paper_value(table, name, n, AVERAGE, column) for table, name, n in places}
+    return [(n, value.mean, value.std) for n, value in sorted(values.items()) if value]
+
+
+def _shots_label(shots: int, parts: Sequence[Part]) -> str:
+    """The number, and how many classes were run with it."""
+    counts = {len({name for name, _ in part.cells}) for part in parts if part.shots == shots}
+    if not counts:
+        return f"{shots}\nnot run"
+    return f"{shots}\n{max(counts)} class{'es' * (max(counts) > 1)}"
+
+
+# --- both ---------------------------------------------------------------------------------------------------------
+
+
+def _new_figure(setup: Setup, width: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 4.4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(textwrap.fill(setup.describe(), int(13 * width)), fontsize="small")
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Below the axes, where it hides nothing."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = len(labels) if len(labels) <= 3 else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize="small")
+
+
+def _length(std: float | None) -> float:
+    """Of an error bar; there is none for a single draw."""
+    return math.nan if std is None else std
+
+
+def _limits(points: Iterable[_Point], lowest: float) -> tuple[float, float]:
+    """Of the axis of AUROC: a round number below every error bar and below `lowest`, and 100."""
+    ends = [mean - (std or 0) for _, mean, std in points]
+    return max(0, 10 * math.floor((min([lowest, *ends]) - 1) / 10)), 101
 
 
 def _write(folder: Path, figure: Figure, kind: str, setup: Setup, *more: str) -> Path:

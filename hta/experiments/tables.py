@@ -58,7 +58,7 @@ class Setup:
 
     def describe(self) -> str:
         """One line for a person."""
-        shots = f"{self.shots} training image{'s' * (self.shots > 1)}"
+        shots = f"{self.shots} training image{'s' * (self.shots > 1)}" if self.shots else ""
         transforms = f"{self.num_transforms} transformations" if self.num_transforms else ""
         limit = f"{self.test_limit} test images" if self.test_limit else "whole test set"
         return ", ".join(filter(None, (self.title, shots, transforms, f"preset {self.preset}", limit, self.changes)))
