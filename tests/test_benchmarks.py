@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -383,12 +384,16 @@ def test_paris_with_a_list_or_an_image_missing_is_an_error(tmp_path):
         load_benchmark("paris", tmp_path)
 
 
-def test_paris_without_a_landmark_is_an_error(tmp_path):
+def test_paris_without_the_lists_or_the_images_of_a_landmark_is_an_error(tmp_path):
     lists = paris_tree(tmp_path)
     for path in lists.glob("louvre_*"):
         path.unlink()
     with pytest.raises(UserError, match=r"louvre_1_ok\.txt is missing"):
         load_benchmark("paris", tmp_path)
+    paris_tree(tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "paris" / "louvre")
+    with pytest.raises(UserError, match=r"2 images of the ok-lists are missing, as paris_louvre_000000\.jpg"):
+        load_benchmark("paris", tmp_path / "again")
 
 
 def test_paris_flat_and_from_archives(tmp_path):
@@ -483,10 +488,15 @@ def test_mvtec_of_another_form_is_an_error(tmp_path, lost):
         load_benchmark("mvtec", tmp_path)
 
 
-def test_mvtec_one_level_too_deep_is_an_error(tmp_path):
-    mvtec_class(tmp_path / "mvtec" / "mvtec", "wood")
-    with pytest.raises(UserError, match=r"--data_root .*mvtec"):
-        load_benchmark("mvtec", tmp_path)
+@pytest.mark.parametrize("place", ["root", "root/mvtec", "mvtec/mvtec", "mvtec/mvtec_anomaly_detection"])
+def test_mvtec_at_another_level_is_an_error_that_names_the_folder(tmp_path, place):
+    tree = tmp_path / place
+    folder = mvtec_class(tree, "wood")
+    for given in (tmp_path, folder):
+        with pytest.raises(UserError) as caught:
+            load_benchmark("mvtec", given)
+        assert str(caught.value).endswith(f"give --data_root {tree}")
+    assert load_benchmark("mvtec", tree).train_indices("wood")
 
 
 def test_mvtec_mask_of_another_size_is_an_error(tmp_path):
@@ -548,22 +558,30 @@ BAD_MEMBERS = pytest.mark.parametrize(
 )
 
 
-@pytest.mark.parametrize("bad", [member("../evil.txt"), member("link", tarfile.SYMTYPE, "/etc")])
 @pytest.mark.parametrize(
-    ("dataset", "archives"),
-    [("paris", ["paris_1.tgz", "paris_2.tgz", "paris_120310.tgz"]), ("mvtec", ["wood.tar.xz"])],
+    "bad", [member("../evil.txt"), member("wood/../../../evil.txt"), member("link", tarfile.SYMTYPE, "/etc")]
 )
-def test_archives_of_data_sets_that_could_write_elsewhere_are_refused(tmp_path, bad, dataset, archives):
+@pytest.mark.parametrize(
+    ("dataset", "fine", "refused"),
+    [
+        ("paris", ["paris_1.tgz"], "paris_2.tgz"),
+        ("paris", [], "paris_120310.tgz"),
+        ("mvtec", ["bottle.tar.xz"], "wood.tar.xz"),
+        ("mvtec", [], "mvtec/wood.tar.xz"),
+    ],
+)
+def test_archives_of_data_sets_that_could_write_elsewhere_are_refused(tmp_path, bad, dataset, fine, refused):
     root = tmp_path / "root"
-    root.mkdir()
-    for archive in archives:
-        compression = "xz" if archive.endswith("xz") else "gz"
-        with tarfile.open(root / archive, f"w:{compression}") as tar:
-            bad.size = 0
-            tar.addfile(bad)
+    (root / refused).parent.mkdir(parents=True)
+    for name in fine:
+        tar_with(root / name, member("fine.txt"))
+    tar_with(root / refused, member("fine.txt"), bad)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match=archives[0]):
+    with pytest.raises(UserError, match="refused") as caught:
         load_benchmark(dataset, root)
+    assert refused in str(caught.value)
+    assert bad.name in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
 
 

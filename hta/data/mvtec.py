@@ -70,10 +70,19 @@ def _find_tree(classes: Sequence[str], data_root: Path) -> Path:
         tree = tree or data_root / "mvtec"
         unpack_into(found, tree)
     if tree is None or not any((tree / name).is_dir() for name in classes):
+        if nearby := _tree_nearby(classes, data_root):
+            raise UserError(f"--data_root {data_root}: MVTec AD lies elsewhere; give --data_root {nearby}")
         raise UserError(
             f"--data_root {data_root}: no class of MVTec AD in its folder mvtec; unpack {_ARCHIVE} into that"
         )
     return tree
+
+
+def _tree_nearby(classes: Sequence[str], data_root: Path) -> Path | None:
+    """Find a folder of classes a level too deep, or the one above a class, for a message."""
+    below = [path for pattern in ("[!.]*", "[!.]*/[!.]*") for path in sorted(data_root.glob(pattern)) if path.is_dir()]
+    trees = (path for path in (*below, data_root.parent) if any((path / name / "train").is_dir() for name in classes))
+    return next(trees, None)
 
 
 def _training_files(folder: Path) -> list[Path]:
