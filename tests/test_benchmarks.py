@@ -20,7 +20,7 @@ from torchvision.transforms import functional as tvf
 from hta.data.archives import Checksum, check_archive, extract_archive, unpack_into
 from hta.data.benchmarks import SPECS, array_benchmark, benchmark_spec, class_index, load_benchmark
 from hta.data.preparation import prepare_mask, prepare_test_image, prepare_training_image
-from hta.errors import UserError
+from hta.errors import RunError, UserError
 from hta.imaging import clahe
 
 
@@ -217,15 +217,36 @@ def test_a_class_without_images_is_an_error(tmp_path):
     ],
 )
 def test_missing_files_say_what_to_put_where(tmp_path, name, expected):
-    with pytest.raises(UserError, match=expected) as caught:
-        load_benchmark(name, tmp_path)
-    assert "\n" not in str(caught.value)
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(UserError, match=f"--data_root.*{expected}") as caught:
+            load_benchmark(name, root)
+        assert "\n" not in str(caught.value)
+        assert ("no such folder" in str(caught.value)) == (root != tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_data_root_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="--data_root"):
-        load_benchmark("mnist", tmp_path / "nowhere")
+@pytest.mark.parametrize("name", ["cifar", "mnist", "fashionmnist"])
+def test_what_can_be_fetched_says_how(tmp_path, name):
+    with pytest.raises(UserError, match="or use --download"):
+        load_benchmark(name, tmp_path / "nowhere")
+
+
+def test_a_data_set_is_fetched_when_asked_and_only_where_it_is_missing(tmp_path, monkeypatch):
+    fetched = []
+
+    def download(url, filename, **_):
+        fetched.append(filename)
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", download)
+    with pytest.raises(RunError, match=r"--download: MNIST not fetched .*; put MNIST/raw/ with train-images") as caught:
+        load_benchmark("mnist", tmp_path / "data", download=True)
+    assert "\n" not in str(caught.value)
+    assert fetched
+    fetched.clear()
+    write_mnist(tmp_path / "data" / "MNIST" / "raw", [5], [5])
+    assert load_benchmark("mnist", tmp_path / "data", download=True).test_size == 1
+    assert not fetched
 
 
 def test_a_foreign_pickle_is_not_opened(tmp_path):

@@ -37,8 +37,15 @@ def load_benchmark(name: str, data_root: str | Path, *, download: bool = False, 
     """
     spec = benchmark_spec(name, preparation)
     root = Path(data_root)
-    if not download and not root.is_dir():
-        raise UserError(f"--data_root {root}: no such folder; make it and put {spec.title} into it")
+    try:
+        return _load(spec, root, download)
+    except UserError as error:
+        if root.is_dir():
+            raise
+        raise UserError(f"{error}; there is no such folder yet") from error
+
+
+def _load(spec: BenchmarkSpec, root: Path, download: bool) -> Benchmark:
     if spec.name == "paris":
         return load_paris(spec, root)
     if spec.name == "mvtec":
