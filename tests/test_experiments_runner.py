@@ -15,9 +15,9 @@ import pytest
 import torch
 from dask import distributed
 from experiments_helpers import make_tree, records, run_arguments
+from test_benchmarks import write_mnist
 
 from hta import api, runtime
-from hta.errors import UserError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.views import view_rule
 from hta.experiments import planning, results, spec, unit
@@ -259,35 +259,33 @@ def test_folders_of_results_merge_by_copying(tree, tmp_path, capsys):
         assert len(records(part)) == 1
     for path in parts[1].glob("*.json"):
         shutil.copy(path, parts[0])
-    merged = snapshot_times(parts[0])
+    merged = stamps(parts[0])
     assert len(merged) == 2
     assert main(run_arguments(tree, parts[0])) == 0
-    assert snapshot_times(parts[0]) == merged
+    assert stamps(parts[0]) == merged
     capsys.readouterr()
     assert main(["table", "1", "--results", str(parts[0])]) == 0
-    assert "Insects" in capsys.readouterr().out
-
-
-def snapshot_times(folder):
-    """When each result was written."""
-    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+    table = capsys.readouterr().out
+    for name, record in ((record["spec"]["pos_class"], record) for record in records(parts[0]).values()):
+        assert f"| {name} | {100 * record['results']['auroc']['mean']:.1f} | 1 |" in table
+    assert "average of 2 classes" in table
 
 
 def test_a_data_set_is_fetched_on_demand_only(tmp_path, monkeypatch, capsys):
-    fetched = []
+    def fetch(dataset):
+        write_mnist(Path(dataset.raw_folder), [1, 2], [1, 2])
 
-    def load(name, root, *, num_transforms=None, download=False):
-        fetched.append((name, download))
-        raise UserError("nothing here")
-
-    monkeypatch.setattr("hta.experiments.__main__.load_dataset", load)
-    arguments = ["run", "--datasets", "mnist", "--data_root", str(tmp_path), "--results", str(tmp_path / "results")]
-    assert main([*arguments, "--download"]) == 2
-    assert fetched == [("mnist", True)]
-    fetched.clear()
+    monkeypatch.setattr("torchvision.datasets.MNIST.download", fetch)
+    data, results = tmp_path / "data", tmp_path / "results"
+    arguments = ["run", "--datasets", "mnist", "--data_root", str(data), "--results", str(results), "--dry_run"]
+    arguments += ["--classes", "1", "2"]
     assert main(arguments) == 2
-    assert not fetched
-    assert "or use --download" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert all(words in message for words in (f"--data_root {data}", "MNIST/raw/", "or use --download"))
+    assert not data.exists()
+    assert main([*arguments, "--download"]) == 0
+    assert capsys.readouterr().out.count("to do: MNIST") == 2
+    assert main(arguments) == 0
 
 
 def test_devices_are_dealt_out_in_turn(tree):
