@@ -1,10 +1,10 @@
-"""The benchmark of planted defects: its plants, its count, and a short run of it."""
+"""The benchmark of planted defects: its plants, its count, and what maps of a short training reach."""
 
 import numpy as np
 
 import hta
 from hta.demo import TRAINING_CORNER, brick_wall, cut
-from hta.planted import measure, peak_hits, plant
+from hta.planted import main, measure, peak_hits, plant
 
 
 def test_plants_are_seeded_and_as_large_as_they_should_be():
@@ -28,11 +28,15 @@ def test_hits_and_chance_by_hand():
     assert result.chance == 0.06
 
 
-def test_maps_of_a_short_training_peak_on_the_plants():
+def test_maps_of_a_short_training_peak_on_the_plants(monkeypatch, capsys):
     image = cut(brick_wall(), *TRAINING_CORNER)
     model = hta.train(image, hta.default_config(niter=40, max_size=40, threads=1))
-    result = measure(model, 20, seed=1)
-    assert result.plants == 20
-    # 16 and 17 with two seeds; by chance 2 or 3.
-    assert result.hits >= 12
-    assert result.chance < 0.2
+    results = [measure(model, 20, seed) for seed in (0, 1)]
+    # 27 to 33 of 40 after trainings with four seeds in two precisions; a random pixel would meet 5 of 40.
+    assert sum(result.hits for result in results) >= 20
+    assert all(result.plants == 20 and result.chance < 0.2 for result in results)
+
+    monkeypatch.setattr("hta.api.load", lambda *_: model)
+    assert main(["--seed", "1"]) == 0
+    hits, chance = results[1].hits, results[1].chance
+    assert f"within 5 px of the defect in {hits} of 20 images (a random pixel: {chance:.0%})" in capsys.readouterr().out
