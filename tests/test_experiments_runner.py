@@ -288,6 +288,14 @@ def test_a_data_set_is_fetched_on_demand_only(tmp_path, monkeypatch, capsys):
     assert main(arguments) == 0
 
 
+def test_workers_in_another_folder_find_the_data(tree, tmp_path, monkeypatch):
+    dealt = []
+    monkeypatch.setattr("hta.experiments.__main__.run_tasks", lambda tasks, *_: dealt.extend(tasks))
+    monkeypatch.chdir(tree.parent)
+    assert main(run_arguments(tree.name, tmp_path)) == 0
+    assert [task.data_root for task in dealt] == [str(tree)] * 2
+
+
 def test_devices_are_dealt_out_in_turn(tree):
     request = planning.Request(datasets=["folder"], data_root=str(tree), num_transforms=4, draws=[1, 2])
     runs = planning.plan_runs(request, "auto")

@@ -112,7 +112,8 @@ def _run(options: Namespace) -> None:
     if options.download:  # once and here, so that all workers find it
         for name in options.datasets:
             load_dataset(name, options.data_root, num_transforms=options.num_transforms, download=True)
-    runs = _take_part(plan_runs(_request(options), options.precision), options.part)
+    request = _request(options)
+    runs = _take_part(plan_runs(request, options.precision), options.part)
     if options.dry_run:
         for run in runs:
             print(f"{'done' if folder.holds(run) else 'to do'}: {run.describe()}")
@@ -120,7 +121,7 @@ def _run(options: Namespace) -> None:
     on_cluster = options.dask_scheduler is not None
     devices = options.device or (() if options.not_cuda or on_cluster else available_devices())
     threads = options.threads if on_cluster else threads_of_job(options.threads, options.jobs)
-    tasks = deal_tasks(runs, options.data_root, devices, not_cuda=options.not_cuda, threads=threads)
+    tasks = deal_tasks(runs, request.data_root, devices, not_cuda=options.not_cuda, threads=threads)
     failures = run_tasks(tasks, folder, Execution(options.jobs, options.dask_scheduler, options.keep_scores))
     if failures:
         raise RunError(
