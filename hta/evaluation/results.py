@@ -3,7 +3,7 @@
     scores.csv     an image a row: path, label, anomaly score, vote share of every scale, decision
     metrics.json   metrics, settings, seeds, versions, warnings
     maps/          anomaly maps as 16-bit PNG, 0 to 65,535 for 0 to 1; the path of the image with `.png` appended
-    overlays/      the images with their maps over them and their masks outlined; named alike
+    overlays/      the images with their maps over them and their masks outlined, named alike; the plain images as JPEG
     report.html    all of it on one page, see `hta.evaluation.report`
 
 The suffix is appended, not replaced, so that `a.png` and `a.jpg` keep apart.
