@@ -170,9 +170,9 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
             "colour_scale": None if scale is None else asdict(scale),
             "seconds": {"total": round(seconds, 3), "per_image": round(seconds / len(items), 6)},
         } | _describe(evaluation)
-        write_scores(folder, items, scores, writer.shares, rejected)
+        write_scores(folder, items, scores, writer.shares, rejected, peaks)
         write_metrics(folder, document)
-        write_report(folder, document, items, scores, writer.shares, writer.thumbnails, rejected)
+        write_report(folder, document, items, scores, writer.shares, writer.thumbnails, rejected, peaks)
     return document, scores
 
 

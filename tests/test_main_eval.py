@@ -123,11 +123,13 @@ def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys)
 
     rows = rows_of()
     shares = [f"vote_share_scale_{n}" for n in range(3)]
-    assert list(rows[0]) == ["path", "label", "anomaly_score", *shares, "decision"]
+    assert list(rows[0]) == ["path", "label", "anomaly_score", *shares, "decision", "map_peak"]
     assert [(row["path"], row["label"]) for row in rows] == list(zip(IMAGES, "11000", strict=True))
     for row in rows:
         shares = [float(row[f"vote_share_scale_{n}"]) for n in range(3)]
         assert float(row["anomaly_score"]) == pytest.approx(1 - np.mean(shares), abs=1e-15)
+        levels = pixels_of(f"out/maps/{row['path']}.png")
+        assert float(row["map_peak"]) == pytest.approx(levels.max() / 65535, abs=1e-5)
 
     out = capsys.readouterr().out
     assert "5 image(s) scored" in out
@@ -287,7 +289,7 @@ def test_fraction_task_and_aggregate(place):
     assert rows_of() == votes[0.05]
     assert run("--task", "class", "--no_maps", "--overwrite") == 0
     # The decisions are by a threshold of the task's own.
-    assert [list(row.values())[:-1] for row in rows_of()] == [list(row.values())[:-1] for row in votes[1.0]]
+    assert [list(row.values())[:-2] for row in rows_of()] == [list(row.values())[:-2] for row in votes[1.0]]
     assert document_of()["scoring"]["fraction_defect"] == 1
 
     assert run("--aggregate", "minmax", "--no_maps", "--overwrite") == 0
@@ -300,7 +302,7 @@ def test_a_changed_batch_size_changes_scores_by_rounding_only(place):
     results = []
     for size in (1, 2, 64):
         assert run("--batch_size", size, out=f"out{size}") == 0
-        results.append([list(map(float, list(row.values())[2:-1])) for row in rows_of(f"out{size}")])
+        results.append([list(map(float, list(row.values())[2:-2])) for row in rows_of(f"out{size}")])
     np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-6)
     np.testing.assert_allclose(results[2], results[0], rtol=0, atol=1e-6)
 

@@ -253,6 +253,16 @@ def read(path):
     return page, json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', page)[1])["rows"]
 
 
+def test_the_peaks_of_the_maps_stand_beside_the_decisions(tmp_path):
+    items = [folders.TestItem(Path(f"{n}.png"), f"{n}.png", 0) for n in range(2)]
+    scores, small = np.array([0.1, 0.2]), Thumbnails(b"image", b"overlay")
+    arguments = (make_document(items, scores, None), items, scores, [np.array([0.5])] * 2, [small] * 2)
+    path = write_report(tmp_path, *arguments, np.array([True, False]), np.array([0.71249, 0.3]))
+    rows = read(path)[1]
+    assert [(row["decision"], row["peak"]) for row in rows] == [("reject", "0.712"), ("pass", "0.300")]
+    assert [row["peak"] for row in page_of(tmp_path, [0, 0], [0.1, 0.4])[1]] == [None, None]
+
+
 def test_an_image_above_the_threshold_is_rejected(tmp_path):
     page, rows = page_of(
         tmp_path, [0, 0, 1, 1], [0.1, 0.3, 0.3, 0.31], Threshold(0.3, None, "calibrated", target_fpr=0.05)
@@ -482,12 +492,12 @@ def test_the_table_sorts_by_words(page, key, place, first, last):
     tab_to(page, f"[data-key={key}]")
     press(page, Keys.ENTER)
     assert sorting(page, key) == "ascending"
-    forth = [text.split(": ")[0] if key == "decision" else text for text in column(page, place)]
+    forth = [re.split("[: ]", text)[0] if key == "decision" else text for text in column(page, place)]
     assert forth == sorted(forth)
     assert (forth[0], forth[-1]) == (first, last)
     press(page, Keys.ENTER)
     assert sorting(page, key) == "descending"
-    back = [text.split(": ")[0] if key == "decision" else text for text in column(page, place)]
+    back = [re.split("[: ]", text)[0] if key == "decision" else text for text in column(page, place)]
     assert back == sorted(back, reverse=True)
     assert back[0] == last
 
@@ -529,10 +539,10 @@ def test_the_table_filters_by_keyboard(page):
     assert status.text == "1 to 50 of 63 images"
     tab_to(page, "[name=decision]")
     press(page, "r")  # of reject
-    assert {text.split(": ")[0] for text in column(page, 6)} == {"reject"}
+    assert {re.split("[: ]", text)[0] for text in column(page, 6)} == {"reject"}
     assert status.text == "1 to 31 of 31 images, chosen from 63"  # the one in the middle is not above itself
     press(page, Keys.ARROW_DOWN)  # pass
-    assert {text.split(": ")[0] for text in column(page, 6)} == {"pass"}
+    assert {re.split("[: ]", text)[0] for text in column(page, 6)} == {"pass"}
     press(page, Keys.ARROW_DOWN)  # reject: false alarm
     assert set(column(page, 6)) == {"reject: false alarm"}
     press(page, Keys.HOME)

@@ -114,7 +114,8 @@ function view(position) {
   state.viewed = position;
   const row = state.chosen[position];
   byId("viewed").textContent = row.name;
-  byId("facts").textContent = `score ${row.shown}, label ${describeLabel(row)}, decision ${describeDecision(row)}`;
+  byId("facts").textContent = `score ${row.shown}, label ${describeLabel(row)}, decision ${describeDecision(row)}`
+    + (row.peak === null ? "" : `, map up to ${row.peak}`);
   byId("shares").textContent = "Votes for the right transformation, coarsest scale first: " +
     row.shares.map((share) => share === 0 || share >= 1e-3 ? share.toFixed(3) : share.toExponential(1)).join(", ");
   byId("lost").hidden = true;

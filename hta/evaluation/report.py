@@ -60,6 +60,7 @@ def write_report(
     shares: Sequence[np.ndarray],
     thumbnails: Sequence[Thumbnails | None],
     rejected: np.ndarray | None = None,
+    peaks: np.ndarray | None = None,
 ) -> Path:
     """Write report.html; 2,000 images make less than 30 MB.
 
@@ -71,6 +72,7 @@ def write_report(
         shares: N arrays `(S,)` of vote shares, higher = more normal.
         thumbnails: N, or None for an image without.
         rejected: `(N,)` bool; by default the images whose scores are above the document's threshold, if it has one.
+        peaks: `(N,)` maxima of the anomaly maps at the working size; None without maps.
 
     Returns:
         The page's path.
@@ -81,6 +83,8 @@ def write_report(
     if rejected is None:
         rejected = decide(scores, Threshold(report_text.threshold_of(document)))
     rows = _rows(items, scores, shares, thumbnails, decision_words(rejected, len(items)))
+    for row, peak in zip(rows, [None] * len(rows) if peaks is None else peaks, strict=True):
+        row["peak"] = None if peak is None else f"{peak:.3f}"
     script = _part("report.js")
     page = Template(_part("report_template.html")).substitute(
         title=report_text.title(document),

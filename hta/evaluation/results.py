@@ -1,6 +1,6 @@
 """The results folder of a test set: scores, metrics, maps and overlays, written whole or not at all.
 
-    scores.csv     an image a row: path, label, anomaly score, vote share of every scale, decision
+    scores.csv     an image a row: path, label, anomaly score, vote share of every scale, decision, maximum of the map
     metrics.json   metrics, settings, seeds, versions, warnings
     maps/          anomaly maps as 16-bit PNG, 0 to 65,535 for 0 to 1; the path of the image with `.png` appended
     overlays/      the images with their maps over them and their masks outlined, named alike; the plain images as JPEG
@@ -189,6 +189,7 @@ def write_scores(
     scores: np.ndarray,
     shares: Sequence[np.ndarray],
     rejected: np.ndarray | None,
+    peaks: np.ndarray | None = None,
 ) -> None:
     """Write scores.csv, with all digits: read back, the numbers are the same.
 
@@ -198,16 +199,19 @@ def write_scores(
         scores: `(N,)` anomaly scores, higher = more anomalous.
         shares: N arrays `(S,)` of vote shares, higher = more normal.
         rejected: `(N,)` bool; None where nothing is decided.
+        peaks: `(N,)` maxima of the anomaly maps at the working size; None without maps.
     """
     decisions = decision_words(rejected, len(items))
-    columns = ["path", "label", "anomaly_score", *(f"vote_share_scale_{n}" for n in range(len(shares[0]))), "decision"]
+    votes = [f"vote_share_scale_{n}" for n in range(len(shares[0]))]
+    columns = ["path", "label", "anomaly_score", *votes, "decision", "map_peak"]
+    of_maps = [""] * len(items) if peaks is None else list(map(float, peaks))
     # Names that are no UTF-8 go through as they are.
     with (folder / SCORES_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(columns)
-        for item, score, row, decision in zip(items, scores, shares, decisions, strict=True):
+        for item, score, row, decision, peak in zip(items, scores, shares, decisions, of_maps, strict=True):
             label = "" if item.label is None else item.label
-            writer.writerow([item.relative, label, float(score), *map(float, row), decision])
+            writer.writerow([item.relative, label, float(score), *map(float, row), decision, peak])
 
 
 def write_metrics(folder: Path, document: dict[str, Any]) -> None:
