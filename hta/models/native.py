@@ -90,7 +90,7 @@ def _build(compiler: Sequence[str]) -> ctypes.CDLL:
             [*compiler, "-shared", str(built), "-o", str(library), "-lm"],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS_TO_COMPILE)
-        return ctypes.CDLL(str(library), mode=os.RTLD_NOW)
+        return ctypes.CDLL(str(library))  # which looks up all symbols at once
 
 
 def _share_openmp() -> None:
