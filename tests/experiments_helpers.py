@@ -46,12 +46,17 @@ def write_result(folder, auroc, **spec):
     spec = RunSpec(**fields | spec)
     by_fraction = auroc if isinstance(auroc, dict) else {"1": auroc}
     values = {name: {"mean": value, "minmax": value - 0.01} for name, value in by_fraction.items()}
+    main = by_fraction[f"{spec.main_fraction:g}"]
     record = {
         "format_version": FORMAT_VERSION,
         "method_version": METHOD_VERSION,
         "key": spec.key,
         "spec": {name: getattr(spec, name) for name in spec.__dataclass_fields__},
-        "results": {"auroc": values[f"{spec.main_fraction:g}"], "auroc_by_fraction": values},
+        "results": {
+            "auroc": values[f"{spec.main_fraction:g}"],
+            "auroc_by_fraction": values,
+            "auroc_by_scale": [main / 2, main],
+        },
         "run": {"seconds_training": 3000.0, "seconds_scoring": 600.0},
     }
     folder.mkdir(exist_ok=True)

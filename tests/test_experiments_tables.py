@@ -14,7 +14,8 @@ from hta.experiments.paper import AVERAGE, paper_parts, paper_value
 from hta.experiments.plots import class_bars, shots_curve
 from hta.experiments.presets import METHOD_VERSION
 from hta.experiments.results import ResultsFolder
-from hta.experiments.tables import build_table, to_csv
+from hta.experiments.table_text import to_csv
+from hta.experiments.tables import build_table
 
 
 def paper(table, name, column="Ours", dataset="fashionmnist", shots=1):
@@ -198,6 +199,52 @@ def test_every_table_prints_without_any_run_and_results_of_another_version_are_l
         text = capsys.readouterr().out
         assert text.count("not run (paper's average") == len(paper_parts(table))
     assert main(["plot", "--results", str(tmp_path)]) == 2
+
+
+def test_the_brief_table_has_what_was_run_as_it_stands(tmp_path, capsys):
+    write_result(tmp_path, 0.8)
+    write_result(tmp_path, 0.9, pos_class="trouser")
+    write_result(tmp_path, 0.7, settings=(("niter", 500),))
+    assert main(["table", "1", "--brief", "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    bag, trouser = paper(1, "bag"), paper(1, "trouser")
+    assert "| normal class | ours | draws | paper | difference | verdict |" in text
+    assert f"| bag | 80.0 | 1 | {bag.mean:.1f} ± {bag.std:.1f} | {80 - bag.mean:+.1f} | within one std |" in text
+    assert "Not run: t_shirt, pullover, dress, coat, sandals, shirt, sneaker, ankle_boot." in text
+    mean = (80 - bag.mean + 90 - trouser.mean) / 2
+    assert f"Mean difference to the paper, Ours: {mean:+.1f} ±" in text
+    assert text.count("1 below, 1 within one std.") == 1
+    assert "Not run of table 1: paris, 1 training image; cifar10, 1 training image; mnist, 1 training image." in text
+    assert "niter=500" not in text
+
+
+def test_the_brief_table_has_columns_side_by_side(tmp_path, capsys):
+    frog = dict(title="CIFAR10", dataset="cifar", pos_class="frog", num_transforms=54, paper_dataset="cifar10")
+    write_result(tmp_path, 0.8, **frog)
+    write_result(tmp_path, 0.55, variant="b", **frog)
+    assert main(["table", "6", "--brief", "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    printed = [paper(6, "frog", column, "cifar10") for column in ("Ours", *"abcdefg")]
+    assert "| normal class |  | Ours | a | b | c | d | e | f | g |" in text
+    assert f"| frog | ours | 80.0 | not run | 55.0 |{' not run |' * 5}" in text
+    assert f"| frog | paper | {' | '.join(f'{value.mean:.1f} ± {value.std:.1f}' for value in printed)} |" in text
+
+
+def test_the_summary_has_a_line_for_every_part_that_was_run(tmp_path, capsys):
+    write_result(tmp_path, 0.8)
+    write_result(tmp_path, 0.9, pos_class="trouser")
+    write_result(tmp_path, 0.7, settings=(("niter", 500),))
+    write_result(tmp_path, 0.7, shots=5)
+    assert main(["summary", "--results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    printed = (paper(1, "bag").mean + paper(1, "trouser").mean) / 2
+    start = "| 1 | FashionMNIST, 1 training image, 42 transformations, preset fast, 1000 test images | 2 | 1 | 85.0 |"
+    assert lines[2].startswith(f"{start} {printed:.1f} | {85 - printed:+.1f} ± ")
+    assert lines[2].endswith("| 1 below, 1 within one std | 2.00 |")
+    five = paper(2, "bag", shots=5)
+    assert lines[3].startswith("| 2 | FashionMNIST, 5 training images")
+    assert f"| 1 | 1 | 70.0 | {five.mean:.1f} | {70 - five.mean:+.1f} |" in lines[3]
+    assert len(lines) == 4
 
 
 def test_plots_are_pictures_of_every_setup(tmp_path):

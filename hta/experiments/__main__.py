@@ -1,4 +1,4 @@
-"""Rerun the tables of the paper: python -m hta.experiments run | table N | plot"""
+"""Rerun the tables of the paper: python -m hta.experiments run | table N | summary | changes | plot"""
 
 import logging
 import sys
@@ -9,6 +9,7 @@ from pathlib import Path
 from hta.cli import Parser, run_command
 from hta.data.selection import load_dataset
 from hta.errors import RunError, UserError
+from hta.experiments import changes, table_text
 from hta.experiments.paper import TABLES
 from hta.experiments.planning import Request, deal_tasks, parse_preparation, parse_settings, plan_runs
 from hta.experiments.plots import draw_plots
@@ -16,10 +17,12 @@ from hta.experiments.presets import PRESETS, VARIANTS
 from hta.experiments.results import ResultsFolder, default_folder
 from hta.experiments.runner import Execution, available_devices, run_tasks, threads_of_job
 from hta.experiments.spec import RunSpec
-from hta.experiments.tables import build_table, to_csv, to_markdown
+from hta.experiments.tables import build_table
 from hta.files import write_atomically
 
 logger = logging.getLogger(__name__)
+
+_SHOT_TABLES = (1, 2, 3, 4, 5)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +42,12 @@ def _parser() -> Parser:
     _add_run_options(run)
     table = commands.add_parser("table", help="print and write a table beside the paper's", description=_table.__doc__)
     table.add_argument("number", type=int, choices=list(TABLES), help="of the table in the paper")
+    table.add_argument("--brief", action="store_true", help="print ours and the paper's alone, of what was run")
+    means = commands.add_parser("summary", help="a line for each part of tables 1 to 5", description=_summary.__doc__)
+    compare = commands.add_parser("changes", help="what changed settings move", description=_changes.__doc__)
     plot = commands.add_parser("plot", help="draw the results beside the paper's", description=_plot.__doc__)
-    for command, act in ((run, _run), (table, _table), (plot, _plot)):
+    acts = ((run, _run), (table, _table), (means, _summary), (compare, _changes), (plot, _plot))
+    for command, act in acts:
         command.set_defaults(act=act)
         command.add_argument(
             "--results",
@@ -175,10 +182,21 @@ def _table(options: Namespace) -> None:
     """Print a table and write it, as Markdown and CSV, into the results' folder `tables`."""
     parts = build_table(options.number, ResultsFolder(options.results).results())
     folder = _folder_for(options.results, "tables")
-    markdown = to_markdown(options.number, parts)
-    print(markdown)
+    markdown = table_text.to_markdown(options.number, parts)
+    print(table_text.to_brief_markdown(options.number, parts) if options.brief else markdown)
     write_atomically(folder / f"table_{options.number}.md", markdown.encode())
-    write_atomically(folder / f"table_{options.number}.csv", to_csv(parts).encode())
+    write_atomically(folder / f"table_{options.number}.csv", table_text.to_csv(parts).encode())
+
+
+def _summary(options: Namespace) -> None:
+    """Print means over classes beside the paper's, for everything in tables 1 to 5 that was run with plain settings."""
+    results = list(ResultsFolder(options.results).results())
+    print(table_text.to_summary([(number, build_table(number, results)) for number in _SHOT_TABLES]))
+
+
+def _changes(options: Namespace) -> None:
+    """Print by how much every changed setting moves the AUROC of the same training and test images."""
+    print(changes.to_markdown(changes.compare_changes(ResultsFolder(options.results).results())))
 
 
 def _plot(options: Namespace) -> None:

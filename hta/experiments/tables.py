@@ -5,8 +5,6 @@ is within the paper's standard deviation over draws. Averages and their differen
 Runs with another number of transformations than the paper's are shown, but not beside its figures.
 """
 
-import csv
-import io
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,7 +18,6 @@ from hta.data.selection import ROTATIONS
 from hta.data.specs import SPECS
 from hta.errors import UserError
 from hta.experiments.paper import (
-    AVERAGE,
     PaperValue,
     paper_classes,
     paper_columns,
@@ -30,18 +27,10 @@ from hta.experiments.paper import (
 from hta.experiments.results import Result
 from hta.experiments.spec import RunSpec
 
-_TITLES = {
-    1: "One-shot",
-    2: "Five-shot",
-    3: "Ten-shot",
-    4: "CIFAR10, 50 and 80 shots",
-    5: "MVTec AD",
-    6: "Ablation",
-    7: "Defects, by the part of the patches that vote (per cent)",
-}
 _DEFECT_TABLES, _ABLATION, _FRACTIONS = (5, 7), 6, 7
 _PAPER_TRANSFORMS = {spec.table_name: spec.num_transforms for spec in SPECS.values()}
-_NOT_RUN = "not run"
+NOT_RUN = "not run"
+VERDICTS = _BELOW, _WITHIN, _ABOVE = ("below", "within one std", "above")
 
 
 @dataclass(frozen=True)
@@ -101,12 +90,12 @@ class Row:
     def verdict(self) -> str:
         """Where ours lies: within one std of the paper's, below or above."""
         if self.ours is None:
-            return _NOT_RUN
+            return NOT_RUN
         if self.difference is None:
             return ""
         if abs(self.difference) <= self.paper.std:
-            return "within one std"
-        return "below" if self.difference < 0 else "above"
+            return _WITHIN
+        return _BELOW if self.difference < 0 else _ABOVE
 
 
 @dataclass(frozen=True)
@@ -166,10 +155,14 @@ class Part:
     def _run_classes(self, column: str) -> list[str]:
         return [name for name in self.classes if (name, column) in self.cells]
 
+    def class_rows(self, column: str) -> list[Row]:
+        """The rows of a column's classes that were run."""
+        return [self._row(name, column) for name in self._run_classes(column)]
+
     def _average(self, column: str) -> Row:
         """Means over the classes that were run, the paper's over the same classes."""
-        names = self._run_classes(column)
-        rows = [self._row(name, column) for name in names]
+        rows = self.class_rows(column)
+        names = [row.name for row in rows]
         stds = [row.std for row in rows]
         return Row(
             f"average of {len(names)} class{'es' * (len(names) > 1)}",
@@ -184,14 +177,16 @@ class Part:
 
     def mean_difference(self, column: str) -> tuple[float, float | None] | None:
         """Mean over classes of ours minus the paper's, and the half width of its 95 % interval (Student's t)."""
-        rows = [self._row(name, column) for name in self._run_classes(column)]
-        values = [row.difference for row in rows if row.difference is not None]
-        if not values:
-            return None
-        if len(values) == 1:
-            return values[0], None
-        error = np.std(values, ddof=1) / math.sqrt(len(values))
-        return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * error)
+        values = [row.difference for row in self.class_rows(column) if row.difference is not None]
+        return mean_and_interval(values) if values else None
+
+
+def mean_and_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and the half width of its 95 % interval (Student's t); None for a single value."""
+    if len(values) == 1:
+        return float(values[0]), None
+    error = np.std(values, ddof=1) / math.sqrt(len(values))
+    return float(np.mean(values)), float(stats.t.ppf(0.975, len(values) - 1) * error)
 
 
 def _mean_value(values: Sequence[PaperValue | None]) -> PaperValue | None:
@@ -213,7 +208,8 @@ def build_table(table: int, results: Iterable[Result]) -> list[Part]:
     groups: dict[Setup, list[Result]] = defaultdict(list)
     for result in results:
         if _belongs(table, result.spec):
-            groups[_setup_of(table, result.spec)].append(result)
+            setup = setup_of(result.spec, _paper_dataset(table, result.spec), with_transforms=table != 5)
+            groups[setup].append(result)
     if table == _ABLATION:
         groups = {setup: _compared(members) for setup, members in groups.items()}
     for members in groups.values():
@@ -275,16 +271,17 @@ def _paper_dataset(table: int, spec: RunSpec) -> str | None:
     return spec.paper_dataset if spec.num_transforms == printed else None
 
 
-def _setup_of(table: int, spec: RunSpec) -> Setup:
+def setup_of(spec: RunSpec, paper_dataset: str | None, *, with_transforms: bool = True) -> Setup:
+    """What a run shares with others of its part of a table."""
     changes = [f"{name}={value}" for name, value in (*spec.settings, *spec.preparation)]
     changes += [f"seed {spec.seed}"] * (spec.seed != 0) + [spec.precision] * (spec.precision != "auto")
     return Setup(
         title=spec.title,
-        paper_dataset=_paper_dataset(table, spec),
+        paper_dataset=paper_dataset,
         shots=spec.shots,
         preset=spec.preset,
         test_limit=spec.test_limit,
-        num_transforms=None if table == 5 else spec.num_transforms,
+        num_transforms=spec.num_transforms if with_transforms else None,
         changes=", ".join(changes),
     )
 
@@ -306,92 +303,3 @@ def _part(table: int, setup: Setup, members: Sequence[Result]) -> Part:
     }
     hours = sum(result.seconds for result in members) / 3600
     return Part(table, setup, setup.paper_dataset, setup.shots, cells, hours)
-
-
-# --- Markdown and CSV ---------------------------------------------------------------------------------------------
-
-
-def to_markdown(table: int, parts: Sequence[Part]) -> str:
-    """A table as Markdown."""
-    lines = [f"### Table {table}: {_TITLES[table]}", ""]
-    for part in parts:
-        lines += _part_lines(part) if part.setup else _absent_lines(part)
-    lines.append(f"Total time of these runs: {sum(part.hours for part in parts):.1f} hours.")
-    return "\n".join(lines) + "\n"
-
-
-def _part_lines(part: Part) -> list[str]:
-    several = len(part.columns) > 1
-    titles = ["class", *(["column"] * several), "ours", "draws", "min-max", "paper", "difference", "verdict"]
-    # Without rows of the paper there is nothing to stand in its columns.
-    baselines = part.baseline_columns if paper_classes(part.table, part.dataset, part.shots) else []
-    titles += baselines
-    lines = [f"**{part.setup.describe()}**", "", _line(titles), _line(["---"] * len(titles))]
-    run = {name for name, _ in part.cells}
-    for row in part.rows():
-        if several and row.ours is None and row.name not in run:
-            continue  # one line for all columns of such a class, below
-        cells = [row.name, *([row.column] * several), _ours(row), str(row.draws or ""), _number(row.minmax)]
-        cells += [
-            _value(row.paper),
-            _number(row.difference, "+.1f"),
-            row.verdict,
-            *map(_value, row.baselines[: len(baselines)]),
-        ]
-        lines.append(_line(cells))
-    absent = [name for name in part.classes if name not in run]
-    if several and absent:
-        lines.append(_line([", ".join(absent), "all", _NOT_RUN, *[""] * (len(titles) - 3)]))
-    lines.append("")
-    for column in part.columns:
-        difference = part.mean_difference(column)
-        if difference:
-            interval = "" if difference[1] is None else f" ± {difference[1]:.1f} (95 % interval over classes)"
-            lines.append(f"Mean difference to the paper, {column}: {difference[0]:+.1f}{interval}.")
-    return [*lines, f"Time: {part.hours:.2f} hours.", ""]
-
-
-def _absent_lines(part: Part) -> list[str]:
-    columns = ((column, part.paper_cell(AVERAGE, column)) for column in part.columns)
-    printed = ", ".join(f"{column} {_value(value)}" for column, value in columns if value)
-    return [f"**{_absent_title(part)}**: {_NOT_RUN} (paper's average: {printed}).", ""]
-
-
-def _absent_title(part: Part) -> str:
-    return f"{part.dataset}, {part.shots} training image{'s' * (part.shots > 1)}"
-
-
-def to_csv(parts: Sequence[Part]) -> str:
-    """A table as CSV, one line for each class and column."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    header = ["table", "setup", "class", "column", "ours", "std", "draws", "minmax", "paper", "paper_std"]
-    baselines = parts[0].baseline_columns if parts else []
-    writer.writerow([*header, "difference", "verdict", *baselines])
-    for part in parts:
-        setup = part.setup.describe() if part.setup else _absent_title(part)
-        for row in part.rows():
-            figures = [_number(row.ours, ".2f"), _number(row.std, ".2f"), row.draws, _number(row.minmax, ".2f")]
-            paper = [row.paper.mean, row.paper.std] if row.paper else ["", ""]
-            verdict = [_number(row.difference, "+.2f"), row.verdict]
-            others = [value.mean if value else "" for value in row.baselines]
-            writer.writerow([part.table, setup, row.name, row.column, *figures, *paper, *verdict, *others])
-    return text.getvalue()
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _number(value: float | None, form: str = ".1f") -> str:
-    return "" if value is None else format(value, form)
-
-
-def _value(value: PaperValue | None) -> str:
-    return "" if value is None else f"{value.mean:.1f} ± {value.std:.1f}"
-
-
-def _ours(row: Row) -> str:
-    if row.ours is None:
-        return _NOT_RUN
-    return f"{row.ours:.1f}" if row.std is None else f"{row.ours:.1f} ± {row.std:.1f}"

@@ -1,0 +1,117 @@
+"""What a changed setting moves: runs that differ in one thing, on the same training and test images.
+
+All figures are AUROC in per cent, higher = better; a difference is the changed run minus the plain one. Nothing here
+says which settings to use: the differences are of test labels.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from hta.experiments.results import Result
+from hta.experiments.spec import RunSpec
+from hta.experiments.table_text import line, number, with_interval
+from hta.experiments.tables import Setup, mean_and_interval, setup_of
+
+_SHORT, _LONG = "fast", "paper"
+
+Place = tuple[str, int]
+"""Normal class and draw."""
+
+
+@dataclass
+class Comparison:
+    """All changes to one setup.
+
+    Attributes:
+        setup: of the plain runs.
+        plain: the plain runs by class and draw.
+        changed: for every change, AUROC by class and draw.
+    """
+
+    setup: Setup
+    plain: dict[Place, Result] = field(default_factory=dict)
+    changed: dict[str, dict[Place, float]] = field(default_factory=lambda: defaultdict(dict))
+
+    @property
+    def places(self) -> list[Place]:
+        """Classes and draws that were run both plain and changed."""
+        return sorted({place for runs in self.changed.values() for place in runs} & self.plain.keys())
+
+    def differences(self, change: str) -> dict[Place, float]:
+        """Changed minus plain, where both were run."""
+        runs = self.changed[change]
+        return {place: runs[place] - _auroc(self.plain[place]) for place in self.places if place in runs}
+
+
+def compare_changes(results: Iterable[Result]) -> list[Comparison]:
+    """Every plain run of the method with those that differ from it in one way, by setup.
+
+    Changed are settings, preparation, seed or precision of the same preset, or the preset alone: "paper" beside "fast".
+    How the scales are brought together is compared on the plain runs themselves: min-max normalised, and each scale
+    alone.
+    """
+    ours = [result for result in results if result.spec.variant == "ours" and _auroc(result) is not None]
+    changed = [(result, change) for result in ours if (change := _change_of(result.spec))]
+    comparisons = {setup: Comparison(setup) for setup in (_plain_setup(result.spec) for result, _ in changed)}
+    for result in ours:
+        comparison = comparisons.get(setup_of(result.spec, None))
+        if comparison is not None:
+            comparison.plain[_place(result)] = result
+    for result, change in changed:
+        comparisons[_plain_setup(result.spec)].changed[change][_place(result)] = _auroc(result)
+    compared = [comparisons[setup] for setup in sorted(comparisons, key=str) if comparisons[setup].places]
+    for comparison in compared:
+        for place in comparison.places:
+            for name, auroc in _other_scores(comparison.plain[place]).items():
+                comparison.changed[name][place] = auroc
+    return compared
+
+
+def _change_of(spec: RunSpec) -> str | None:
+    """What a run changes; None for a plain one."""
+    changes = setup_of(spec, None).changes
+    if changes:
+        return changes
+    return f"preset {_LONG}" if spec.preset == _LONG else None
+
+
+def _plain_setup(spec: RunSpec) -> Setup:
+    """The setup that a changed run is compared with."""
+    setup = setup_of(spec, None)
+    return replace(setup, changes="") if setup.changes else replace(setup, preset=_SHORT)
+
+
+def _place(result: Result) -> Place:
+    return result.spec.pos_class, result.spec.draw
+
+
+def _auroc(result: Result) -> float | None:
+    auroc = result.record["results"]["auroc"]["mean"]
+    return None if auroc is None else 100 * auroc
+
+
+def _other_scores(result: Result) -> dict[str, float]:
+    """AUROC of other ways from the votes of the scales to a score."""
+    found = result.record["results"]
+    scores = {"score: min-max normalised": found["auroc"]["minmax"]}
+    for scale, auroc in enumerate(found["auroc_by_scale"]):
+        scores[f"score: scale {scale} alone"] = auroc
+    return {name: 100 * auroc for name, auroc in scores.items() if auroc is not None}
+
+
+def to_markdown(comparisons: Sequence[Comparison]) -> str:
+    """One table a setup: the plain AUROC of every class and draw, and by how much each change moves it."""
+    lines = []
+    for comparison in comparisons:
+        places = comparison.places
+        titles = ["changed", *(f"{name} {draw}" for name, draw in places), "mean difference"]
+        lines += [f"**{comparison.setup.describe()}**", "", line(titles), line(["---"] * len(titles))]
+        lines.append(line(["nothing", *(number(_auroc(comparison.plain[place])) for place in places), ""]))
+        for change in comparison.changed:
+            differences = comparison.differences(change)
+            if differences:
+                cells = [number(differences.get(place), "+.1f") for place in places]
+                lines.append(line([change, *cells, with_interval(*mean_and_interval(list(differences.values())))]))
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
