@@ -28,7 +28,7 @@ class _NormLeakyConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, kernels, coverage, eps, mean, var, gamma, beta, weight, bias, *batches):
         norm = Norm(mean, var, gamma, beta, eps)
-        activations = [kernels.norm_leaky(batch, norm) for batch in batches]
+        activations = kernels.norm_leaky(batches, norm)
         kept = activations if sum(a.nbytes for a in activations) <= _KEPT_BYTES else []
         ctx.save_for_backward(mean, var, gamma, beta, weight, *batches, *kept)
         ctx.kernels, ctx.coverage, ctx.eps, ctx.num_batches = kernels, coverage, eps, len(batches)
@@ -40,7 +40,7 @@ class _NormLeakyConv(torch.autograd.Function):
         mean, var, gamma, beta, weight, *rest = ctx.saved_tensors
         batches, activations = rest[: ctx.num_batches], rest[ctx.num_batches :]
         norm = Norm(mean, var, gamma, beta, ctx.eps)
-        activations = activations or [ctx.kernels.norm_leaky(batch, norm) for batch in batches]
+        activations = activations or ctx.kernels.norm_leaky(batches, norm)
         through, grad_weight, grad_bias = _convolution_backward(grads, activations, weight, ctx.needs_input_grad[7:9])
         into = ctx.kernels.norm_leaky_backward(through, batches, activations, ctx.coverage, norm)
         return None, None, None, None, None, into.gamma, into.beta, grad_weight, grad_bias, *into.inputs

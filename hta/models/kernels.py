@@ -114,10 +114,11 @@ class Kernels:
             second += _weighted_sum(offsets.square_(), counts, dtype)
         return mean_and_variance(pivot, first, second, coverage.total)
 
-    def norm_leaky(self, batch: Tensor, norm: Norm) -> Tensor:
-        """Batch norm with given statistics, and LeakyReLU, of a `(B, C, h, w)` channels-last tensor."""
+    def norm_leaky(self, batches: Sequence[Tensor], norm: Norm) -> list[Tensor]:
+        """Batch norm with given statistics, and LeakyReLU, of `(B, C, h, w)` channels-last tensors."""
         mean, var, gamma, beta, eps = norm
-        return F.leaky_relu_(torch.native_batch_norm(batch, gamma, beta, mean, var, False, 0.0, eps)[0], LEAKY_SLOPE)
+        normed = (torch.native_batch_norm(batch, gamma, beta, mean, var, False, 0.0, eps)[0] for batch in batches)
+        return [F.leaky_relu_(batch, LEAKY_SLOPE) for batch in normed]
 
     def norm_leaky_backward(
         self,

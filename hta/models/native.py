@@ -114,20 +114,20 @@ class NativeKernels(Kernels):
         if batches[0].shape[1] > _MOST_CHANNELS:
             return super().moments(batches, coverage)
         pivot = pivot_of(batches).to(statistics_dtype(batches[0].dtype))
-        sums = []
-        for batch, weights in zip(batches, coverage.weights, strict=True):
-            x, partial = _rows(batch), _partial_sums(batch)
-            self._call("moments", x, [x, weights, pivot], [*x.shape], [partial])
-            sums.append(partial.sum(dim=0, dtype=torch.float64))
-        first, second = sum(sums).to(pivot.dtype)
+        groups = [[_rows(batch), weights] for batch, weights in zip(batches, coverage.weights, strict=True)]
+        first, second = self._sums("moments", groups, [pivot], [])
         return mean_and_variance(pivot, first, second, coverage.total)
 
-    def norm_leaky(self, batch: Tensor, norm: Norm) -> Tensor:
+    def norm_leaky(self, batches: Sequence[Tensor], norm: Norm) -> list[Tensor]:
         """See `Kernels.norm_leaky`."""
-        x = _rows(batch)
-        result = torch.empty_like(x)
-        self._call("activate", x, [x, *norm.affine()], [LEAKY_SLOPE, *x.shape], [result])
-        return _like(result, batch)
+        affine = norm.affine()
+        results = []
+        for batch in batches:
+            x = _rows(batch)
+            result = torch.empty_like(x)
+            self._call("activate", x, [x, *affine], [LEAKY_SLOPE, *x.shape], [result])
+            results.append(_like(result, batch))
+        return results
 
     def norm_leaky_backward(
         self,
@@ -141,13 +141,8 @@ class NativeKernels(Kernels):
         if batches[0].shape[1] > _MOST_CHANNELS:
             return super().norm_leaky_backward(grads, batches, activations, coverage, norm)
         factor, offset = norm.affine()
-        pairs = [(_rows(grad), _rows(batch)) for grad, batch in zip(grads, batches, strict=True)]
-        sums = []
-        for (grad, x), batch in zip(pairs, batches, strict=True):
-            partial = _partial_sums(batch)
-            self._call("reduce", x, [grad, x, factor, offset, norm.mean], [LEAKY_SLOPE, *x.shape], [partial])
-            sums.append(partial.sum(dim=0, dtype=torch.float64))
-        grad_beta, centred = sum(sums).to(factor.dtype)
+        pairs = [[_rows(grad), _rows(batch)] for grad, batch in zip(grads, batches, strict=True)]
+        grad_beta, centred = self._sums("reduce", pairs, [factor, offset, norm.mean], [LEAKY_SLOPE])
         rsqrt = torch.rsqrt(norm.var + norm.eps)
         grad_gamma = centred * rsqrt
         # dL/dx = factor * g - counts * (at_zero + slope * x)
@@ -170,6 +165,21 @@ class NativeKernels(Kernels):
         self._call("entropy", logits, [logits, hits, counts], [images, patches, rows, classes], [grad, sums])
         return sums.sum(dtype=torch.float64).to(counts.dtype), grad
 
+    def _sums(self, name: str, groups: Sequence[list[Tensor]], constants: list[Tensor], numbers: list[float]) -> Tensor:
+        """Two sums a channel, `(2, C)`, by a kernel that adds up pieces of rows.
+
+        Args:
+            name: of the kernel.
+            groups: its inputs of every batch, the first of them `(rows, C)`.
+            constants, numbers: what it takes besides.
+        """
+        pieces = [-(-len(inputs[0]) // _PIECE) for inputs in groups]
+        channels, dtype = groups[0][0].shape[1], statistics_dtype(groups[0][0].dtype)
+        partial = torch.empty(sum(pieces), 2, channels, dtype=dtype)
+        for inputs, room in zip(groups, partial.split(pieces), strict=True):
+            self._call(name, inputs[0], [*inputs, *constants], [*numbers, *inputs[0].shape], [room])
+        return partial.sum(dim=0, dtype=torch.float64).to(dtype)
+
     def _call(self, name: str, like: Tensor, inputs: list[Tensor], numbers: list[float], outputs: list[Tensor]) -> None:
         """Run the kernel of this name for activations of the type of `like`."""
         function = getattr(self._library, f"{name}_{str(like.dtype).removeprefix('torch.')}")
@@ -191,9 +201,3 @@ def _like(rows: Tensor, batch: Tensor) -> Tensor:
     """The way back from `_rows`."""
     count, channels, height, width = batch.shape
     return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _partial_sums(batch: Tensor) -> Tensor:
-    """Room for two sums a channel and piece."""
-    pieces = -(-(batch.numel() // batch.shape[1]) // _PIECE)
-    return torch.empty(pieces, 2, batch.shape[1], dtype=statistics_dtype(batch.dtype))
