@@ -26,7 +26,7 @@ from hta.errors import UserError
 from hta.evaluation.decision import Threshold, decide, pixel_false_alarms, score_text, summarize_decision
 from hta.evaluation.differences import InputComparison
 from hta.evaluation.overlays import ColourScale, picture_of
-from hta.evaluation.report import write_plain_picture, write_report
+from hta.evaluation.report import write_report
 from hta.evaluation.results import (
     BOOTSTRAP_SEED,
     REPORT_FILE,
@@ -157,7 +157,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     with new_folder(evaluation.target, replace=True) as folder:
         start = time.perf_counter()
         with ResultsWriter(folder, scale, masked=masked, full_size_maps=output.full_size_maps) as writer:
-            peaks = _score(evaluation, writer, comparison, folder)
+            peaks = _score(evaluation, writer, comparison)
         seconds = time.perf_counter() - start
         scores = model.anomaly_scores(writer.shares, evaluation.scoring, evaluation.options.task)
         rejected = decide(scores, evaluation.threshold, peaks)
@@ -176,9 +176,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     return document, scores
 
 
-def _score(
-    evaluation: Evaluation, writer: ResultsWriter, comparison: InputComparison, folder: Path
-) -> np.ndarray | None:
+def _score(evaluation: Evaluation, writer: ResultsWriter, comparison: InputComparison) -> np.ndarray | None:
     """Hand the images one after the other to the model, and what it says to the writer.
 
     Returns:
@@ -197,10 +195,8 @@ def _score(
     stream = evaluation.model.stream(images, evaluation.scoring, with_maps=with_maps, observe=observe, warn=warn)
     bar = tqdm(stream, "scoring", len(items), unit="image", disable=None, dynamic_ncols=True)
     for item, votes in zip(items, bar, strict=True):
-        picture = pictures.popleft()
-        writer.add(item, votes, picture)
+        writer.add(item, votes, pictures.popleft())
         if with_maps:
-            write_plain_picture(folder, item.relative, picture)
             peaks.append(votes.anomaly_map.max())
     return np.array(peaks) if with_maps else None
 
@@ -277,11 +273,9 @@ def _decision_text(decision: dict[str, Any]) -> str:
     origin = f", for {100 * decision['target_fpr']:g} % false alarms" if decision["source"] == "calibrated" else ""
     limit = f"{by} above {score_text(limit)} ({decision['source']}{origin})"
     text = f"{decision['rejected']} rejected: {limit}"
-    rates = {
-        "false_positive_rate": "false alarms",
-        "recall": "recall",
-        "pixel_false_alarms": "false alarms of the maps",
-    }
+    rates = {"false_positive_rate": "false alarms", "recall": "recall"}
+    if decision["decided_by"] != "map":  # else they are the same
+        rates["pixel_false_alarms"] = "false alarms of the maps"
     for key, name in rates.items():
         if decision[key]["value"] is not None:
             low, high = decision[key]["interval_95"]

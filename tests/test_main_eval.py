@@ -410,6 +410,15 @@ def test_the_decision_is_counted_against_the_labels(place):
     assert decision["false_positive_rate"]["value"] == false / 3
 
 
+def test_where_maps_decide_their_false_alarms_are_printed_once(place, capsys, monkeypatch):
+    threshold = Threshold(None, source="calibrated", target_fpr=0.05, pixel_threshold=0.5, decided_by="map")
+    monkeypatch.setattr(api.Model, "threshold", lambda *_, **__: threshold)
+    assert run() == 0
+    decision = document_of()["decision"]
+    assert decision["pixel_false_alarms"] == decision["false_positive_rate"]
+    assert capsys.readouterr().out.count("false alarms: ") == 1
+
+
 def test_good_images_that_touch_the_pixel_threshold_are_counted(place, capsys, monkeypatch):
     assert run() == 0
     peaks = sorted(pixels_of(f"out/maps/{name}.png").max() / 65535 for name in IMAGES[2:])

@@ -21,11 +21,11 @@ from skimage import data
 import hta
 import main_eval
 from hta.data import folders
-from hta.errors import RunError, UserError
+from hta.errors import UserError
 from hta.evaluation.decision import Threshold, decide, proportion, summarize_decision
 from hta.evaluation.evaluator import ImageVotes
 from hta.evaluation.overlays import ColourScale
-from hta.evaluation.report import as_script_data, overlay_link, plain_link, write_plain_picture, write_report
+from hta.evaluation.report import as_script_data, overlay_link, plain_link, write_report
 from hta.evaluation.report_charts import (
     colour_bar,
     colour_legend,
@@ -324,12 +324,12 @@ def test_names_and_warnings_are_text(tmp_path):
 
 def test_the_image_lies_beside_its_overlay(tmp_path):
     picture = np.full((40, 30, 3), 200, dtype=np.uint8)
-    write_plain_picture(tmp_path, f"bad/{LATIN_1}", picture)
-    with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(plain_link(f"bad/{LATIN_1}")))) as image:
-        assert np.abs(np.asarray(image).astype(int) - picture).max() <= 2
-    (tmp_path / "overlays" / "file").touch()
-    with pytest.raises(RunError, match="cannot be written"):
-        write_plain_picture(tmp_path, "file/0.png", picture)
+    votes = ImageVotes(np.array([0.5]), np.ones((8, 8), dtype=np.float32), (8, 8))
+    with ResultsWriter(tmp_path, SCALE, masked=False) as writer:
+        writer.add(folders.TestItem(Path("x"), f"bad/{LATIN_1}"), votes, picture)
+    for link, equal in ((plain_link, True), (overlay_link, False)):
+        with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(link(f"bad/{LATIN_1}")))) as image:
+            assert (np.abs(np.asarray(image).astype(int) - picture).max() <= 2) == equal
 
 
 def test_the_results_folder_knows_the_report(tmp_path):

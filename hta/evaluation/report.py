@@ -23,33 +23,13 @@ from hta.evaluation.decision import Threshold, decide, decision_words, score_tex
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report_charts import colour_bar, colour_legend, histogram, roc
 from hta.evaluation.report_text import shown
-from hta.evaluation.results import OVERLAYS_FOLDER, REPORT_FILE
-from hta.evaluation.thumbnails import Thumbnails, large_jpeg
-from hta.files import cannot_write, write_atomically
+from hta.evaluation.results import MAP_SUFFIX, OVERLAYS_FOLDER, PLAIN_SUFFIX, REPORT_FILE
+from hta.evaluation.thumbnails import Thumbnails
+from hta.files import write_atomically
 
-_OVERLAY_SUFFIX, _PLAIN_SUFFIX = ".png", ".jpg"  # appended to the path of the image
 _GROUPS = {"normal": 0, "anomalous": 1, "unlabelled": None}
 # What could end the script element that holds the rows, or a line of it.
 _ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"})
-
-
-def write_plain_picture(folder: Path, relative: str, picture: np.ndarray) -> None:
-    """Write an image without its map beside its overlay, where the page finds it.
-
-    Args:
-        folder: the results folder.
-        relative: path of the image.
-        picture: `(h, w, 3)` uint8, from `overlays.picture_of`.
-
-    Raises:
-        RunError: it cannot be written.
-    """
-    path = folder / OVERLAYS_FOLDER / (relative + _PLAIN_SUFFIX)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    write_atomically(path, large_jpeg(picture))
 
 
 def write_report(
@@ -82,9 +62,9 @@ def write_report(
     """
     if rejected is None:
         rejected = decide(scores, Threshold(report_text.threshold_of(document)))
-    rows = _rows(items, scores, shares, thumbnails, decision_words(rejected, len(items)))
-    for row, peak in zip(rows, [None] * len(rows) if peaks is None else peaks, strict=True):
-        row["peak"] = None if peak is None else f"{peak:.3f}"
+    no_peaks = [None] * len(items)
+    decisions = decision_words(rejected, len(items))
+    rows = _rows(items, scores, shares, thumbnails, decisions, no_peaks if peaks is None else peaks)
     script = _part("report.js")
     page = Template(_part("report_template.html")).substitute(
         title=report_text.title(document),
@@ -119,12 +99,12 @@ def overlay_link(relative: str) -> str:
     Args:
         relative: path of the image, bytes that are not UTF-8 escaped as the file system's names are.
     """
-    return _link(relative, _OVERLAY_SUFFIX)
+    return _link(relative, MAP_SUFFIX)
 
 
 def plain_link(relative: str) -> str:
     """Address of the image without its map, beside the overlay; as `overlay_link`."""
-    return _link(relative, _PLAIN_SUFFIX)
+    return _link(relative, PLAIN_SUFFIX)
 
 
 def _link(relative: str, suffix: str) -> str:
@@ -140,11 +120,13 @@ def _rows(
     shares: Sequence[np.ndarray],
     thumbnails: Sequence[Thumbnails | None],
     decisions: Sequence[str],
+    peaks: Sequence[float | None],
 ) -> list[dict[str, Any]]:
     """The images as the page's script takes them."""
     groups = {label: name for name, label in _GROUPS.items()}
     rows = []
-    for item, score, share, small, decision in zip(items, scores, shares, thumbnails, decisions, strict=True):
+    columns = (items, scores, shares, thumbnails, decisions, peaks)
+    for item, score, share, small, decision, peak in zip(*columns, strict=True):
         has_overlay = small is not None and small.overlay is not None
         rows.append(
             {
@@ -154,6 +136,7 @@ def _rows(
                 "score": float(score),
                 "shown": score_text(score),
                 "decision": decision,
+                "peak": None if peak is None else f"{peak:.3f}",
                 "shares": [float(f"{value:.4g}") for value in share],
                 "image": None if small is None else base64.b64encode(small.image).decode(),
                 "overlay": base64.b64encode(small.overlay).decode() if has_overlay else None,

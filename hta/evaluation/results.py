@@ -26,7 +26,8 @@ from hta.evaluation.evaluator import ImageVotes
 from hta.evaluation.metrics import Metric, summarize_image_metrics
 from hta.evaluation.overlays import ColourScale, draw_overlay
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
-from hta.evaluation.thumbnails import Thumbnails, make_thumbnails
+from hta.evaluation.thumbnails import Thumbnails, large_jpeg, make_thumbnails
+from hta.files import write_atomically
 from hta.imaging import write_png
 
 SCORES_FILE = "scores.csv"
@@ -34,6 +35,9 @@ METRICS_FILE = "metrics.json"
 MAPS_FOLDER = "maps"
 OVERLAYS_FOLDER = "overlays"
 REPORT_FILE = "report.html"
+MAP_SUFFIX, PLAIN_SUFFIX = ".png", ".jpg"
+"""Appended to the path of an image, of its map and overlay, and of the picture without them."""
+
 BOOTSTRAP_SEED = 0
 
 _MOST_PENDING = 8  # images that wait to be written
@@ -142,13 +146,14 @@ class ResultsWriter:
         picture: np.ndarray,
         mask: np.ndarray | None,
     ) -> None:
-        """Write the map, `levels`, and the overlay of an image, and keep the thumbnails."""
+        """Write the map, `levels`, the overlay and the plain picture of an image, and keep the thumbnails."""
         overlay = draw_overlay(picture, anomaly_map, self._scale, mask)
         self.thumbnails.append(make_thumbnails(picture, anomaly_map, self._scale, mask))
         for kind, pixels in ((MAPS_FOLDER, levels), (OVERLAYS_FOLDER, overlay)):
-            path = self._folder / kind / f"{item.relative}.png"
+            path = self._folder / kind / f"{item.relative}{MAP_SUFFIX}"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(path, pixels)
+        write_atomically(self._folder / OVERLAYS_FOLDER / f"{item.relative}{PLAIN_SUFFIX}", large_jpeg(picture))
 
 
 def has_known_pixels(item: ScoredImage) -> bool:
