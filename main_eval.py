@@ -56,6 +56,7 @@ RESULTS_FOLDER = "results"
 _MOST_ANOMALOUS = 5
 _METRIC_NAMES = {
     "image_auroc": "image AUROC",
+    "map_auroc": "image AUROC of the maps' maxima",
     "average_precision": "average precision",
     "f1_max": "largest F1",
     "pixel_auroc": "pixel AUROC",
@@ -148,7 +149,12 @@ def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
 
 
 def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
-    """Score the images and write the results; returns the content of metrics.json and the `(N,)` anomaly scores."""
+    """Score the images and write the results.
+
+    Returns:
+        The content of metrics.json, and `(N,)` by how much each image is anomalous: the maxima of the maps where these
+        decide, else the scores.
+    """
     model, items, output = evaluation.model, evaluation.test_set.items, evaluation.output
     masked = not output.no_maps and any(item.mask is not None for item in items)
     normal = model.calibration(evaluation.scoring, evaluation.options.task)
@@ -163,7 +169,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
         rejected = decide(scores, evaluation.threshold, peaks)
         labels, threshold = [item.label for item in items], evaluation.threshold
         document = {
-            "metrics": summarize(items, scores, writer.pixels),
+            "metrics": summarize(items, scores, writer.pixels, peaks),
             "decision": summarize_decision(labels, rejected, threshold)
             | {"pixel_false_alarms": pixel_false_alarms(labels, peaks, threshold.pixel_threshold)},
             "warnings": _warnings(evaluation.source, comparison) + _mask_warnings(items, masked=masked),
@@ -173,7 +179,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
         write_scores(folder, items, scores, writer.shares, rejected, peaks)
         write_metrics(folder, document)
         write_report(folder, document, items, scores, writer.shares, writer.thumbnails, rejected, peaks)
-    return document, scores
+    return document, peaks if threshold.decided_by == "map" else scores
 
 
 def _score(evaluation: Evaluation, writer: ResultsWriter, comparison: InputComparison) -> np.ndarray | None:
@@ -245,7 +251,7 @@ def _describe(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _report(evaluation: Evaluation, document: dict[str, Any], scores: np.ndarray) -> None:
+def _report(evaluation: Evaluation, document: dict[str, Any], ranking: np.ndarray) -> None:
     """Say what came out, and where it is."""
     for warning in document["warnings"]:
         logger.warning("warning: %s", warning)
@@ -255,10 +261,11 @@ def _report(evaluation: Evaluation, document: dict[str, Any], scores: np.ndarray
     for key, name in _METRIC_NAMES.items():
         print(f"  {name}: {_metric_text(document['metrics'][key])}")
     print(_decision_text(document["decision"]))
-    print("most anomalous (score, image):")
-    for index in np.argsort(-scores, kind="stable")[:_MOST_ANOMALOUS]:
+    by = "maximum of its map" if document["decision"]["decided_by"] == "map" else "score"
+    print(f"most anomalous ({by}, image):")
+    for index in np.argsort(-ranking, kind="stable")[:_MOST_ANOMALOUS]:
         # A name that is no UTF-8 must not end the run now.
-        print(f"  {score_text(scores[index])}  {items[index].relative.encode(errors='backslashreplace').decode()}")
+        print(f"  {score_text(ranking[index])}  {items[index].relative.encode(errors='backslashreplace').decode()}")
     print(f"results: {evaluation.target}")
     print(f"report: {evaluation.target / REPORT_FILE}")
 

@@ -136,8 +136,8 @@ def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys)
     assert "image AUROC" in out
     assert "95 % interval" in out
     assert "AUPRO" in out
-    best = max(rows, key=lambda row: float(row["anomaly_score"]))["path"]
-    assert out.split("most anomalous")[1].splitlines()[1].split()[1] == best
+    best = max(rows, key=lambda row: float(row["map_peak"]))["path"]  # maps decide on defects
+    assert out.split("most anomalous (maximum of its map, image):")[1].splitlines()[1].split()[1] == best
     assert out.splitlines()[-2:] == ["results: out", "report: out/report.html"]
 
 
@@ -148,6 +148,10 @@ def test_metrics_json_tells_what_was_measured_and_how(place):
     metrics = document["metrics"]
     assert metrics["image_auroc"]["value"] == pytest.approx(np.mean(pairs))
     assert metrics["image_auroc"]["interval_95"]["low"] <= metrics["image_auroc"]["value"]
+    peaks = {row["path"]: float(row["map_peak"]) for row in rows_of()}
+    pairs = [(peaks[bad] > peaks[good]) + (peaks[bad] == peaks[good]) / 2 for bad in IMAGES[:2] for good in IMAGES[2:]]
+    assert metrics["map_auroc"]["value"] == pytest.approx(np.mean(pairs))
+    assert metrics["map_auroc"]["interval_95"]["high"] >= metrics["map_auroc"]["value"]
     assert set(metrics["auroc_by_kind"]) == {"dent"}
     assert metrics["pixels"] == {"images": 5, "regions": 2, "normal": 5 * 480 - 72, "anomalous": 72}
     assert all(0 <= metrics[name]["value"] <= 1 for name in ("pixel_auroc", "pixel_f1_max", "aupro"))

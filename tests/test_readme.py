@@ -1,14 +1,38 @@
-"""What the README shows works as it stands there."""
+"""What the README shows works as it stands there, and its tables are those of the results in the repository.
 
+python tests/test_readme.py writes the tables anew: those of the README, and those beside the results.
+"""
+
+import contextlib
+import io
 import re
 import shutil
 from pathlib import Path
 
+from hta.experiments.__main__ import main
+from hta.experiments.paper import TABLES
+from hta.experiments.results import ResultsFolder
+
 ROOT = Path(__file__).parents[1]
+README, RESULTS = ROOT / "README.md", ROOT / "hta" / "experiments" / "results"
+_MADE = re.compile(r"<!-- python -m hta\.experiments (.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+def printed(arguments, results):
+    """What a command of the experiments prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main([*arguments.split(), "--results", str(results)]) == 0
+    return out.getvalue().strip() + "\n"
+
+
+def renewed(text, results):
+    """The README with every table made anew from the results."""
+    return _MADE.sub(lambda found: f"<!-- python -m hta.experiments {found[1]} -->\n"
+                     f"{printed(found[1], results)}<!-- end -->", text)  # fmt: skip
 
 
 def test_the_library_example_runs(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     shutil.copytree(ROOT / "Input", tmp_path / "Input")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hta.runtime.available_cores", lambda: 1)
@@ -17,5 +41,29 @@ def test_the_library_example_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_every_linked_file_is_there():
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text(encoding="utf-8"))
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_tables_are_those_of_the_results(tmp_path):
+    copy = tmp_path / "results"
+    shutil.copytree(RESULTS, copy)
+    text = README.read_text(encoding="utf-8")
+    assert len(_MADE.findall(text)) >= 5
+    assert renewed(text, copy) == text
+    for table in TABLES:
+        printed(f"table {table}", copy)
+    kept = sorted((RESULTS / "tables").iterdir())
+    assert len(kept) == 2 * len(TABLES)
+    for path in kept:
+        assert (copy / "tables" / path.name).read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
+
+
+def test_every_result_in_the_repository_can_be_read():
+    assert len(list(ResultsFolder(RESULTS).results())) == len(list(RESULTS.glob("*.json"))) > 100
+
+
+if __name__ == "__main__":
+    README.write_text(renewed(README.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
+    for number in TABLES:
+        printed(f"table {number}", RESULTS)

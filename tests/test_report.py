@@ -259,7 +259,7 @@ def test_the_peaks_of_the_maps_stand_beside_the_decisions(tmp_path):
     arguments = (make_document(items, scores, None), items, scores, [np.array([0.5])] * 2, [small] * 2)
     path = write_report(tmp_path, *arguments, np.array([True, False]), np.array([0.71249, 0.3]))
     rows = read(path)[1]
-    assert [(row["decision"], row["peak"]) for row in rows] == [("reject", "0.712"), ("pass", "0.300")]
+    assert [(row["decision"], row["peak"]) for row in rows] == [("reject", 0.71249), ("pass", 0.3)]
     assert [row["peak"] for row in page_of(tmp_path, [0, 0], [0.1, 0.4])[1]] == [None, None]
 
 
@@ -484,9 +484,29 @@ def test_the_table_sorts_by_keyboard(page):
     assert sorting(page, "score") == "none"
 
 
+@pytest.mark.parametrize("decided_by", ["map", "score"])
+def test_first_come_the_images_that_are_most_anomalous_by_what_decides(chromium, tmp_path, decided_by):
+    items = [folders.TestItem(Path(f"{n}.png"), f"{n}.png", 0) for n in range(3)]
+    scores, peaks = np.array([0.1, 0.2, 0.3]), np.array([0.9, 0.0956, 0.5])
+    threshold = Threshold(0.25, source="calibrated", target_fpr=0.05, pixel_threshold=0.6, decided_by=decided_by)
+    document, small = make_document(items, scores), make_thumbnails(np.zeros((8, 8, 3), dtype=np.uint8))
+    rejected = decide(scores, threshold, peaks)
+    document["decision"] = summarize_decision([0] * 3, rejected, threshold)
+    arguments = (document, items, scores, [np.array([0.5])] * 3, [small] * 3, rejected)
+    resize_window(chromium, 1280, 900)
+    chromium.get(write_report(tmp_path, *arguments, peaks).as_uri())
+    first = {"map": ["0.png", "2.png", "1.png"], "score": ["2.png", "1.png", "0.png"]}[decided_by]
+    assert column(chromium, 2) == first  # without overlays there is one picture
+    assert sorting(chromium, "peak" if decided_by == "map" else "score") == "descending"
+    assert sorted(column(chromium, 5)) == ["0.096", "0.500", "0.900"]
+    chromium.get(write_report(tmp_path, *arguments).as_uri())
+    assert column(chromium, 2) == ["2.png", "1.png", "0.png"]
+    assert not chromium.find_elements("css selector", "[data-key=peak]")
+
+
 @pytest.mark.parametrize(
     ("key", "place", "first", "last"),
-    [("label", 4, "anomalous: bad", "normal"), ("decision", 6, "pass", "reject")],
+    [("label", 4, "anomalous: bad", "normal"), ("decision", 7, "pass", "reject")],
 )
 def test_the_table_sorts_by_words(page, key, place, first, last):
     tab_to(page, f"[data-key={key}]")
@@ -539,12 +559,12 @@ def test_the_table_filters_by_keyboard(page):
     assert status.text == "1 to 50 of 63 images"
     tab_to(page, "[name=decision]")
     press(page, "r")  # of reject
-    assert {re.split("[: ]", text)[0] for text in column(page, 6)} == {"reject"}
+    assert {re.split("[: ]", text)[0] for text in column(page, 7)} == {"reject"}
     assert status.text == "1 to 31 of 31 images, chosen from 63"  # the one in the middle is not above itself
     press(page, Keys.ARROW_DOWN)  # pass
-    assert {re.split("[: ]", text)[0] for text in column(page, 6)} == {"pass"}
+    assert {re.split("[: ]", text)[0] for text in column(page, 7)} == {"pass"}
     press(page, Keys.ARROW_DOWN)  # reject: false alarm
-    assert set(column(page, 6)) == {"reject: false alarm"}
+    assert set(column(page, 7)) == {"reject: false alarm"}
     press(page, Keys.HOME)
     assert status.text == "1 to 50 of 63 images"
     scores = [float(text) for text in column(page, 5)]
@@ -647,7 +667,7 @@ def test_on_a_phone_fingers_find_few_tidy_cards(page):
     buttons = "#images button, #filters :is(input, select, button), nav button"
     assert min(bottom - top for _, _, top, bottom in boxes(page, buttons)) >= 40
     # A label, a score and a decision stand on a line of their own, one below the other, and need no second line.
-    for title in ("Label", "Score", "Decision"):
+    for title in ("Label", "Score", "Map", "Decision"):
         cells = boxes(page, f"#images tbody [data-title={title}]")
         assert {left - card[0] for (left, *_), card in zip(cells, cards, strict=True)} == {cells[0][0] - cards[0][0]}
         assert max(bottom - top for _, _, top, bottom in cells) < 36

@@ -241,8 +241,7 @@ def summarize_image_metrics(
     best = f1_max(labels, scores)
     summary: dict[str, Any] = {
         "images": {"normal": labels.size - anomalous, "anomalous": anomalous},
-        "image_auroc": _image_auroc(labels, scores).as_json()
-        | {"interval_95": bootstrap_auroc(labels, scores, np.random.default_rng(seed)).as_json()},
+        "image_auroc": auroc_with_interval(labels, scores, seed),
         "average_precision": average_precision(labels, scores).as_json(),
         "f1_max": best.as_json(),
     }
@@ -252,6 +251,12 @@ def summarize_image_metrics(
         by_kind = auroc_by_kind(labels, scores, kinds)
         summary["auroc_by_kind"] = {kind: metric.as_json() for kind, metric in by_kind.items()}
     return summary
+
+
+def auroc_with_interval(labels: ArrayLike, scores: ArrayLike, seed: int = 0) -> dict[str, Any]:
+    """Image AUROC and its bootstrap 95 % interval as JSON can hold them; arguments as in `summarize_image_metrics`."""
+    interval = bootstrap_auroc(labels, scores, np.random.default_rng(seed))
+    return image_auroc(labels, scores).as_json() | {"interval_95": interval.as_json()}
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------

@@ -1,14 +1,15 @@
 "use strict";
 
 const PAGE_LENGTH = matchMedia("(max-width: 40rem)").matches ? 20 : 50;  // cards are taller than lines
-const rows = JSON.parse(document.getElementById("data").textContent).rows;
-const hasOverlays = rows.some((row) => row.overlay);
+const { rows, decidedBy } = JSON.parse(document.getElementById("data").textContent);
+const hasOverlays = rows.some((row) => row.overlay), hasPeaks = rows.some((row) => row.peak !== null);
 const byId = (id) => document.getElementById(id);
 const filters = byId("filters"), table = byId("images"), viewer = byId("viewer"), picture = byId("picture"), plain = byId("plain");
 const collator = new Intl.Collator("en", { numeric: true });
 
 // What is looked at: the order, the rows that pass the filters, the first of them on this page, the one in the viewer.
-const state = { key: "score", direction: -1, chosen: [], first: 0, viewed: 0 };
+// First come the images that are most anomalous by what decides: the maxima of their maps, or their scores.
+const state = { key: decidedBy === "map" && hasPeaks ? "peak" : "score", direction: -1, chosen: [], first: 0, viewed: 0 };
 
 // --- rows ---
 
@@ -25,6 +26,10 @@ function describeLabel(row) {
 function describeDecision(row) {
   const mistake = outcome(row);
   return mistake ? row.decision + ": " + mistake : row.decision || "none";
+}
+
+function describePeak(row) {
+  return row.peak === null ? "" : row.peak.toFixed(3);
 }
 
 function compare(a, b) {
@@ -71,10 +76,12 @@ function line(row, position) {
   name.append(open);
   made.append(smallPicture(row.image));
   if (hasOverlays) made.append(smallPicture(row.overlay));
-  const cells = [name, element("td", describeLabel(row), row.label), element("td", row.shown, "score"),
-    element("td", describeDecision(row), row.decision)];
-  ["Path", "Label", "Score", "Decision"].forEach((title, n) => { cells[n].dataset.title = title; });
-  made.append(...cells);
+  const cells = { Path: name, Label: element("td", describeLabel(row), row.label),
+    Score: element("td", row.shown, "score") };
+  if (hasPeaks) cells.Map = element("td", describePeak(row));
+  cells.Decision = element("td", describeDecision(row), row.decision);
+  for (const [title, cell] of Object.entries(cells)) cell.dataset.title = title;
+  made.append(...Object.values(cells));
   made.addEventListener("click", () => view(position));  // Enter on the button in it is a click, too
   return made;
 }
@@ -96,7 +103,7 @@ function show() {
 }
 
 function sortBy(key) {
-  state.direction = key === state.key ? -state.direction : key === "score" ? -1 : 1;
+  state.direction = key === state.key ? -state.direction : key === "score" || key === "peak" ? -1 : 1;
   state.key = key;
   choose();
 }
@@ -115,7 +122,7 @@ function view(position) {
   const row = state.chosen[position];
   byId("viewed").textContent = row.name;
   byId("facts").textContent = `score ${row.shown}, label ${describeLabel(row)}, decision ${describeDecision(row)}`
-    + (row.peak === null ? "" : `, map up to ${row.peak}`);
+    + (row.peak === null ? "" : `, map up to ${describePeak(row)}`);
   byId("shares").textContent = "Votes for the right transformation, coarsest scale first: " +
     row.shares.map((share) => share === 0 || share >= 1e-3 ? share.toFixed(3) : share.toExponential(1)).join(", ");
   byId("lost").hidden = true;
@@ -174,4 +181,5 @@ filters.addEventListener("submit", (event) => event.preventDefault());
 byId("back").addEventListener("click", () => turn(-1));
 byId("on").addEventListener("click", () => turn(1));
 if (!hasOverlays) table.querySelector("th.overlay").remove();
+if (!hasPeaks) table.querySelector("th.peak").remove();
 choose();

@@ -77,7 +77,7 @@ def write_report(
         reach=report_text.reach(document["model"]),
         colours=_colours(document["colour_scale"]),
         legend=_legend(document["colour_scale"]),
-        rows=as_script_data({"rows": rows}),
+        rows=as_script_data({"rows": rows, "decidedBy": report_text.decided_by(document)}),
     )
     path = folder / REPORT_FILE
     write_atomically(path, page.encode())
@@ -136,7 +136,7 @@ def _rows(
                 "score": float(score),
                 "shown": score_text(score),
                 "decision": decision,
-                "peak": None if peak is None else f"{peak:.3f}",
+                "peak": None if peak is None else float(f"{peak:.6g}"),
                 "shares": [float(f"{value:.4g}") for value in share],
                 "image": None if small is None else base64.b64encode(small.image).decode(),
                 "overlay": base64.b64encode(small.overlay).decode() if has_overlay else None,

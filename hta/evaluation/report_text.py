@@ -15,6 +15,7 @@ _LISTED = 10  # names that a list shows before it only counts them
 _TASKS = {"defect": "defects: few places decide", "class": "another class: the whole image decides"}
 _METRICS = {
     "image_auroc": "image AUROC",
+    "map_auroc": "image AUROC of the maps' maxima",
     "average_precision": "average precision",
     "f1_max": "largest F1",
     "pixel_auroc": "pixel AUROC",
@@ -37,6 +38,11 @@ def threshold_of(document: dict[str, Any]) -> float | None:
     """The score above which an image is rejected; None if there is none, or the maps decide."""
     decision = _decision_of(document)
     return None if _by_map(decision) else decision.get("threshold")
+
+
+def decided_by(document: dict[str, Any]) -> str:
+    """What images are rejected by: "map" or "score"."""
+    return "map" if _by_map(_decision_of(document)) else "score"
 
 
 def _by_map(decision: dict[str, Any]) -> bool:

@@ -23,7 +23,7 @@ from hta.data.scored import ScoredImage
 from hta.errors import UserError
 from hta.evaluation.decision import decision_words
 from hta.evaluation.evaluator import ImageVotes
-from hta.evaluation.metrics import Metric, summarize_image_metrics
+from hta.evaluation.metrics import Metric, auroc_with_interval, summarize_image_metrics
 from hta.evaluation.overlays import ColourScale, draw_overlay
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
 from hta.evaluation.thumbnails import Thumbnails, large_jpeg, make_thumbnails
@@ -42,7 +42,7 @@ BOOTSTRAP_SEED = 0
 
 _MOST_PENDING = 8  # images that wait to be written
 _CONTENTS = {SCORES_FILE, METRICS_FILE, MAPS_FOLDER, OVERLAYS_FOLDER, REPORT_FILE}
-_IMAGE_METRICS = ("image_auroc", "average_precision", "f1_max")
+_IMAGE_METRICS = ("image_auroc", "map_auroc", "average_precision", "f1_max")
 _PIXEL_METRICS = ("pixel_auroc", "pixel_f1_max", "aupro")
 
 
@@ -164,13 +164,16 @@ def has_known_pixels(item: ScoredImage) -> bool:
 # --- what comes at the end --------------------------------------------------------------------------------------------
 
 
-def summarize(items: Sequence[ScoredImage], scores: np.ndarray, pixels: PixelMetrics | None) -> dict[str, Any]:
+def summarize(
+    items: Sequence[ScoredImage], scores: np.ndarray, pixels: PixelMetrics | None, peaks: np.ndarray | None = None
+) -> dict[str, Any]:
     """All metrics of a test set, as JSON can hold them.
 
     Args:
         items: the images.
         scores: `(N,)` their anomaly scores.
         pixels: with all images taken; None if there are no masks or no maps.
+        peaks: `(N,)` maxima of the anomaly maps; None without maps.
 
     Returns:
         Metrics by name; one that is undefined has the value null and a reason.
@@ -181,6 +184,11 @@ def summarize(items: Sequence[ScoredImage], scores: np.ndarray, pixels: PixelMet
     else:
         kinds = [item.defect or "unnamed" for item in items]
         summary = summarize_image_metrics(labels, scores, kinds, BOOTSTRAP_SEED)
+        summary |= (
+            _undefined(["map_auroc"], "no maps")
+            if peaks is None
+            else {"map_auroc": auroc_with_interval(labels, peaks, BOOTSTRAP_SEED)}
+        )
     return summary | (_undefined(_PIXEL_METRICS, "no masks, or no maps") if pixels is None else pixels.compute())
 
 
