@@ -40,7 +40,7 @@ def to_brief_markdown(table: int, parts: Sequence[Part]) -> str:
             columns = _brief_columns if len(part.columns) > 1 else _brief_rows
             lines += [f"**{part.setup.describe()}** ({part.hours:.2f} hours)", "", *columns(part), ""]
             lines += [*_differences(part), ""] if _differences(part) else []
-    absent = [_absent_title(part) for part in parts if not part.setup]
+    absent = [_absent_title(part) + _printed_averages(part) for part in parts if not part.setup]
     if absent:
         lines.append(f"Not run of table {table}: {'; '.join(absent)}.")
     return "\n".join(lines).rstrip() + "\n"
@@ -84,8 +84,8 @@ def _part_lines(part: Part) -> list[str]:
     lines = [f"**{part.setup.describe()}**", "", line(titles), line(["---"] * len(titles))]
     run = {name for name, _ in part.cells}
     for row in part.rows():
-        if several and row.ours is None and row.name not in run:
-            continue  # one line for all columns of such a class, below
+        if row.ours is None and row.name not in run and (several or part.setup.changes):
+            continue  # one line for all columns of such a class, below; of a changed setup only what was run is told
         cells = [row.name, *([row.column] * several), _ours(row), str(row.draws or ""), number(row.minmax)]
         cells += [
             _value(row.paper),
@@ -95,7 +95,7 @@ def _part_lines(part: Part) -> list[str]:
         ]
         lines.append(line(cells))
     absent = [name for name in part.classes if name not in run]
-    if several and absent:
+    if several and absent and not part.setup.changes:
         lines.append(line([", ".join(absent), "all", NOT_RUN, *[""] * (len(titles) - 3)]))
     return [*lines, "", *_differences(part), f"Time: {part.hours:.2f} hours.", ""]
 
@@ -165,9 +165,12 @@ def _summary_cells(table: int, part: Part) -> list[list[str]]:
 
 
 def _absent_lines(part: Part) -> list[str]:
+    return [f"**{_absent_title(part)}**: {NOT_RUN}{_printed_averages(part)}.", ""]
+
+
+def _printed_averages(part: Part) -> str:
     columns = ((column, part.paper_cell(AVERAGE, column)) for column in part.columns)
-    printed = ", ".join(f"{column} {_value(value)}" for column, value in columns if value)
-    return [f"**{_absent_title(part)}**: {NOT_RUN} (paper's average: {printed}).", ""]
+    return f" (paper's average: {', '.join(f'{column} {_value(value)}' for column, value in columns if value)})"
 
 
 def _absent_title(part: Part) -> str:
