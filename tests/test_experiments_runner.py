@@ -7,6 +7,8 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +20,14 @@ from experiments_helpers import make_tree, records, run_arguments
 from test_benchmarks import write_mnist
 
 from hta import api, runtime
+from hta.data.specs import benchmark_spec as spec_of
+from hta.errors import UserError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.views import view_rule
 from hta.experiments import planning, results, spec, unit
 from hta.experiments.__main__ import main
+from hta.experiments.paper import paper_parts
+from hta.experiments.presets import VARIANTS
 from hta.experiments.results import ResultsFolder
 
 SLOW = ("min_size=11", "max_size=13", "nfc=3", "niter=8", "Gsteps=1", "Dsteps=1")
@@ -286,6 +292,41 @@ def test_a_data_set_is_fetched_on_demand_only(tmp_path, monkeypatch, capsys):
     assert main([*arguments, "--download"]) == 0
     assert capsys.readouterr().out.count("to do: MNIST") == 2
     assert main(arguments) == 0
+
+
+def test_a_table_names_its_data_sets_shots_variants_and_transformations():
+    base = planning.Request(datasets=(), data_root="data", draws=(1, 2), preset="paper")
+    for table in range(1, 8):
+        requests = planning.requests_of_tables([table], base)
+        assert {(request.draws, request.preset) for request in requests} == {((1, 2), "paper")}
+        wanted = {(spec_of(name).table_name, n) for r in requests for name, n in product(r.datasets, r.shots)}
+        assert wanted == set(paper_parts(table))
+        variants = {variant for request in requests for variant in request.variants}
+        assert variants == (set(VARIANTS) if table == 6 else {"ours"})
+    assert [r.num_transforms for r in planning.requests_of_tables([5], base)] == [54, 4]
+    (only,) = planning.requests_of_tables([4, 5], replace(base, datasets=["CIFAR-10"]))
+    assert (only.datasets, only.shots) == (("cifar",), (50, 80))
+    with pytest.raises(UserError, match=r"--datasets paris: in none of these --tables, which have cifar, mvtec"):
+        planning.requests_of_tables([4, 5], replace(base, datasets=["paris"]))
+
+
+def test_one_command_plans_what_several_tables_need_once(tmp_path, capsys):
+    write_mnist(tmp_path / "MNIST" / "raw", [1, 2], [1, 2])
+    arguments = ["run", "--datasets", "mnist", "--data_root", str(tmp_path), "--classes", "1", "2", "--dry_run"]
+    arguments += ["--results", str(tmp_path / "results")]
+    assert main([*arguments, "--tables", "1", "1"]) == 0
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["to do: MNIST 1", "to do: MNIST 2"]
+    for more, words in (
+        (["--tables", "1", "--shots", "5"], "--shots: contradicts --tables"),
+        (["--tables", "5"], "--datasets mnist: in none of these --tables, which have mvtec"),
+        (["--tables", "8"], "--tables"),
+    ):
+        assert main([*arguments, *more]) == 2
+        message = capsys.readouterr().err.strip()
+        assert words in message
+        assert message.count("\n") == 0
+    assert main(["run", "--data_root", str(tmp_path)]) == 2
+    assert "--datasets is missing: name one or more, or give --tables" in capsys.readouterr().err
 
 
 def test_workers_in_another_folder_find_the_data(tree, tmp_path, monkeypatch):

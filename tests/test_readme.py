@@ -1,6 +1,6 @@
 """What the README shows works as it stands there, and its tables are those of the results in the repository.
 
-python tests/test_readme.py writes the tables anew: those of the README, and those beside the results.
+python -m tests.test_readme writes the tables anew: those of the README, and those beside the results.
 """
 
 import contextlib

@@ -11,7 +11,14 @@ from hta.data.selection import load_dataset
 from hta.errors import RunError, UserError
 from hta.experiments import changes, table_text
 from hta.experiments.paper import TABLES
-from hta.experiments.planning import Request, deal_tasks, parse_preparation, parse_settings, plan_runs
+from hta.experiments.planning import (
+    Request,
+    deal_tasks,
+    parse_preparation,
+    parse_settings,
+    plan_runs,
+    requests_of_tables,
+)
 from hta.experiments.plots import draw_plots
 from hta.experiments.presets import PRESETS, VARIANTS
 from hta.experiments.results import ResultsFolder, default_folder
@@ -63,18 +70,27 @@ def _parser() -> Parser:
 def _add_run_options(run: Parser) -> None:
     what = run.add_argument_group("what is run: all combinations")
     what.add_argument(
+        "--tables",
+        nargs="+",
+        type=int,
+        choices=list(TABLES),
+        default=(),
+        metavar="N",
+        help="the paper's: their data sets, or those of --datasets alone, shots, variants and transformations",
+    )
+    what.add_argument(
         "--datasets",
         nargs="+",
-        required=True,
+        default=(),
         metavar="NAME",
         help="cifar, mnist, fashionmnist, paris, mvtec; folder: a class-per-folder tree; defects: one folder in the "
         "layout of MVTec",
     )
     what.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="normal classes; by default all")
-    what.add_argument("--shots", nargs="+", type=_count, default=[1], metavar="N", help="training images (default 1)")
+    what.add_argument("--shots", nargs="+", type=_count, metavar="N", help="training images (default 1)")
     what.add_argument("--draws", nargs="+", default=["1"], metavar="K", help="numbers or ranges, as in 1-3 (default 1)")
     variants = "; ".join(f"{name}: {variant.title}" for name, variant in VARIANTS.items())
-    what.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["ours"], metavar="V", help=variants)
+    what.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="V", help=variants)
     what.add_argument("--preset", choices=list(PRESETS), default="fast", help="paper: released schedule (default fast)")
     what.add_argument("--num_transforms", type=int, choices=(54, 42, 4), help="by default the paper's for the data set")
     what.add_argument("--fractions", nargs="+", type=_fraction, default=(), metavar="F", help="of the patches, 0 to 1")
@@ -116,11 +132,12 @@ def _fraction(text: str) -> float:
 def _run(options: Namespace) -> None:
     """Do the runs that are missing; what is there is not run again, what failed is tried again."""
     folder = ResultsFolder(options.results)
+    requests = _requests(options)
     if options.download:  # once and here, so that all workers find it
-        for name in options.datasets:
-            load_dataset(name, options.data_root, num_transforms=options.num_transforms, download=True)
-    request = _request(options)
-    runs = _take_part(plan_runs(request, options.precision), options.part)
+        for name, num_transforms in {(name, r.num_transforms) for r in requests for name in r.datasets}:
+            load_dataset(name, options.data_root, num_transforms=num_transforms, download=True)
+    planned = [run for request in requests for run in plan_runs(request, options.precision)]
+    runs = _take_part(list(dict.fromkeys(planned)), options.part)
     if options.dry_run:
         for run in runs:
             print(f"{'done' if folder.holds(run) else 'to do'}: {run.describe()}")
@@ -128,7 +145,7 @@ def _run(options: Namespace) -> None:
     on_cluster = options.dask_scheduler is not None
     devices = options.device or (() if options.not_cuda or on_cluster else available_devices())
     threads = options.threads if on_cluster else threads_of_job(options.threads, options.jobs)
-    tasks = deal_tasks(runs, request.data_root, devices, not_cuda=options.not_cuda, threads=threads)
+    tasks = deal_tasks(runs, requests[0].data_root, devices, not_cuda=options.not_cuda, threads=threads)
     failures = run_tasks(tasks, folder, Execution(options.jobs, options.dask_scheduler, options.keep_scores))
     if failures:
         raise RunError(
@@ -137,14 +154,26 @@ def _run(options: Namespace) -> None:
         )
 
 
+def _requests(options: Namespace) -> list[Request]:
+    """What was asked for: one combination, or what the tables need."""
+    if not options.tables:
+        if not options.datasets:
+            raise UserError("--datasets is missing: name one or more, or give --tables; see --help")
+        return [_request(options)]
+    for name in ("shots", "variants", "num_transforms"):
+        if getattr(options, name):
+            raise UserError(f"--{name}: contradicts --tables, which have their own; leave out one of the two")
+    return requests_of_tables(options.tables, _request(options))
+
+
 def _request(options: Namespace) -> Request:
     return Request(
         datasets=options.datasets,
         data_root=str(Path(options.data_root).resolve()),
         classes=options.classes,
-        shots=options.shots,
+        shots=options.shots or (1,),
         draws=_parse_draws(options.draws),
-        variants=options.variants,
+        variants=options.variants or ("ours",),
         preset=options.preset,
         dataset_title=options.dataset_title,
         paper_dataset=options.paper_dataset,

@@ -1,19 +1,23 @@
 """From what is asked for to a list of runs, checked against the data before anything is run."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from itertools import product
+from types import MappingProxyType
 from typing import Any
 
 from hta.config import ModelConfig, RuntimeConfig, TrainingConfig, field_type
-from hta.data.selection import is_defect_set
-from hta.data.specs import BenchmarkSpec
+from hta.data.selection import ROTATIONS, is_defect_set
+from hta.data.specs import BenchmarkSpec, benchmark_spec
 from hta.errors import UserError
 from hta.evaluation.scoring import default_fraction
 from hta.experiments.paper import paper_datasets
 from hta.experiments.presets import VARIANTS
 from hta.experiments.spec import Pairs, RunSpec
 from hta.experiments.unit import Task, digest_images, prepared_dataset, select_images
+
+FULL = 54
+"""The number of transformations that the paper calls all."""
 
 DEFECT_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Table 7's fractions of the patches."""
@@ -56,6 +60,41 @@ class Request:
     seed: int = 0
     settings: Pairs = ()
     preparation: Pairs = ()
+
+
+_CLASS_SETS = ("cifar", "mnist", "fashionmnist", "paris")
+_OF_TABLE: Mapping[int, tuple[dict[str, Any], ...]] = MappingProxyType(
+    {
+        1: (dict(datasets=_CLASS_SETS, shots=(1,)),),
+        2: (dict(datasets=_CLASS_SETS, shots=(5,)),),
+        3: (dict(datasets=_CLASS_SETS, shots=(10,)),),
+        4: (dict(datasets=("cifar",), shots=(50, 80)),),
+        5: tuple(dict(datasets=("mvtec",), shots=(1, 5, 10), num_transforms=number) for number in (FULL, ROTATIONS)),
+        6: (dict(datasets=("cifar",), shots=(1, 5), variants=tuple(VARIANTS)),),
+        7: (dict(datasets=("mvtec",), shots=(1, 5, 10), num_transforms=ROTATIONS),),
+    }
+)
+
+
+def requests_of_tables(tables: Iterable[int], request: Request) -> list[Request]:
+    """What the paper's tables need.
+
+    Args:
+        tables: their numbers.
+        request: draws, preset and all else that a table leaves open; its data sets, if it names any, are those of the
+            tables that are wanted.
+
+    Raises:
+        UserError: a data set that is in none of the tables.
+    """
+    parts = [part for table in tables for part in _OF_TABLE[table]]
+    known = list(dict.fromkeys(name for part in parts for name in part["datasets"]))
+    wanted = [benchmark_spec(name).name for name in request.datasets] or known
+    foreign = next((name for name in wanted if name not in known), None)
+    if foreign:
+        raise UserError(f"--datasets {foreign}: in none of these --tables, which have {', '.join(known)}")
+    chosen = [part | {"datasets": tuple(name for name in part["datasets"] if name in wanted)} for part in parts]
+    return [replace(request, **part) for part in chosen if part["datasets"]]
 
 
 def plan_runs(request: Request, precision: str) -> list[RunSpec]:
