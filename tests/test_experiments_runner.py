@@ -122,6 +122,7 @@ def test_the_key_holds_everything_that_matters(tree, monkeypatch):
     changes = [dict(preset="paper"), dict(seed=1), dict(test_limit=4), dict(draws=[2]), dict(shots=[2])]
     changes += [dict(variants=["a"]), dict(num_transforms=42), dict(fractions=[0.5]), dict(dataset_title="other")]
     changes += [dict(settings=(("niter", 7),)), dict(preparation=(("size", 64),)), dict(classes=["bee"])]
+    changes += [dict(in_order=True)]
     keys = [planning.plan_runs(request, "auto")[0].key, planning.plan_runs(request, "float32")[0].key]
     for change in changes:
         (run,) = planning.plan_runs(planning.Request(**vars(request) | change), "auto")
@@ -132,6 +133,13 @@ def test_the_key_holds_everything_that_matters(tree, monkeypatch):
     compared = planning.Request(**vars(request) | dict(paper_dataset="cifar10"))
     monkeypatch.undo()
     assert planning.plan_runs(compared, "auto")[0].key == keys[0]
+
+
+def test_images_in_order_are_the_first_ones_of_their_class(tree, tmp_path):
+    assert main(run_arguments(tree, tmp_path, "--in_order", "--classes", "ant", "--draws", "1-2", "--shots", "1")) == 0
+    images = {record["spec"]["draw"]: record["training_images"] for record in records(tmp_path).values()}
+    assert images == {1: ["train/ant/0.png"], 2: ["train/ant/1.png"]}
+    assert all("_index" in name for name in records(tmp_path))
 
 
 def test_stored_results_have_the_keys_of_their_runs():

@@ -165,6 +165,16 @@ def test_results_of_one_draw_and_different_images_are_refused(tmp_path, capsys, 
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_images_in_order_are_a_part_of_their_own(tmp_path):
+    write_result(tmp_path, 0.8)
+    write_result(tmp_path, 0.6, in_order=True, data_sha256="others")
+    drawn, ordered = (part for part in build_table(1, ResultsFolder(tmp_path).results()) if part.setup)
+    assert ordered.setup.describe() == f"{drawn.setup.describe()}, training images in data-set order"
+    assert [part.cells["bag", "Ours"].mean for part in (drawn, ordered)] == [(80.0,), (60.0,)]
+    assert main(["plot", "--results", str(tmp_path)]) == 0
+    assert len(list((tmp_path / "plots").iterdir())) == 4
+
+
 def test_fractions_and_both_defect_columns(tmp_path):
     fractions = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
     by_fraction = {f"{fraction:g}": 0.5 + fraction / 4 for fraction in fractions}

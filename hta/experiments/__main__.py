@@ -89,6 +89,7 @@ def _add_run_options(run: Parser) -> None:
     what.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="normal classes; by default all")
     what.add_argument("--shots", nargs="+", type=_count, metavar="N", help="training images (default 1)")
     what.add_argument("--draws", nargs="+", default=["1"], metavar="K", help="numbers or ranges, as in 1-3 (default 1)")
+    what.add_argument("--in_order", action="store_true", help="draw k is the k-th image (or N images) of the class")
     variants = "; ".join(f"{name}: {variant.title}" for name, variant in VARIANTS.items())
     what.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="V", help=variants)
     what.add_argument("--preset", choices=list(PRESETS), default="fast", help="paper: released schedule (default fast)")
@@ -183,6 +184,7 @@ def _request(options: Namespace) -> Request:
         seed=options.seed,
         settings=parse_settings(options.set),
         preparation=parse_preparation(options.prepare),
+        in_order=options.in_order,
     )
 
 

@@ -42,7 +42,7 @@ class Request:
         paper_dataset: whose rows of the paper stand beside the results, instead of the data set's own.
         num_transforms: M; None: the paper's choice for the data set.
         fractions: parts of the patches that vote; none: table 7's for defects, all patches else.
-        test_limit, seed, settings, preparation: as in `RunSpec`.
+        test_limit, seed, settings, preparation, in_order: as in `RunSpec`.
     """
 
     datasets: Sequence[str]
@@ -60,6 +60,7 @@ class Request:
     seed: int = 0
     settings: Pairs = ()
     preparation: Pairs = ()
+    in_order: bool = False
 
 
 _CLASS_SETS = ("cifar", "mnist", "fashionmnist", "paris")
@@ -117,7 +118,7 @@ def _runs_of_dataset(request: Request, dataset: str, precision: str) -> Iterator
     classes = [benchmark.classes[benchmark.class_index(name)] for name in request.classes or benchmark.classes]
     own_rows = spec.table_name if spec.table_name in paper_datasets() else None
     for shots, draw, pos_class in product(request.shots, request.draws, classes):
-        selection = select_images(benchmark, pos_class, shots, draw, request.seed)
+        selection = select_images(benchmark, pos_class, shots, draw, request.seed, in_order=request.in_order)
         digest = digest_images(selection, selection.test_indices(request.test_limit, request.seed))
         for variant in request.variants:
             yield RunSpec(
@@ -136,6 +137,7 @@ def _runs_of_dataset(request: Request, dataset: str, precision: str) -> Iterator
                 precision=precision,
                 settings=request.settings,
                 preparation=request.preparation,
+                in_order=request.in_order,
                 paper_dataset=request.paper_dataset or own_rows,
             )
 

@@ -191,7 +191,8 @@ def _limits(points: Iterable[_Point], lowest: float) -> tuple[float, float]:
 
 def _write(folder: Path, figure: Figure, kind: str, setup: Setup, *more: str) -> Path:
     limit = f"{setup.test_limit}" if setup.test_limit else "whole"
-    names = (kind, setup.title, *more, str(setup.num_transforms or ""), setup.preset, limit, setup.changes)
+    order = "in order" if setup.in_order else ""
+    names = (kind, setup.title, *more, str(setup.num_transforms or ""), setup.preset, limit, order, setup.changes)
     path = folder / ("_".join(filter(None, map(slug, names))) + ".png")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})

@@ -25,7 +25,7 @@ class RunSpec:
         title: the data set's name in tables; where only a part is at hand it says so.
         pos_class: the normal class, in the paper's spelling.
         shots: N, the number of training images.
-        draw: number of their random draw.
+        draw: number of their random draw; with `in_order`, k takes the k-th N images of the class.
         variant, preset: keys of `VARIANTS` and `PRESETS`.
         num_transforms: M.
         data_sha256: digest of the training images and of the test images' names.
@@ -35,6 +35,7 @@ class RunSpec:
         precision: as asked for; "auto" depends on the machine.
         settings: overridden settings of model and training.
         preparation: overridden preparation of the images (fields of `BenchmarkSpec`).
+        in_order: training images in data-set order, as the released code takes them, instead of drawn.
         paper_dataset: whose rows of the paper stand beside it; changes no result, and is no part of the key.
     """
 
@@ -53,6 +54,7 @@ class RunSpec:
     precision: str = "auto"
     settings: Pairs = ()
     preparation: Pairs = ()
+    in_order: bool = False
     paper_dataset: str | None = None
 
     @property
@@ -99,18 +101,31 @@ class RunSpec:
         matters = asdict(self) | {"model": asdict(config.model), "training": asdict(config.training)}
         matters |= {"method_version": METHOD_VERSION, "geom_steps": preset.geom_steps}
         del matters["paper_dataset"]
+        if not self.in_order:
+            del matters["in_order"]  # results of before there was a choice keep their keys
         return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def name(self) -> str:
         """Name of the result's file, without suffix."""
-        parts = (self.title, self.pos_class, f"{self.shots}shot", f"draw{self.draw}", self.variant, self.preset)
+        parts = (
+            self.title,
+            self.pos_class,
+            f"{self.shots}shot",
+            self._images.replace(" ", ""),
+            self.variant,
+            self.preset,
+        )
         return "_".join([*(slug(part) for part in parts), self.key])
 
     def describe(self) -> str:
         """One line for a person."""
         shots = f"{self.shots} image{'s' * (self.shots > 1)}"
-        return f"{self.title} {self.pos_class}, {shots}, draw {self.draw}, {self.variant}, {self.preset}"
+        return f"{self.title} {self.pos_class}, {shots}, {self._images}, {self.variant}, {self.preset}"
+
+    @property
+    def _images(self) -> str:
+        return f"{'index' if self.in_order else 'draw'} {self.draw}"
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], source: str) -> "RunSpec":
@@ -119,6 +134,7 @@ class RunSpec:
         Raises:
             UserError: keys that are missing or unknown.
         """
+        data = {"in_order": False} | data  # results of before there was a choice
         require_keys(data, {f.name for f in fields(cls)}, source)
         pairs = {name: tuple((key, value) for key, value in data[name]) for name in ("settings", "preparation")}
         spec = cls(**data | pairs | {"fractions": tuple(data["fractions"])})

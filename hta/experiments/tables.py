@@ -44,13 +44,16 @@ class Setup:
     test_limit: int | None
     num_transforms: int | None
     changes: str
+    in_order: bool = False
 
     def describe(self) -> str:
         """One line for a person."""
         shots = f"{self.shots} training image{'s' * (self.shots > 1)}" if self.shots else ""
         transforms = f"{self.num_transforms} transformations" if self.num_transforms else ""
         limit = f"{self.test_limit} test images" if self.test_limit else "whole test set"
-        return ", ".join(filter(None, (self.title, shots, transforms, f"preset {self.preset}", limit, self.changes)))
+        order = "training images in data-set order" if self.in_order else ""
+        parts = (self.title, shots, transforms, f"preset {self.preset}", limit, order, self.changes)
+        return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True)
@@ -283,6 +286,7 @@ def setup_of(spec: RunSpec, paper_dataset: str | None, *, with_transforms: bool 
         test_limit=spec.test_limit,
         num_transforms=spec.num_transforms if with_transforms else None,
         changes=", ".join(changes),
+        in_order=spec.in_order,
     )
 
 

@@ -75,9 +75,12 @@ def prepared_dataset(dataset: str, data_root: str, num_transforms: int | None, p
     return replace(benchmark, spec=replace(benchmark.spec, **dict(preparation)))
 
 
-def select_images(benchmark: Benchmark, pos_class: str, shots: int, draw: int, seed: int) -> Selection:
-    """The images of a draw."""
-    training = draw_training_images(benchmark, pos_class, shots, draw=draw, seed=seed)
+def select_images(
+    benchmark: Benchmark, pos_class: str, shots: int, draw: int, seed: int, *, in_order: bool
+) -> Selection:
+    """The images of a draw, or the `draw`-th ones of the class in data-set order."""
+    which = {"index_download": draw} if in_order else {"draw": draw}
+    training = draw_training_images(benchmark, pos_class, shots, **which, seed=seed)
     return Selection(benchmark, pos_class, tuple(training))
 
 
@@ -112,7 +115,7 @@ def execute(task: Task) -> Outcome:
     """
     spec = task.spec
     benchmark = prepared_dataset(spec.dataset, task.data_root, spec.num_transforms, spec.preparation)
-    selection = select_images(benchmark, spec.pos_class, spec.shots, spec.draw, spec.seed)
+    selection = select_images(benchmark, spec.pos_class, spec.shots, spec.draw, spec.seed, in_order=spec.in_order)
     indices = selection.test_indices(spec.test_limit, spec.seed)
     if digest_images(selection, indices) != spec.data_sha256:
         raise RunError(f"{task.data_root}: holds other images than the runner saw; give all workers the same data")
