@@ -170,9 +170,10 @@ class TrainingConfig(Checked):
     alpha: float = option(100.0, "weight of the reconstruction loss", low=0)
     batch_statistics: str = option(
         "training_images",
-        "batch-norm statistics of the frozen networks: those of the training images and their reconstructions, or the "
-        "running averages over all batches, generated ones too, as in the released code",
-        choices=("training_images", "running"),
+        "batch-norm statistics of the frozen networks: those of the training images (discriminators) and their "
+        "reconstructions (generators); or so of the discriminators alone; or the running averages over all batches, "
+        "generated ones too, as in the released code",
+        choices=("training_images", "discriminators", "running"),
     )
     noise_amp: float = option(0.1, "factor of the noise amplitude of the finer scales", low=0)
     manualSeed: int = option(0, "seed of the weights and of all noise", low=0, high=2**31 - 1)

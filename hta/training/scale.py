@@ -150,7 +150,8 @@ class ScaleTrainer:
 
         Running averages mix real and generated batches, whose statistics drift apart as D learns to tell them apart: a
         frozen D is then off on real images. With "training_images" each layer keeps what it saw of them in one last
-        pass in training mode, so that a frozen network does on the training images what it did in training.
+        pass in training mode, so that a frozen network does on the training images what it did in training; with
+        "discriminators" only those of D do.
 
         Returns:
             The scale, frozen.
@@ -158,10 +159,11 @@ class ScaleTrainer:
         Raises:
             RunError: a weight is not finite.
         """
-        if self.config.batch_statistics == "training_images":
-            for network in (self.scale.generator, self.scale.discriminator):
-                network.body.set_momentum(1.0)
+        if self.config.batch_statistics != "running":
+            self.scale.discriminator.body.set_momentum(1.0)
             self._discriminate(self.real_canvases)
+        if self.config.batch_statistics == "training_images":
+            self.scale.generator.body.set_momentum(1.0)
             self._reconstruct()
         self.state()  # raises where a weight is not finite
         self.scale.freeze()
