@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
@@ -13,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from hta.config import describe_range, field_type
 from hta.errors import HtaError, RunError, UserError
 
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141
 
 NOT_FOR_SCORING = ("checkpoint_every", "compile")
 """Settings of the machine that mean nothing to a model that is trained."""
@@ -91,13 +92,18 @@ def run_command(command: Callable[[Sequence[str] | None], None], argv: Sequence[
         interrupted: what Ctrl-C leaves behind, for the message.
 
     Returns:
-        The exit status: 0, 1 for a run that broke, 2 for a mistake of the user, 130 for Ctrl-C.
+        The exit status: 0, 1 for a run that broke, 2 for a mistake of the user, 130 for Ctrl-C, 141 where whoever read
+        the output has gone, as `head` does.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hta").setLevel(logging.INFO)
     try:
         with logging_redirect_tqdm():
             command(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
+        return EXIT_UNREAD
     except HtaError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
         return error.exit_status

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import subprocess
+import sys
 
 import pytest
 from experiments_helpers import write_result
@@ -288,3 +290,11 @@ def test_plots_say_what_was_not_run(tmp_path):
     assert [tick.get_text() for tick in lines.get_xticklabels()] == ["1\n1 class", "5\nnot run", "10\nnot run"]
     every = lines.containers[-1].lines[0].get_ydata()
     assert every.tolist() == [paper(table, AVERAGE, shots=n).mean for table, n in ((1, 1), (2, 5), (3, 10))]
+
+
+def test_a_reader_may_leave_early(tmp_path):
+    command = [sys.executable, "-m", "hta.experiments", "table", "1", "--results", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
