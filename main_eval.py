@@ -25,6 +25,7 @@ from hta.data.selection import BenchmarkOptions, default_model_name
 from hta.errors import UserError
 from hta.evaluation.decision import Threshold, decide, pixel_false_alarms, score_text, summarize_decision
 from hta.evaluation.differences import InputComparison
+from hta.evaluation.held_out import HeldOut, check_enough
 from hta.evaluation.overlays import ColourScale, picture_of
 from hta.evaluation.report import write_report
 from hta.evaluation.results import (
@@ -43,6 +44,7 @@ from hta.inputs import (
     Source,
     TestSet,
     check_images,
+    good_images,
     images_of_dataset,
     images_of_folder,
     refuse_mixture,
@@ -96,6 +98,7 @@ class Evaluation:
     model: api.Model
     source: Source
     test_set: TestSet
+    good: HeldOut | None
     scoring: ScoringConfig
     threshold: Threshold
     options: InputOptions
@@ -144,8 +147,21 @@ def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     test_set = check_images(source.images, skip_unreadable=options.skip_unreadable)
     api.check_aggregate(parts[ScoringConfig].aggregate, len(test_set.items))
     scoring = model.resolve_scoring(parts[ScoringConfig], options.task)
-    threshold = model.threshold(scoring, options.task, with_maps=not output.no_maps)
-    return Evaluation(model, source, test_set, scoring, threshold, options, output, target)
+    good = _hold_out(model, options, test_set, scoring, with_maps=not output.no_maps)
+    threshold = model.threshold(scoring, options.task, with_maps=not output.no_maps, good=good)
+    return Evaluation(model, source, test_set, good, scoring, threshold, options, output, target)
+
+
+def _hold_out(
+    model: api.Model, options: InputOptions, test_set: TestSet, scoring: ScoringConfig, *, with_maps: bool
+) -> HeldOut | None:
+    """Let the model score the good images that a threshold is to be made of, if there are any."""
+    if options.good_dir is None:
+        return None
+    items = good_images(model, options, test_set.items)
+    check_enough(len(items), scoring.target_fpr)
+    bar = tqdm(items, "scoring good images", unit="image", disable=None, dynamic_ncols=True)
+    return model.hold_out((item.read() for item in bar), scoring, options.task, with_maps=with_maps)
 
 
 def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
@@ -157,7 +173,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     """
     model, items, output = evaluation.model, evaluation.test_set.items, evaluation.output
     masked = not output.no_maps and any(item.mask is not None for item in items)
-    normal = model.calibration(evaluation.scoring, evaluation.options.task)
+    normal = evaluation.good or model.calibration(evaluation.scoring, evaluation.options.task)
     scale = None if output.no_maps else ColourScale.of_normal_peaks(normal.peaks)
     comparison = InputComparison(model.training_images, model.record.image_size, gray=model.record.is_gray)
     with new_folder(evaluation.target, replace=True) as folder:
@@ -227,6 +243,7 @@ def _describe(evaluation: Evaluation) -> dict[str, Any]:
         "images_available": evaluation.source.available,
         **evaluation.source.about,
         "skipped": test_set.skipped,
+        "good_images": evaluation.good and {"dir": options.good_dir, "images": evaluation.good.count},
         "scoring": asdict(evaluation.scoring) | {"task": options.task or record.config.model.task},
         "model": {
             "path": str(model.folder.path),
@@ -277,7 +294,8 @@ def _decision_text(decision: dict[str, Any]) -> str:
     by, limit = "anomaly score", decision["threshold"]
     if decision["decided_by"] == "map":
         by, limit = "anomaly map anywhere", decision["pixel_threshold"]
-    origin = f", for {100 * decision['target_fpr']:g} % false alarms" if decision["source"] == "calibrated" else ""
+    target = decision["target_fpr"]
+    origin = "" if target is None else f", for {100 * target:g} % false alarms"
     limit = f"{by} above {score_text(limit)} ({decision['source']}{origin})"
     text = f"{decision['rejected']} rejected: {limit}"
     rates = {"false_positive_rate": "false alarms", "recall": "recall"}

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from hta.config import Config, ModelConfig, RuntimeConfig, ScoringConfig, TrainingConfig
 from hta.errors import UserError
-from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
+from hta.evaluation.calibration import CALIBRATED, Calibration, calibrate, kept_calibration, save_calibration
 from hta.evaluation.decision import Threshold, decide
 from hta.evaluation.differences import has_other_aspect
 from hta.evaluation.evaluator import Evaluator, ImageVotes, precision_of
+from hta.evaluation.held_out import GOOD_IMAGES, HeldOut
 from hta.evaluation.scoring import anomaly_scores, default_fraction
 from hta.evaluation.views import ViewRule, view_rule
 from hta.imaging import is_gray, resize, to_array, to_tensor
@@ -32,6 +33,7 @@ ImageLike = str | Path | Image.Image | np.ndarray
 
 MODELS_DIR = Path("TrainedModels")
 
+_PIXEL_TOLERANCE = 0.02  # of [-1, 1]: what versions of Pillow and OpenCV may differ by
 _TOLD_APART = {torch.bfloat16: 256}
 """Training images that a generator tells apart by their numbers: in bfloat16 higher ones are rounded."""
 
@@ -124,22 +126,61 @@ class Model:
         """
         save_calibration(self.folder, self.calibration())
 
-    def threshold(self, scoring: ScoringConfig, task: str | None = None, *, with_maps: bool = True) -> Threshold:
-        """Where anomalous begins: the threshold that `scoring` gives, else the calibrated one; maps decide on defects.
+    def was_trained_on(self, image: np.ndarray) -> bool:
+        """Whether an image, `(H, W, 3)` float32 in [0, 1], is one of the training images at the working size."""
+        resized = resize(to_tensor([image]), self.pyramid.plan.working_size)
+        return bool(((self.training_images.cpu() - resized).abs().amax(dim=(1, 2, 3)) <= _PIXEL_TOLERANCE).any())
+
+    def hold_out(
+        self, images: Iterable[ImageLike], scoring: ScoringConfig, task: str | None = None, *, with_maps: bool = True
+    ) -> HeldOut:
+        """What the model says about good images that it was not trained on: a threshold can be made of them.
+
+        Args:
+            images: as `score` takes them; read as needed.
+            scoring: fraction and aggregate.
+            task: "defect" or "class", by default the model's own.
+            with_maps: whether there will be maps to decide by.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
+        scoring = self.resolve_scoring(scoring, task)
+        shares, peaks = [], []
+        for votes in self.stream(images, scoring, with_maps=with_maps):
+            shares.append(votes.shares)
+            peaks.append(votes.anomaly_map.max() if with_maps else None)
+        scores = None if scoring.aggregate == "minmax" else self.anomaly_scores(shares, scoring, task)
+        return HeldOut(scores, np.array(peaks, dtype=np.float64) if with_maps else None, len(shares))
+
+    def threshold(
+        self,
+        scoring: ScoringConfig,
+        task: str | None = None,
+        *,
+        with_maps: bool = True,
+        good: HeldOut | None = None,
+    ) -> Threshold:
+        """Where anomalous begins: the threshold that `scoring` gives, else one for its target; maps decide on defects.
 
         Args:
             scoring: fraction, aggregate, and threshold or target.
             task: "defect" or "class", by default the model's own.
             with_maps: whether there are maps to decide by.
+            good: from `hold_out`; without it views of the training images stand in for normal images.
+
+        Raises:
+            UserError: too few good images.
         """
-        calibrated = self.calibration(scoring, task).threshold(scoring.aggregate, scoring.target_fpr)
+        if good is None:
+            source, found = CALIBRATED, self.calibration(scoring, task).threshold(scoring.aggregate, scoring.target_fpr)
+        else:
+            source, found = GOOD_IMAGES, good.threshold(scoring.target_fpr)
         if scoring.threshold is not None:
-            return Threshold(scoring.threshold, source="given", pixel_threshold=calibrated.pixel_threshold)
+            return Threshold(scoring.threshold, source="given", pixel_threshold=found.pixel_threshold)
         if with_maps and (task or self.record.config.model.task) == "defect":
-            return replace(
-                calibrated, reason=None, source="calibrated", target_fpr=scoring.target_fpr, decided_by="map"
-            )
-        return calibrated
+            return replace(found, reason=None, source=source, target_fpr=scoring.target_fpr, decided_by="map")
+        return found
 
     def anomaly_scores(
         self, shares: Sequence[np.ndarray], scoring: ScoringConfig, task: str | None = None
@@ -158,6 +199,7 @@ class Model:
         target_fpr: float = 0.05,
         threshold: float | None = None,
         with_maps: bool = True,
+        good_images: ImageLike | Sequence[ImageLike] | None = None,
     ) -> Scores:
         """Score images, and show where they are anomalous.
 
@@ -171,21 +213,26 @@ class Model:
             target_fpr: share of normal images that the calibrated threshold may reject, in (0, 1).
             threshold: of one's own instead; an image with a higher score is anomalous.
             with_maps: whether to make anomaly maps; with them, and without `threshold`, they decide on defects.
+            good_images: normal images that the model was not trained on, to make the thresholds of instead of views of
+                the training images: at least 19 for a `target_fpr` of 0.05.
 
         Returns:
             Scores, decisions and maps, in the order of the images.
 
         Raises:
-            UserError: an image cannot be read, a setting is out of range, or "minmax" of one image.
+            UserError: an image cannot be read, a setting is out of range, there are too few good images, or "minmax" of
+                one image.
         """
         several = _as_several(images)
         scoring = ScoringConfig(fraction_defect, aggregate, target_fpr=target_fpr, threshold=threshold)
         check_aggregate(aggregate, len(several))
+        good = None if good_images is None else self.hold_out(_as_several(good_images), scoring, with_maps=with_maps)
+        limit = self.threshold(scoring, with_maps=with_maps, good=good)
         votes = list(self.stream(several, scoring, with_maps=with_maps))
         scores = self.anomaly_scores([image.shares for image in votes], scoring)
         maps = [image.full_size_map() for image in votes] if with_maps else None
         peaks = np.array([image.anomaly_map.max() for image in votes]) if with_maps else None
-        return Scores(scores, decide(scores, self.threshold(scoring, with_maps=with_maps), peaks), maps)
+        return Scores(scores, decide(scores, limit, peaks), maps)
 
     def stream(
         self,

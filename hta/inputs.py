@@ -6,21 +6,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from hta import api
 from hta.config import Checked, option
-from hta.data.folders import find_test_images
+from hta.data.folders import TestItem, find_good_images, find_test_images
 from hta.data.scored import ScoredImage, check_readable
 from hta.data.selection import BenchmarkOptions, Selection, default_task, select, select_again
 from hta.errors import UserError
-from hta.imaging import resize, to_tensor
 
 logger = logging.getLogger(__name__)
 
 _LISTED = 10  # unreadable files that a message names before it only counts them
-_PIXEL_TOLERANCE = 0.02  # of [-1, 1]: what versions of Pillow and OpenCV may differ by
 
 
 @dataclass(frozen=True)
@@ -37,6 +34,11 @@ class InputOptions(Checked):
         "", "an image, or a folder of them; folders good and others in it give labels, ground_truth gives masks"
     )
     labels_csv: str | None = option(None, "labels from a CSV file with the header path,label: 0 is normal")
+    good_dir: str | None = option(
+        None,
+        "folder of normal images that are neither trained on nor scored, 19 or more for 5 % false alarms: the "
+        "threshold is made of them, instead of views of the training images",
+    )
     skip_unreadable: bool = option(False, "leave out images that cannot be read")
     task: str | None = option(
         None, "take fraction and calibration of another task than the model's", choices=("defect", "class")
@@ -87,7 +89,7 @@ def refuse_mixture(benchmark: BenchmarkOptions, given: dict[str, Any]) -> None:
     if benchmark.dataset is None:
         names, reason = of_dataset, "has no effect without --dataset; give the data set, or leave it out"
     else:
-        names = ("test_dir", "labels_csv")
+        names = ("test_dir", "labels_csv", "good_dir")
         reason = "contradicts --dataset, whose protocol says what to score; leave out one of them"
     stray = next((name for name in names if name in given), None)
     if stray is not None:
@@ -162,8 +164,28 @@ def _is_trained_on(model: api.Model, selection: Selection) -> bool:
     """Whether the model's training images are, but for rounding, those of the same names in the data set."""
     if len(selection.training) != model.record.num_images:
         return False
-    images = resize(to_tensor(selection.training_images()), model.pyramid.plan.working_size)
-    return torch.allclose(images, model.training_images.to(images), rtol=0, atol=_PIXEL_TOLERANCE)
+    return all(map(model.was_trained_on, selection.training_images()))
+
+
+def good_images(model: api.Model, options: InputOptions, scored: Sequence[TestItem]) -> list[TestItem]:
+    """The images of `--good_dir` that can be read and were not trained on.
+
+    Args:
+        model: that will score them.
+        options: with the folder.
+        scored: the test images, which must not be among them.
+
+    Raises:
+        UserError: there is none, one cannot be read, or one will be scored.
+    """
+    folder = Path(options.good_dir)
+    paths = find_good_images(folder, [item.path for item in scored])
+    found = [TestItem(path, path.relative_to(folder).as_posix()) for path in paths]
+    readable = check_images(found, skip_unreadable=options.skip_unreadable).items
+    known = [item for item in readable if model.was_trained_on(item.read())]
+    for item in known:
+        logger.info("--good_dir: %s is left out, the model was trained on it", item.relative)
+    return [item for item in readable if item not in known]
 
 
 def check_images(items: Sequence[ScoredImage], *, skip_unreadable: bool) -> TestSet:

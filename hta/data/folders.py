@@ -204,6 +204,34 @@ def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Tes
     return sorted(items, key=lambda item: item.relative)
 
 
+def find_good_images(good_dir: Path, test: Sequence[Path] = ()) -> list[Path]:
+    """Find normal images to make a threshold of: all images of a folder and the folders in it.
+
+    Args:
+        good_dir: The folder.
+        test: Files that will be scored; none of them may be among the good ones.
+
+    Returns:
+        Their paths, sorted.
+
+    Raises:
+        UserError: There is no such folder or no image in it, or one of them will be scored.
+    """
+    if not good_dir.is_dir():
+        raise UserError(f"--good_dir: no folder {good_dir}; check the path")
+    paths = _walk_images(good_dir)
+    if not paths:
+        raise UserError(f"--good_dir {good_dir}: no image in it; {_suffix_text()}")
+    scored = {path.resolve() for path in test}
+    both = next((path for path in paths if path.resolve() in scored), None)
+    if both is not None:
+        raise UserError(
+            f"--good_dir {good_dir}: {both} is also a test image, which would make the false alarms look rarer than "
+            "they are; give images that are not scored"
+        )
+    return paths
+
+
 def read_mask(path: Path) -> np.ndarray:
     """Read a mask.
 

@@ -15,7 +15,7 @@ import torch
 
 from hta.config import require_keys
 from hta.errors import UserError
-from hta.evaluation.decision import Threshold
+from hta.evaluation.decision import NO_MINMAX, Threshold
 from hta.evaluation.evaluator import Evaluator
 from hta.evaluation.scoring import anomaly_scores, calibrated_scores
 from hta.evaluation.views import ViewRule
@@ -24,6 +24,9 @@ from hta.models.storage import IMAGES_FILE, RunFolder
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 3
+
+CALIBRATED = "calibrated"
+"""What `Threshold.source` says of a threshold that was made of views."""
 
 NUM_VIEWS = 200
 VIEWS_SEED = 0
@@ -73,10 +76,9 @@ class Calibration:
         """
         pixel_threshold = float(np.quantile(self.peaks, 1 - target_fpr))
         if aggregate == "minmax":
-            reason = "minmax scores depend on the test set: no threshold can be known before it; give --threshold"
-            return Threshold(None, reason, pixel_threshold=pixel_threshold)
+            return Threshold(None, NO_MINMAX, pixel_threshold=pixel_threshold)
         value = float(np.quantile(self.scores(self.shares, aggregate), 1 - target_fpr))
-        return Threshold(value, None, "calibrated", target_fpr, pixel_threshold)
+        return Threshold(value, None, CALIBRATED, target_fpr, pixel_threshold)
 
     def to_json(self, model: str) -> str:
         """The content of calibration.json.

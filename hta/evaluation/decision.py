@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 REJECT, PASS = "reject", "pass"
+NO_MINMAX = "minmax scores depend on the test set: no threshold can be known before it; give --threshold"
 
 _CONFIDENCE = 0.95
 _PLAIN_DIGITS = 6
@@ -26,8 +27,9 @@ class Threshold:
     Attributes:
         threshold: an anomaly score above it is anomalous; None if there is none.
         reason: why there is none.
-        source: "calibrated" on views of the training images, or "given" by the user; None if there is none.
-        target_fpr: the share of normal images that may be rejected, in (0, 1); None unless calibrated.
+        source: "calibrated" on views of the training images, made of "good images" that were held out
+            (`hta.evaluation.held_out`), or "given" by the user; None if there is none.
+        target_fpr: the share of normal images that may be rejected, in (0, 1); None for one that was given.
         pixel_threshold: a pixel of the anomaly map above it is anomalous; None if there is none.
         decided_by: "score": an image is rejected whose score is above `threshold`; "map": one whose map is above
             `pixel_threshold` anywhere.

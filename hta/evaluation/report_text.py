@@ -146,6 +146,9 @@ def _test_facts(document: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [("images", f"{document['images']:,} of {escaped(_scored(document))}")]
     if document["labels_csv"]:
         facts.append(("labels", escaped(document["labels_csv"])))
+    if document.get("good_images"):
+        good = document["good_images"]
+        facts.append(("threshold made of", f"{good['images']:,} good images of {escaped(good['dir'])}"))
     if document["skipped"]:
         reasons = list(document["skipped"].values())
         facts.append((f"left out ({len(reasons):,})", _list(reasons, most=_LISTED)))
@@ -167,11 +170,7 @@ def _decision(document: dict[str, Any]) -> str:
     what = "map is anywhere" if _by_map(decision) else "score is"
     words = [f"An image is rejected if its anomaly {what} above {score_text(_limit(decision))}, otherwise it passes."]
     if decision.get("target_fpr") is not None:
-        target = decision["target_fpr"]
-        words.append(
-            "The threshold was calibrated on views of the training images so that about "
-            f"{_percent(target)} of normal images are rejected: false alarms."
-        )
+        words.append(_promise(document, decision["target_fpr"]))
     elif decision.get("source") == "given":
         words.append("The threshold was given; nothing is promised about false alarms.")
     if decision.get("pixel_threshold") is not None and not _by_map(decision):
@@ -180,6 +179,20 @@ def _decision(document: dict[str, Any]) -> str:
         part, interval = _rate(decision, "pixel_false_alarms")
         words.append(f"Of the normal images, {part} have such a pixel anywhere ({interval}).")
     return f"<p>{escaped(' '.join(words))}</p>{_confusion(decision)}"
+
+
+def _promise(document: dict[str, Any], target: float) -> str:
+    """What the threshold was made of, and how many false alarms that promises."""
+    good = document.get("good_images")
+    if good:
+        return (
+            f"The threshold was made of {good['images']:,} good images that the model was not trained on, so that at "
+            f"most about {_percent(target)} of further ones like them are rejected: false alarms."
+        )
+    return (
+        "The threshold was calibrated on views of the training images so that about "
+        f"{_percent(target)} of normal images are rejected: false alarms."
+    )
 
 
 def _confusion(decision: dict[str, Any]) -> str:
