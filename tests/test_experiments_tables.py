@@ -248,16 +248,18 @@ def test_the_summary_has_a_line_for_every_part_that_was_run(tmp_path, capsys):
     write_result(tmp_path, 0.8)
     write_result(tmp_path, 0.9, pos_class="trouser")
     write_result(tmp_path, 0.7, settings=(("niter", 500),))
-    write_result(tmp_path, 0.7, shots=5)
+    for draw, rate in ((1, 0.125), (2, 0.25), (3, 0.75)):
+        write_result(tmp_path, 0.7, shots=5, draw=draw, false_alarms=rate)
     assert main(["summary", "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.strip().splitlines()
     printed = (paper(1, "bag").mean + paper(1, "trouser").mean) / 2
     start = "| 1 | FashionMNIST, 1 training image, 42 transformations, preset fast, 1000 test images | 2 | 1 | 85.0 |"
     assert lines[2].startswith(f"{start} {printed:.1f} | {85 - printed:+.1f} ± ")
-    assert lines[2].endswith("| 1 below, 1 within one std | 2.00 |")
+    assert lines[2].endswith("| 1 below, 1 within one std |  | 2.00 |")
     five = paper(2, "bag", shots=5)
     assert lines[3].startswith("| 2 | FashionMNIST, 5 training images")
-    assert f"| 1 | 1 | 70.0 | {five.mean:.1f} | {70 - five.mean:+.1f} |" in lines[3]
+    assert f"| 1 | 3 | 70.0 | {five.mean:.1f} | {70 - five.mean:+.1f} |" in lines[3]
+    assert lines[3].endswith("| 25 (12 to 75) | 3.00 |")
     assert len(lines) == 4
 
 

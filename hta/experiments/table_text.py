@@ -5,6 +5,8 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+
 from hta.experiments.paper import AVERAGE, PaperValue, paper_classes
 from hta.experiments.tables import NOT_RUN, VERDICTS, Part, Row
 
@@ -48,7 +50,8 @@ def to_brief_markdown(table: int, parts: Sequence[Part]) -> str:
 
 def to_summary(tables: Sequence[tuple[int, Sequence[Part]]]) -> str:
     """One line for every part that was run as it stands, means over its classes beside the paper's."""
-    titles = ["table", "run", "classes", "draws", "ours", "paper, same classes", "difference", "verdicts", "hours"]
+    titles = ["table", "run", "classes", "draws", "ours", "paper, same classes", "difference", "verdicts"]
+    titles += ["false alarms for 5 %, median (range)", "hours"]
     lines = [line(titles), line(["---"] * len(titles))]
     for table, parts in tables:
         for part in parts:
@@ -158,10 +161,19 @@ def _summary_cells(table: int, part: Part) -> list[list[str]]:
                 number(row.paper.mean if row.paper else None),
                 with_interval(*difference) if difference else "",
                 _verdicts(part, row.column),
+                _false_alarms(part),
                 f"{part.hours:.2f}",
             ]
             lines.append(cells)
     return lines
+
+
+def _false_alarms(part: Part) -> str:
+    """Median and range over the runs, per cent."""
+    if not part.false_alarms:
+        return ""
+    low, middle, high = (f"{100 * value:.0f}" for value in np.percentile(part.false_alarms, [0, 50, 100]))
+    return f"{middle} ({low} to {high})"
 
 
 def _absent_lines(part: Part) -> list[str]:

@@ -7,7 +7,7 @@ Runs with another number of transformations than the paper's are shown, but not 
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 
@@ -111,6 +111,8 @@ class Part:
         dataset, shots: of the paper, for a part without runs.
         cells: ours by class and column.
         hours: time of all its runs.
+        false_alarms: share of the normal test images that each run rejects by the threshold that views of its training
+            images give, whose target is 5 %.
     """
 
     table: int
@@ -119,6 +121,7 @@ class Part:
     shots: int
     cells: dict[tuple[str, str], Cell]
     hours: float = 0.0
+    false_alarms: tuple[float, ...] = ()
 
     @property
     def baseline_columns(self) -> list[str]:
@@ -306,4 +309,11 @@ def _part(table: int, setup: Setup, members: Sequence[Result]) -> Part:
         for place, draws in values.items()
     }
     hours = sum(result.seconds for result in members) / 3600
-    return Part(table, setup, setup.paper_dataset, setup.shots, cells, hours)
+    return Part(table, setup, setup.paper_dataset, setup.shots, cells, hours, tuple(_false_alarms(members)))
+
+
+def _false_alarms(members: Sequence[Result]) -> Iterator[float]:
+    for result in members:
+        rate = result.record["results"].get("decision", {}).get("false_positive_rate", {}).get("value")
+        if rate is not None and result.spec.variant == "ours":
+            yield rate
