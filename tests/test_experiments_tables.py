@@ -241,6 +241,7 @@ def test_the_brief_table_has_columns_side_by_side(tmp_path, capsys):
     printed = [paper(6, "frog", column, "cifar10") for column in ("Ours", *"abcdefg")]
     assert "| normal class |  | Ours | a | b | c | d | e | f | g |" in text
     assert f"| frog | ours | 80.0 | not run | 55.0 |{' not run |' * 5}" in text
+    assert "average" not in text.split("Not run of")[0]  # of one class
     assert f"| frog | paper | {' | '.join(f'{value.mean:.1f} ± {value.std:.1f}' for value in printed)} |" in text
 
 

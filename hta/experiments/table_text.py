@@ -107,7 +107,7 @@ def _brief_rows(part: Part) -> list[str]:
     """One line a class; what was not run is named in one line."""
     titles = ["normal class", "ours", "draws", "paper", "difference", "verdict"]
     lines = [line(titles), line(["---"] * len(titles))]
-    for row in part.rows():
+    for row in _several_classes(part):
         if row.ours is not None:
             figures = [_ours(row), str(row.draws), _value(row.paper), number(row.difference, "+.1f"), row.verdict]
             lines.append(line([row.name, *figures]))
@@ -119,13 +119,19 @@ def _brief_columns(part: Part) -> list[str]:
     """One line a class for ours and one for the paper's; without classes in common, the paper's average as a whole."""
     titles = ["normal class", "", *part.columns]
     lines = [line(titles), line(["---"] * len(titles))]
-    cells = {(row.name, row.column): row for row in part.rows()}
+    cells = {(row.name, row.column): row for row in _several_classes(part)}
     for name in dict.fromkeys(row.name for row in cells.values() if row.ours is not None):
         rows = [cells.get((name, column)) for column in part.columns]
         lines.append(line([name, "ours", *(_ours(row) if row else NOT_RUN for row in rows)]))
         if any(row and row.paper for row in rows):
             lines.append(line([name, "paper", *(_value(row.paper) if row else "" for row in rows)]))
     return lines
+
+
+def _several_classes(part: Part) -> list[Row]:
+    """All rows; the averages only where there is more than one class."""
+    several = len({name for name, _ in part.cells}) > 1
+    return [row for row in part.rows() if several or not row.name.startswith(AVERAGE)]
 
 
 def _differences(part: Part) -> list[str]:
