@@ -143,7 +143,8 @@ def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     else:
         source = images_of_dataset(model, options, benchmark, given)
     target = Path(output.out) if output.out else model.folder.path / RESULTS_FOLDER / source.name
-    check_target(target, source.folder, overwrite=output.overwrite)
+    good_dir = Path(options.good_dir) if options.good_dir else None
+    check_target(target, source.folder, overwrite=output.overwrite, good_dir=good_dir)
     test_set = check_images(source.images, skip_unreadable=options.skip_unreadable)
     api.check_aggregate(parts[ScoringConfig].aggregate, len(test_set.items))
     scoring = model.resolve_scoring(parts[ScoringConfig], options.task)
@@ -158,6 +159,9 @@ def _hold_out(
     """Let the model score the good images that a threshold is to be made of, if there are any."""
     if options.good_dir is None:
         return None
+    if not with_maps and (scoring.threshold is not None or scoring.aggregate == "minmax"):
+        by = "--threshold" if scoring.threshold is not None else "--aggregate minmax"
+        raise UserError(f"--good_dir: {by} and --no_maps leave no threshold to make; leave out one of them")
     items = good_images(model, options, test_set.items)
     check_enough(len(items), scoring.target_fpr)
     bar = tqdm(items, "scoring good images", unit="image", disable=None, dynamic_ncols=True)

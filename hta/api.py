@@ -18,7 +18,7 @@ from hta.evaluation.calibration import CALIBRATED, Calibration, calibrate, kept_
 from hta.evaluation.decision import Threshold, decide
 from hta.evaluation.differences import has_other_aspect
 from hta.evaluation.evaluator import Evaluator, ImageVotes, precision_of
-from hta.evaluation.held_out import GOOD_IMAGES, HeldOut
+from hta.evaluation.held_out import GOOD_IMAGES, HeldOut, check_enough
 from hta.evaluation.scoring import anomaly_scores, default_fraction
 from hta.evaluation.views import ViewRule, view_rule
 from hta.imaging import is_gray, resize, to_array, to_tensor
@@ -33,7 +33,6 @@ ImageLike = str | Path | Image.Image | np.ndarray
 
 MODELS_DIR = Path("TrainedModels")
 
-_PIXEL_TOLERANCE = 0.02  # of [-1, 1]: what versions of Pillow and OpenCV may differ by
 _TOLD_APART = {torch.bfloat16: 256}
 """Training images that a generator tells apart by their numbers: in bfloat16 higher ones are rounded."""
 
@@ -126,10 +125,16 @@ class Model:
         """
         save_calibration(self.folder, self.calibration())
 
-    def was_trained_on(self, image: np.ndarray) -> bool:
-        """Whether an image, `(H, W, 3)` float32 in [0, 1], is one of the training images at the working size."""
-        resized = resize(to_tensor([image]), self.pyramid.plan.working_size)
-        return bool(((self.training_images.cpu() - resized).abs().amax(dim=(1, 2, 3)) <= _PIXEL_TOLERANCE).any())
+    def was_trained_on(self, image: np.ndarray, tolerance: float = 1e-3) -> bool:
+        """Whether an image is one of the training images, as far as can be told at the working size.
+
+        Args:
+            image: `(H, W, 3)` float32 in [0, 1].
+            tolerance: largest difference of a pixel, of [-1, 1]. A photograph of the same thing differs by more.
+        """
+        # By the same two steps as a training image.
+        resized = resize(resize(to_tensor([image]), self.record.image_size), self.pyramid.plan.working_size)
+        return bool(((self.training_images.cpu() - resized).abs().amax(dim=(1, 2, 3)) <= tolerance).any())
 
     def hold_out(
         self, images: Iterable[ImageLike], scoring: ScoringConfig, task: str | None = None, *, with_maps: bool = True
@@ -143,13 +148,14 @@ class Model:
             with_maps: whether there will be maps to decide by.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: an image cannot be read, or there are too few.
         """
         scoring = self.resolve_scoring(scoring, task)
         shares, peaks = [], []
         for votes in self.stream(images, scoring, with_maps=with_maps):
             shares.append(votes.shares)
             peaks.append(votes.anomaly_map.max() if with_maps else None)
+        check_enough(len(shares), scoring.target_fpr)
         scores = None if scoring.aggregate == "minmax" else self.anomaly_scores(shares, scoring, task)
         return HeldOut(scores, np.array(peaks, dtype=np.float64) if with_maps else None, len(shares))
 

@@ -100,7 +100,8 @@ def run_command(command: Callable[[Sequence[str] | None], None], argv: Sequence[
     try:
         with logging_redirect_tqdm():
             command(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
         return EXIT_UNREAD

@@ -17,6 +17,7 @@ from hta.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+_PIXEL_TOLERANCE = 0.02  # of [-1, 1]: what versions of Pillow and OpenCV may differ by
 _LISTED = 10  # unreadable files that a message names before it only counts them
 
 
@@ -164,7 +165,7 @@ def _is_trained_on(model: api.Model, selection: Selection) -> bool:
     """Whether the model's training images are, but for rounding, those of the same names in the data set."""
     if len(selection.training) != model.record.num_images:
         return False
-    return all(map(model.was_trained_on, selection.training_images()))
+    return all(model.was_trained_on(image, _PIXEL_TOLERANCE) for image in selection.training_images())
 
 
 def good_images(model: api.Model, options: InputOptions, scored: Sequence[TestItem]) -> list[TestItem]:
@@ -178,6 +179,8 @@ def good_images(model: api.Model, options: InputOptions, scored: Sequence[TestIt
     Raises:
         UserError: there is none, one cannot be read, or one will be scored.
     """
+    if not options.good_dir:
+        raise UserError("--good_dir: is empty; give a folder, or leave it out")
     folder = Path(options.good_dir)
     paths = find_good_images(folder, [item.path for item in scored])
     found = [TestItem(path, path.relative_to(folder).as_posix()) for path in paths]

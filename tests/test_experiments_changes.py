@@ -51,12 +51,19 @@ def test_the_printed_comparison(results, capsys):
     assert main(["changes", "--results", str(results)]) == 0
     text = capsys.readouterr().out
     half = stats.ttest_1samp([3, 4, 2], 0).confidence_interval(0.95).high - 3
-    assert "| changed | bag 1 | bag 2 | trouser 1 | mean difference |" in text
+    assert "| changed | bag, draw 1 | bag, draw 2 | trouser, draw 1 | mean difference |" in text
     assert "| nothing | 80.0 | 60.0 | 90.0 |  |" in text
     assert f"| niter=500 | +3.0 | +4.0 | +2.0 | +3.0 ± {half:.1f} |" in text
     assert "| preset paper | +5.0 |  |  | +5.0 |" in text
     assert "coat" not in text
     assert "train_clahe" not in text
+
+
+def test_runs_of_other_images_are_not_compared(tmp_path):
+    write_result(tmp_path, 0.8)
+    write_result(tmp_path, 0.7, data_sha256="others", settings=(("niter", 500),))
+    write_result(tmp_path, 0.6, data_sha256="others", seed=1)
+    assert compare_changes(ResultsFolder(tmp_path).results()) == []
 
 
 def test_without_a_changed_run_nothing_is_printed(tmp_path, capsys):

@@ -328,6 +328,7 @@ def test_one_command_plans_what_several_tables_need_once(tmp_path, capsys):
         (["--tables", "1", "--shots", "5"], "--shots: contradicts --tables"),
         (["--tables", "5"], "--datasets mnist: in none of these --tables, which have mvtec"),
         (["--tables", "8"], "--tables"),
+        (["--tables", "1", "--datasets", "mnist", "cifar", "--dataset_title", "T"], "name one data set"),
     ):
         assert main([*arguments, *more]) == 2
         message = capsys.readouterr().err.strip()

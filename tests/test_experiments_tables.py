@@ -232,6 +232,23 @@ def test_the_brief_table_has_what_was_run_as_it_stands(tmp_path, capsys):
     assert "niter=500" not in text
 
 
+def test_the_brief_table_names_what_was_run_with_changed_settings_alone(tmp_path, capsys):
+    write_result(tmp_path, 0.7, settings=(("niter", 500),))
+    assert main(["table", "1", "--brief", "--results", str(tmp_path)]) == 0
+    assert "fashionmnist, 1 training image (changed settings alone)." in capsys.readouterr().out
+
+
+def test_the_summary_keeps_columns_apart(tmp_path, capsys):
+    bottle = dict(dataset="mvtec", title="MVTec AD", pos_class="bottle", paper_dataset="mvtec", fractions=(0.05, 1.0))
+    for num_transforms, rate in ((54, 0.9), (4, 0.1)):
+        write_result(tmp_path, {"0.05": 0.8, "1": 0.7}, num_transforms=num_transforms, false_alarms=rate, **bottle)
+    assert main(["summary", "--results", str(tmp_path)]) == 0
+    one, two = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| 5 |"))
+    assert (": Ours1 |" in one, ": Ours2 |" in two) == (True, True)
+    assert one.endswith("| 90 (90 to 90) | 2.00 |")
+    assert two.endswith("| 10 (10 to 10) |  |")
+
+
 def test_the_brief_table_has_columns_side_by_side(tmp_path, capsys):
     frog = dict(title="CIFAR10", dataset="cifar", pos_class="frog", num_transforms=54, paper_dataset="cifar10")
     write_result(tmp_path, 0.8, **frog)
@@ -293,6 +310,12 @@ def test_plots_say_what_was_not_run(tmp_path):
     assert [tick.get_text() for tick in lines.get_xticklabels()] == ["1\n1 class", "5\nnot run", "10\nnot run"]
     every = lines.containers[-1].lines[0].get_ydata()
     assert every.tolist() == [paper(table, AVERAGE, shots=n).mean for table, n in ((1, 1), (2, 5), (3, 10))]
+
+
+def test_nobody_needs_to_listen(tmp_path):
+    command = f"{sys.executable} -m hta.experiments summary --results {tmp_path} >&-"
+    done = subprocess.run(command, shell=True, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_reader_may_leave_early(tmp_path):

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_main_eval import _restored_threads, document_of, load, picture, place, rows_of, run, save, trained
+from test_main_eval import TINY, _restored_threads, document_of, load, picture, place, rows_of, run, save, trained
 
+import main_eval
+from hta import api
 from hta.config import ScoringConfig
+from hta.data.folders import load_training_images
 from hta.errors import UserError
 from hta.evaluation.held_out import HeldOut, conformal_limit, images_needed
+from hta.imaging import read_image
 
 __all__ = ["_restored_threads", "place", "trained"]  # fixtures
 
@@ -20,7 +24,8 @@ def test_the_limit_is_the_value_of_its_rank():
     assert conformal_limit(values, 0.05) == 19  # the 20 * 0.95 = 19th of 19
     assert conformal_limit(values, 0.1) == 18
     assert conformal_limit(np.arange(1, 40.0), 0.05) == 38  # the 40 * 0.95 = 38th of 39
-    assert [images_needed(target) for target in (0.5, 0.25, 0.1, 0.01)] == [1, 3, 9, 99]
+    assert [images_needed(target) for target in (1 - 1e-12, 0.5, 0.25, 0.1, 0.01)] == [1, 1, 3, 9, 99]
+    assert conformal_limit(values, 1 - 1e-12) == 1
 
 
 @pytest.mark.parametrize(("count", "target"), [(19, 0.05), (30, 0.05), (30, 0.2), (9, 0.1)])
@@ -35,6 +40,11 @@ def test_too_few_images_are_refused():
         HeldOut(np.zeros(18), None, 18).threshold(0.05)
     assert HeldOut(np.arange(18.0), np.arange(18.0), 18).threshold(0.1).pixel_threshold == 17
     assert HeldOut(None, np.arange(18.0), 18).threshold(0.1).threshold is None
+
+
+def save_at(path, pixels):
+    save(path, pixels)
+    return path
 
 
 # --- main_eval.py -----------------------------------------------------------------------------------------------------
@@ -105,7 +115,18 @@ def test_what_is_no_good_folder_is_refused_in_one_line(good, place, capsys):
     Path("empty").mkdir()
     shutil.copytree("parts/test/good", "few")
     dataset = ["--dataset", "mnist", "--pos_class", "1", "--good_dir", good]
+    Path("links").mkdir()
+    for number in range(19):
+        Path(f"links/{number}.png").symlink_to(Path("spare/1/101.png").resolve())
+    shutil.copytree(good, "torn")
+    Path("torn/torn.png").write_bytes(b"no image")
     for arguments, words in (
+        (["--good_dir", good, "--out", f"{good}/new/out"], "lies inside --good_dir"),
+        (["--good_dir", ""], "--good_dir: is empty"),
+        (["--good_dir", "links"], "1 good image, --target_fpr 0.05 takes at least 19"),
+        (["--good_dir", "torn"], "torn.png"),
+        (["--good_dir", good, "--no_maps", "--threshold", "0.5"], "--threshold and --no_maps leave no threshold"),
+        (["--good_dir", good, "--no_maps", "--aggregate", "minmax"], "--aggregate minmax and --no_maps leave no"),
         (["--good_dir", "nowhere"], "--good_dir: no folder nowhere"),
         (["--good_dir", "empty"], "--good_dir empty: no image in it"),
         (["--good_dir", "few"], "takes at least 19"),
@@ -115,8 +136,18 @@ def test_what_is_no_good_folder_is_refused_in_one_line(good, place, capsys):
         assert run(*arguments) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert words in error
-    import main_eval
-
     assert main_eval.main(["--input_name", "wall", *dataset]) == 2
     assert "--good_dir: contradicts --dataset" in capsys.readouterr().err
     assert not Path("out").exists()
+    assert not Path(good, "new").exists()
+    assert run("--good_dir", "torn", "--skip_unreadable") == 0
+    assert document_of()["good_images"]["images"] == 19
+
+
+def test_a_training_image_is_known_through_a_change_of_its_size(tmp_path):
+    original = picture(40, 48)
+    images = load_training_images([save_at(tmp_path / "wall.png", original)], 30)
+    model = api.train(list(images), api.default_config(nfc=4, **TINY))
+    assert model.was_trained_on(read_image(tmp_path / "wall.png"))
+    brighter = np.clip(original.astype(int) + 3, 0, 255).astype(np.uint8)
+    assert not model.was_trained_on(read_image(save_at(tmp_path / "brighter.png", brighter)))

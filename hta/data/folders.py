@@ -205,7 +205,7 @@ def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Tes
 
 
 def find_good_images(good_dir: Path, test: Sequence[Path] = ()) -> list[Path]:
-    """Find normal images to make a threshold of: all images of a folder and the folders in it.
+    """Find normal images to make a threshold of: all images of a folder and the folders in it, each file once.
 
     Args:
         good_dir: The folder.
@@ -219,7 +219,7 @@ def find_good_images(good_dir: Path, test: Sequence[Path] = ()) -> list[Path]:
     """
     if not good_dir.is_dir():
         raise UserError(f"--good_dir: no folder {good_dir}; check the path")
-    paths = _walk_images(good_dir)
+    paths = list({path.resolve(): path for path in reversed(_walk_images(good_dir))}.values())[::-1]
     if not paths:
         raise UserError(f"--good_dir {good_dir}: no image in it; {_suffix_text()}")
     scored = {path.resolve() for path in test}

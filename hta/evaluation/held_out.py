@@ -19,7 +19,7 @@ GOOD_IMAGES = "good images"
 
 def images_needed(target_fpr: float) -> int:
     """The fewest good images that can tell a limit for a share of false alarms, in (0, 1): 19 for 5 %."""
-    return math.ceil(round((1 - target_fpr) / target_fpr, 9))
+    return max(1, math.ceil(round((1 - target_fpr) / target_fpr, 9)))
 
 
 def conformal_limit(values: np.ndarray, target_fpr: float) -> float:
@@ -30,7 +30,7 @@ def conformal_limit(values: np.ndarray, target_fpr: float) -> float:
         target_fpr: in (0, 1).
     """
     rank = math.ceil(round((len(values) + 1) * (1 - target_fpr), 9))
-    return float(np.sort(values)[rank - 1])
+    return float(np.sort(values)[max(rank, 1) - 1])
 
 
 @dataclass(frozen=True)

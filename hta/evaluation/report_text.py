@@ -148,7 +148,8 @@ def _test_facts(document: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("labels", escaped(document["labels_csv"])))
     if document.get("good_images"):
         good = document["good_images"]
-        facts.append(("threshold made of", f"{good['images']:,} good images of {escaped(good['dir'])}"))
+        name = "pixel threshold made of" if _decision_of(document).get("source") == "given" else "threshold made of"
+        facts.append((name, f"{good['images']:,} good images of {escaped(good['dir'])}"))
     if document["skipped"]:
         reasons = list(document["skipped"].values())
         facts.append((f"left out ({len(reasons):,})", _list(reasons, most=_LISTED)))

@@ -49,21 +49,25 @@ _PIXEL_METRICS = ("pixel_auroc", "pixel_f1_max", "aupro")
 # --- the folder -------------------------------------------------------------------------------------------------------
 
 
-def check_target(target: Path, test_dir: Path | None, *, overwrite: bool) -> None:
+def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_dir: Path | None = None) -> None:
     """Refuse a results folder that would destroy something, or be scored the next time.
 
     Args:
         target: the folder to be made.
         test_dir: folder or image to be scored; None for a data set.
         overwrite: replace results that are there.
+        good_dir: folder of good images; None if there is none.
 
     Raises:
-        UserError: it holds results and `overwrite` is off, holds anything else, is a file, or lies in `test_dir`.
+        UserError: it holds results and `overwrite` is off, holds anything else, is a file, or lies in `test_dir` or
+            `good_dir`.
     """
-    if test_dir is not None and test_dir.is_dir() and target.resolve().is_relative_to(test_dir.resolve()):
-        raise UserError(
-            f"--out {target}: lies inside --test_dir, its pictures would be taken for test images; give another folder"
-        )
+    for option, folder, kind in (("--test_dir", test_dir, "test"), ("--good_dir", good_dir, "good")):
+        if folder is not None and folder.is_dir() and target.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--out {target}: lies inside {option}, its pictures would be taken for {kind} images; give another "
+                "folder"
+            )
     existing = next(place for place in (target, *target.absolute().parents) if place.exists())
     if not existing.is_dir():
         raise UserError(f"--out {target}: {existing} is a file; give another folder")

@@ -13,6 +13,7 @@ from hta.experiments import changes, table_text
 from hta.experiments.paper import TABLES
 from hta.experiments.planning import (
     Request,
+    check_titles,
     deal_tasks,
     parse_preparation,
     parse_settings,
@@ -134,8 +135,9 @@ def _run(options: Namespace) -> None:
     """Do the runs that are missing; what is there is not run again, what failed is tried again."""
     folder = ResultsFolder(options.results)
     requests = _requests(options)
+    check_titles(requests)
     if options.download:  # once and here, so that all workers find it
-        for name, num_transforms in {(name, r.num_transforms) for r in requests for name in r.datasets}:
+        for name, num_transforms in dict.fromkeys((name, r.num_transforms) for r in requests for name in r.datasets):
             load_dataset(name, options.data_root, num_transforms=num_transforms, download=True)
     planned = [run for request in requests for run in plan_runs(request, options.precision)]
     runs = _take_part(list(dict.fromkeys(planned)), options.part)

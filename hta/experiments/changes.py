@@ -47,7 +47,7 @@ class Comparison:
 def compare_changes(results: Iterable[Result]) -> list[Comparison]:
     """Every plain run of the method with those that differ from it in one way, by setup.
 
-    Changed are settings, preparation, seed or precision of the same preset, or the preset alone: "paper" beside "fast".
+    Changed are settings, preparation or precision of the same preset, or the preset alone: "paper" beside "fast".
     How the scales are brought together is compared on the plain runs themselves: min-max normalised, and each scale
     alone.
     """
@@ -59,7 +59,10 @@ def compare_changes(results: Iterable[Result]) -> list[Comparison]:
         if comparison is not None:
             comparison.plain[_place(result)] = result
     for result, change in changed:
-        comparisons[_plain_setup(result.spec)].changed[change][_place(result)] = _auroc(result)
+        comparison, place = comparisons[_plain_setup(result.spec)], _place(result)
+        plain = comparison.plain.get(place)
+        if plain is not None and plain.spec.data_sha256 == result.spec.data_sha256:
+            comparison.changed[change][place] = _auroc(result)
     compared = [comparisons[setup] for setup in sorted(comparisons, key=str) if comparisons[setup].places]
     for comparison in compared:
         for place in comparison.places:
@@ -105,7 +108,7 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
     lines = []
     for comparison in comparisons:
         places = comparison.places
-        titles = ["changed", *(f"{name} {draw}" for name, draw in places), "mean difference"]
+        titles = ["changed", *(f"{name}, draw {draw}" for name, draw in places), "mean difference"]
         lines += [f"**{comparison.setup.describe()}**", "", line(titles), line(["---"] * len(titles))]
         lines.append(line(["nothing", *(number(_auroc(comparison.plain[place])) for place in places), ""]))
         for change in comparison.changed:

@@ -98,14 +98,23 @@ def requests_of_tables(tables: Iterable[int], request: Request) -> list[Request]
     return [replace(request, **part) for part in chosen if part["datasets"]]
 
 
+def check_titles(requests: Sequence[Request]) -> None:
+    """Refuse one title, or the paper's rows of one data set, for several data sets.
+
+    Raises:
+        UserError: there are several.
+    """
+    named = any(request.dataset_title or request.paper_dataset for request in requests)
+    if named and len({name for request in requests for name in request.datasets}) > 1:
+        raise UserError("--dataset_title and --paper_dataset name one data set; give --datasets one")
+
+
 def plan_runs(request: Request, precision: str) -> list[RunSpec]:
     """All runs of a request, in the order in which they are done.
 
     Raises:
         UserError: a data set, class, number of images or setting that there is not.
     """
-    if len(request.datasets) > 1 and (request.dataset_title or request.paper_dataset):
-        raise UserError("--dataset_title and --paper_dataset name one data set; give --datasets one")
     runs = [run for name in request.datasets for run in _runs_of_dataset(request, name, precision)]
     for run in runs:
         run.config()  # overridden settings are refused now, not in the worker

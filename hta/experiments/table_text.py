@@ -43,6 +43,9 @@ def to_brief_markdown(table: int, parts: Sequence[Part]) -> str:
             lines += [f"**{part.setup.describe()}** ({part.hours:.2f} hours)", "", *columns(part), ""]
             lines += [*_differences(part), ""] if _differences(part) else []
     absent = [_absent_title(part) + _printed_averages(part) for part in parts if not part.setup]
+    plain = {(part.dataset, part.shots) for part in parts if part.setup and not part.setup.changes}
+    changed = {(part.dataset, part.shots): part for part in parts if part.setup and part.setup.changes}
+    absent += [f"{_absent_title(changed[place])} (changed settings alone)" for place in changed if place not in plain]
     if absent:
         lines.append(f"Not run of table {table}: {'; '.join(absent)}.")
     return "\n".join(lines).rstrip() + "\n"
@@ -167,18 +170,19 @@ def _summary_cells(table: int, part: Part) -> list[list[str]]:
                 number(row.paper.mean if row.paper else None),
                 with_interval(*difference) if difference else "",
                 _verdicts(part, row.column),
-                _false_alarms(part),
-                f"{part.hours:.2f}",
+                _false_alarms(part, row.column),
+                "" if lines else f"{part.hours:.2f}",  # of all columns together
             ]
             lines.append(cells)
     return lines
 
 
-def _false_alarms(part: Part) -> str:
+def _false_alarms(part: Part, column: str) -> str:
     """Median and range over the runs, per cent."""
-    if not part.false_alarms:
+    rates = part.false_alarms.get(column)
+    if not rates:
         return ""
-    low, middle, high = (f"{100 * value:.0f}" for value in np.percentile(part.false_alarms, [0, 50, 100]))
+    low, middle, high = (f"{100 * value:.0f}" for value in np.percentile(rates, [0, 50, 100]))
     return f"{middle} ({low} to {high})"
 
 
@@ -192,7 +196,8 @@ def _printed_averages(part: Part) -> str:
 
 
 def _absent_title(part: Part) -> str:
-    return f"{part.dataset}, {part.shots} training image{'s' * (part.shots > 1)}"
+    name = part.dataset or part.setup.title
+    return f"{name}, {part.shots} training image{'s' * (part.shots > 1)}"
 
 
 def _hours(parts: Sequence[Part]) -> float:
