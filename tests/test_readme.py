@@ -1,7 +1,7 @@
 """What the README shows works as it stands there, and its tables are those of the results in the repository.
 
-python -m tests.test_readme writes the tables anew, those of the README and those beside the results, from the results that
-git knows.
+python -m tests.test_readme writes the tables anew, those of the README and those beside the results, from the results
+that git knows.
 """
 
 import contextlib
