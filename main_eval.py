@@ -28,6 +28,7 @@ from hta.evaluation.differences import InputComparison
 from hta.evaluation.held_out import HeldOut, check_enough
 from hta.evaluation.overlays import ColourScale, picture_of
 from hta.evaluation.report import write_report
+from hta.evaluation.report_text import METRIC_NAMES
 from hta.evaluation.results import (
     BOOTSTRAP_SEED,
     REPORT_FILE,
@@ -56,15 +57,6 @@ logger = logging.getLogger("hta.main_eval")
 RESULTS_FOLDER = "results"
 
 _MOST_ANOMALOUS = 5
-_METRIC_NAMES = {
-    "image_auroc": "image AUROC",
-    "map_auroc": "image AUROC of the maps' maxima",
-    "average_precision": "average precision",
-    "f1_max": "largest F1",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_f1_max": "largest pixel F1",
-    "aupro": "AUPRO",
-}
 
 
 @dataclass(frozen=True)
@@ -279,7 +271,7 @@ def _report(evaluation: Evaluation, document: dict[str, Any], ranking: np.ndarra
     items, seconds = evaluation.test_set.items, document["seconds"]
     part = f" of {evaluation.source.available}" if len(items) < evaluation.source.available else ""
     print(f"{len(items)}{part} image(s) scored, {seconds['per_image']:.3f} s an image")
-    for key, name in _METRIC_NAMES.items():
+    for key, name in METRIC_NAMES.items():
         print(f"  {name}: {_metric_text(document['metrics'][key])}")
     print(_decision_text(document["decision"]))
     by = "maximum of its map" if document["decision"]["decided_by"] == "map" else "score"

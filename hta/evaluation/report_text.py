@@ -9,11 +9,7 @@ from typing import Any
 from hta.evaluation.decision import score_text
 from hta.evaluation.overlays import ColourScale
 
-NO_OVERLAYS = "<p>The images were scored without maps, so there are no overlays.</p>"
-
-_LISTED = 10  # names that a list shows before it only counts them
-_TASKS = {"defect": "defects: few places decide", "class": "another class: the whole image decides"}
-_METRICS = {
+METRIC_NAMES = {
     "image_auroc": "image AUROC",
     "map_auroc": "image AUROC of the maps' maxima",
     "average_precision": "average precision",
@@ -22,6 +18,12 @@ _METRICS = {
     "pixel_f1_max": "largest pixel F1",
     "aupro": "AUPRO",
 }
+"""What each metric of metrics.json is called, in the order in which they are said."""
+
+NO_OVERLAYS = "<p>The images were scored without maps, so there are no overlays.</p>"
+
+_LISTED = 10  # names that a list shows before it only counts them
+_TASKS = {"defect": "defects: few places decide", "class": "another class: the whole image decides"}
 
 
 def shown(name: str) -> str:
@@ -212,7 +214,7 @@ def _confusion(decision: dict[str, Any]) -> str:
 
 
 def _metrics(metrics: dict[str, Any]) -> str:
-    named = {name: metrics[key] for key, name in _METRICS.items()}
+    named = {name: metrics[key] for key, name in METRIC_NAMES.items()}
     named |= {f"image AUROC, {kind}": metric for kind, metric in metrics.get("auroc_by_kind", {}).items()}
     rows = [(name, _number(metric["value"]), _metric_note(metric)) for name, metric in named.items()]
     return _table(("metric", "value", "note"), rows)

@@ -10,7 +10,7 @@ from hta.cli import Parser, run_command
 from hta.data.selection import load_dataset
 from hta.errors import RunError, UserError
 from hta.experiments import changes, table_text
-from hta.experiments.paper import TABLES
+from hta.experiments.paper import SHOT_TABLES, TABLES
 from hta.experiments.planning import (
     Request,
     check_titles,
@@ -29,8 +29,6 @@ from hta.experiments.tables import build_table
 from hta.files import write_atomically
 
 logger = logging.getLogger(__name__)
-
-_SHOT_TABLES = (1, 2, 3, 4, 5)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -224,7 +222,7 @@ def _table(options: Namespace) -> None:
 def _summary(options: Namespace) -> None:
     """Print means over classes beside the paper's, for everything in tables 1 to 5 that was run with plain settings."""
     results = list(ResultsFolder(options.results).results())
-    print(table_text.to_summary([(number, build_table(number, results)) for number in _SHOT_TABLES]))
+    print(table_text.to_summary([(number, build_table(number, results)) for number in SHOT_TABLES]))
 
 
 def _changes(options: Namespace) -> None:

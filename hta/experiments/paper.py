@@ -8,6 +8,8 @@ from pathlib import Path
 _FILE = Path(__file__).parent / "htdg_auc_tables.csv"
 AVERAGE = "average"
 TABLES = range(1, 8)
+SHOT_TABLES = range(1, 6)
+"""Those with a class a row and methods beside each other, one number of training images a part."""
 
 
 @dataclass(frozen=True)

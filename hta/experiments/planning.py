@@ -8,16 +8,13 @@ from typing import Any
 
 from hta.config import ModelConfig, RuntimeConfig, TrainingConfig, field_type
 from hta.data.selection import ROTATIONS, is_defect_set
-from hta.data.specs import BenchmarkSpec, benchmark_spec
+from hta.data.specs import MVTEC, BenchmarkSpec, benchmark_spec
 from hta.errors import UserError
 from hta.evaluation.scoring import default_fraction
 from hta.experiments.paper import paper_datasets
 from hta.experiments.presets import VARIANTS
 from hta.experiments.spec import Pairs, RunSpec
 from hta.experiments.unit import Task, digest_images, prepared_dataset, select_images
-
-FULL = 54
-"""The number of transformations that the paper calls all."""
 
 DEFECT_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Table 7's fractions of the patches."""
@@ -70,7 +67,10 @@ _OF_TABLE: Mapping[int, tuple[dict[str, Any], ...]] = MappingProxyType(
         2: (dict(datasets=_CLASS_SETS, shots=(5,)),),
         3: (dict(datasets=_CLASS_SETS, shots=(10,)),),
         4: (dict(datasets=("cifar",), shots=(50, 80)),),
-        5: tuple(dict(datasets=("mvtec",), shots=(1, 5, 10), num_transforms=number) for number in (FULL, ROTATIONS)),
+        5: tuple(
+            dict(datasets=("mvtec",), shots=(1, 5, 10), num_transforms=number)
+            for number in (MVTEC.num_transforms, ROTATIONS)
+        ),
         6: (dict(datasets=("cifar",), shots=(1, 5), variants=tuple(VARIANTS)),),
         7: (dict(datasets=("mvtec",), shots=(1, 5, 10), num_transforms=ROTATIONS),),
     }

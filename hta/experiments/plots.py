@@ -12,13 +12,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hta.experiments.paper import AVERAGE, paper_parts, paper_value
+from hta.experiments.paper import AVERAGE, SHOT_TABLES, paper_parts, paper_value
 from hta.experiments.results import Result
 from hta.experiments.spec import slug
 from hta.experiments.tables import Part, Row, Setup, build_table
 from hta.files import write_atomically
 
-_SHOT_TABLES = (1, 2, 3, 4, 5)
 _CHANCE = 50
 _BAR_WIDTH = 0.38
 _DODGE = 0.06  # between the error bars of two lines
@@ -39,7 +38,7 @@ def draw_plots(results: Sequence[Result], folder: Path) -> list[Path]:
     Raises:
         RunError: a file cannot be written.
     """
-    parts = [part for table in _SHOT_TABLES for part in build_table(table, results) if part.setup]
+    parts = [part for table in SHOT_TABLES for part in build_table(table, results) if part.setup]
     files = [_write(folder, class_bars(part), "classes", part.setup, f"{part.shots}shot") for part in parts]
     by_way: defaultdict[Setup, list[Part]] = defaultdict(list)
     for part in parts:
@@ -146,7 +145,7 @@ def _averages(part: Part, column: str) -> list[Row]:
 
 def _printed(dataset: str | None, column: str) -> list[_Point]:
     """The paper's averages over all classes of a data set."""
-    places = {(table, *place) for table in _SHOT_TABLES for place in paper_parts(table) if place[0] == dataset}
+    places = {(table, *place) for table in SHOT_TABLES for place in paper_parts(table) if place[0] == dataset}
     values = {n: paper_value(table, name, n, AVERAGE, column) for table, name, n in places}
     return [(n, value.mean, value.std) for n, value in sorted(values.items()) if value]
 
