@@ -39,7 +39,7 @@ def records(results):
     return loaded
 
 
-def write_result(folder, auroc, *, false_alarms=None, **spec):
+def write_result(folder, auroc, *, false_alarms=None, dtype="bfloat16", **spec):
     """A result made by hand, by default of FashionMNIST's bag, one-shot."""
     fields = dict(dataset="fashionmnist", title="FashionMNIST", pos_class="bag", shots=1, draw=1, variant="ours")
     fields |= dict(preset="fast", num_transforms=42, data_sha256="", test_limit=1000, paper_dataset="fashionmnist")
@@ -57,7 +57,7 @@ def write_result(folder, auroc, *, false_alarms=None, **spec):
             "auroc_by_fraction": values,
             "auroc_by_scale": [main / 2, main],
         },
-        "run": {"seconds_training": 3000.0, "seconds_scoring": 600.0},
+        "run": {"seconds_training": 3000.0, "seconds_scoring": 600.0, "machine": {"dtype": dtype}},
     }
     if false_alarms is not None:
         record["results"]["decision"] = {"false_positive_rate": {"value": false_alarms}}

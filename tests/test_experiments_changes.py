@@ -70,3 +70,27 @@ def test_without_a_changed_run_nothing_is_printed(tmp_path, capsys):
     write_result(tmp_path, 0.8)
     assert main(["changes", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == ""
+
+
+def test_runs_of_two_precisions_are_told(tmp_path, capsys):
+    write_result(tmp_path, 0.8)
+    write_result(tmp_path, 0.7, settings=(("niter", 500),), dtype="float32")
+    write_result(tmp_path, 0.75, settings=(("min_size", 26),))
+    assert main(["changes", "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "| niter=500 (float32 beside bfloat16) | -10.0 | -10.0 |" in text
+    assert "| min_size=26 | -5.0 | -5.0 |" in text
+
+
+def test_ways_to_a_score_are_means_over_all_classes(tmp_path, capsys):
+    for name, draw, auroc in (("bag", 1, 0.8), ("bag", 2, 0.6), ("coat", 1, 0.4)):
+        write_result(tmp_path, auroc, pos_class=name, draw=draw)
+    write_result(tmp_path, 0.7, settings=(("niter", 500),))
+    write_result(tmp_path, 0.9, shots=5)
+    write_result(tmp_path, 0.9, title="Of one class", paper_dataset=None)
+    assert main(["scores", "--results", str(tmp_path)]) == 0
+    header, _, only = capsys.readouterr().out.strip().splitlines()
+    # Scale 0 has half of the AUROC: -40 and -30 for the bag, -20 for the coat; its scale 1 has all of it.
+    half = stats.ttest_1samp([-35, -20], 0).confidence_interval(0.95).high + 27.5
+    assert header == "| run | classes | min-max normalised | scale 0 alone | scale 1 alone |"
+    assert only.endswith(f"1000 test images | 2 | -1.0 ± 0.0 | -27.5 ± {half:.1f} | +0.0 ± 0.0 |")

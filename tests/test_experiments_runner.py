@@ -1,5 +1,6 @@
 """Real, tiny runs through the runner: nothing twice, nothing lost, nothing stale."""
 
+import json
 import os
 import shutil
 import signal
@@ -24,11 +25,12 @@ from hta.data.specs import benchmark_spec as spec_of
 from hta.errors import UserError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.views import view_rule
-from hta.experiments import planning, results, spec, unit
+from hta.experiments import planning, results, runner, spec, unit
 from hta.experiments.__main__ import main
 from hta.experiments.paper import paper_parts
 from hta.experiments.presets import VARIANTS
 from hta.experiments.results import ResultsFolder
+from hta.experiments.spec import RunSpec
 
 SLOW = ("min_size=11", "max_size=13", "nfc=3", "niter=8", "Gsteps=1", "Dsteps=1")
 
@@ -42,7 +44,7 @@ def stamps(results):
     return {path.name: path.stat().st_mtime_ns for path in results.glob("*.json")}
 
 
-def wait_until(condition, seconds=40):
+def wait_until(condition, seconds=200):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
@@ -143,10 +145,12 @@ def test_images_in_order_are_the_first_ones_of_their_class(tree, tmp_path):
 
 
 def test_stored_results_have_the_keys_of_their_runs():
-    folder = ResultsFolder(Path(results.__file__).parent / "results")
-    for result in folder.results():
-        assert result.spec.key == result.record["key"]
-        assert folder.holds(result.spec)
+    folder = Path(results.__file__).parent / "results"
+    for path in folder.glob("*.json"):
+        record = json.loads(path.read_text())
+        stored = RunSpec.from_dict(record["spec"], str(path))
+        assert (stored.key, f"{stored.name}.json") == (record["key"], path.name)
+        assert ResultsFolder(folder).holds(stored)
 
 
 def test_a_failed_run_is_recorded_the_others_go_on_and_it_is_tried_again(tree, tmp_path, capsys):
@@ -212,6 +216,19 @@ def test_the_death_of_a_worker_does_not_end_the_others(tree, tmp_path, caplog):
     assert len(records(results)) == 6
 
 
+def test_workers_that_die_before_anything_landed_end_the_runner(tree, tmp_path, monkeypatch, caplog):
+    def die(task, runner):  # a function in a function goes to a worker as it is
+        os._exit(1)
+
+    monkeypatch.setattr(runner, "_attempt_quietly", die)
+    assert main(run_arguments(tree, tmp_path, "--jobs", "2", "--variants", "f")) == 1
+    assert "a worker died" in caplog.text
+    assert [json.loads(path.read_text())["error"] for path in (tmp_path / "failed").glob("*.json")] == [
+        runner._DIED
+    ] * 2
+    assert not any(tmp_path.glob("*.json"))
+
+
 @pytest.mark.slow
 def test_a_dask_cluster_gives_the_same_results(tree, tmp_path):
     here, cluster_results = tmp_path / "here", tmp_path / "cluster"
@@ -244,6 +261,7 @@ def test_without_dask_the_extra_is_named(tree, tmp_path, monkeypatch, capsys):
         (("--set", "niter=3", "task=defect"), "give another of --datasets"),
         (("--set", "manualSeed=3"), "give --seed"),
         (("--test_limit", "0"), "--test_limit"),
+        (("--paper_dataset", "cifar"), "--paper_dataset cifar: not in the paper's tables; give one of"),
     ],
 )
 def test_mistakes_are_one_line_and_write_nothing(tree, tmp_path, capsys, more, words):
@@ -370,6 +388,29 @@ def test_the_decision_is_the_products_views_and_threshold():
     assert decision["threshold"] == 0.666667
     assert list(decision["confusion"].values()) == [2, 0, 2, 0]
     expected = view_rule("class", 4).draw(training_set.images, NUM_VIEWS, VIEWS_SEED, None)
+    assert torch.equal(torch.cat(seen), expected)
+
+
+def test_the_decision_on_defects_takes_the_mirror_images_that_the_run_recognises():
+    run = spec.RunSpec("defects", "x", "good", 1, 1, "ours", "fast", 4, "", fractions=(0.1, 1.0))
+    images = [np.random.default_rng(n).random((20, 20, 3), dtype=np.float32) for n in range(2)]
+    training_set = api.prepare(images, ["a", "b"], api.default_config(task="defect", min_size=11, max_size=13))
+    mirrors = torch.cat([training_set.images.flip(-1), training_set.images.flip(-2)])
+    # Chance is 1 / 4, half of it 1 / 8: of the four mirror images the second alone is recognised, by all patches.
+    of_mirrors, seen = np.array([[0.9, 0.1, 0.9, 0.9], [0.12, 0.13, 0.12, 0.12]]), []
+
+    def shares_of(views):
+        if len(views) == len(mirrors) and torch.equal(views, mirrors):
+            return of_mirrors[..., None]
+        seen.append(views)
+        return np.full((2, len(views), 1), 0.5)
+
+    unit.decision_on_views(run, shares_of, training_set, np.array([0.1, 0.9]), np.array([0, 1]))
+
+    def recognition(images):
+        return torch.tensor([0.0, 1.0, 0.0, 0.0])
+
+    expected = view_rule("defect", 4).draw(training_set.images, NUM_VIEWS, VIEWS_SEED, recognition)
     assert torch.equal(torch.cat(seen), expected)
 
 

@@ -52,6 +52,17 @@ def test_a_row_has_mean_std_draws_and_its_verdict(tmp_path):
     assert (line(lines, "coat")["ours"], line(lines, "coat")["verdict"]) == ("", "not run")
 
 
+def test_an_average_has_no_verdict_and_the_range_of_its_draws(tmp_path, capsys):
+    for draw in (1, 2, 3):
+        write_result(tmp_path, 0.8, draw=draw)
+    write_result(tmp_path, 0.9, pos_class="trouser")
+    row = line(lines_of(1, tmp_path), "average of 2 classes")
+    assert (row["ours"], row["draws"], row["verdict"]) == ("85.00", "1 to 3", "")
+    assert row["difference"]
+    assert main(["summary", "--results", str(tmp_path)]) == 0
+    assert "| 2 | 1 to 3 | 85.0 |" in capsys.readouterr().out
+
+
 def test_averages_are_over_the_classes_run_on_both_sides(tmp_path):
     ours = {"bag": 80.0, "trouser": 90.0, "sandals": 70.0}
     for name, value in ours.items():
@@ -132,6 +143,19 @@ def test_the_ablation_takes_every_variant_and_no_setup_without_one(tmp_path):
     assert not any(row["column"] == "b" for row in lines_of(1, tmp_path))
 
 
+def test_the_ablation_is_paired_with_the_method_by_class_and_draw(tmp_path, capsys):
+    cifar = dict(title="CIFAR10", dataset="cifar", num_transforms=54, paper_dataset="cifar10")
+    for (name, draw), ours, changed in ((("frog", 1), 0.8, 0.7), (("frog", 2), 0.6, 0.3), (("cat", 1), 0.5, 0.54)):
+        write_result(tmp_path, ours, pos_class=name, draw=draw, **cifar)
+        write_result(tmp_path, changed, pos_class=name, draw=draw, variant="b", **cifar)
+    write_result(tmp_path, 0.1, pos_class="dog", variant="c", **cifar)
+    write_result(tmp_path, 0.2, pos_class="frog", variant="c", draw=2, **cifar)
+    assert main(["table", "6", "--brief", "--results", str(tmp_path)]) == 0
+    half = stats.ttest_1samp([-20, 4], 0).confidence_interval(0.95).high + 8
+    expected = f"Minus Ours on the same images (95 % interval over classes): b -8.0 ± {half:.1f}, c -40.0."
+    assert expected in capsys.readouterr().out
+
+
 def test_the_ablation_compares_on_the_same_draws(tmp_path):
     frog = dict(title="CIFAR10", dataset="cifar", pos_class="frog", num_transforms=54, paper_dataset="cifar10")
     write_result(tmp_path, 0.8, **frog)
@@ -172,7 +196,7 @@ def test_images_in_order_are_a_part_of_their_own(tmp_path):
     write_result(tmp_path, 0.6, in_order=True, data_sha256="others")
     drawn, ordered = (part for part in build_table(1, ResultsFolder(tmp_path).results()) if part.setup)
     assert ordered.setup.describe() == f"{drawn.setup.describe()}, training images in data-set order"
-    assert [part.cells["bag", "Ours"].mean for part in (drawn, ordered)] == [(80.0,), (60.0,)]
+    assert [part.cells["bag", "Ours"].mean for part in (drawn, ordered)] == [{1: 80.0}, {1: 60.0}]
     assert main(["plot", "--results", str(tmp_path)]) == 0
     assert len(list((tmp_path / "plots").iterdir())) == 4
 
@@ -213,6 +237,15 @@ def test_every_table_prints_without_any_run_and_results_of_another_version_are_l
     assert main(["plot", "--results", str(tmp_path)]) == 2
 
 
+def test_a_result_of_other_settings_than_its_run_would_have_is_left_out(tmp_path):
+    spec = write_result(tmp_path, 0.8)
+    (path,) = tmp_path.glob("*.json")
+    assert len(list(ResultsFolder(tmp_path).results())) == 1
+    path.write_text(path.read_text().replace(f'"key": "{spec.key}"', '"key": "000000000000"'))
+    assert list(ResultsFolder(tmp_path).results()) == []
+    assert not ResultsFolder(tmp_path).holds(spec)
+
+
 def test_the_brief_table_has_what_was_run_as_it_stands(tmp_path, capsys):
     write_result(tmp_path, 0.8)
     write_result(tmp_path, 0.9, pos_class="trouser")
@@ -236,6 +269,17 @@ def test_the_brief_table_names_what_was_run_with_changed_settings_alone(tmp_path
     write_result(tmp_path, 0.7, settings=(("niter", 500),))
     assert main(["table", "1", "--brief", "--results", str(tmp_path)]) == 0
     assert "fashionmnist, 1 training image (changed settings alone)." in capsys.readouterr().out
+
+
+def test_data_sets_that_the_paper_has_not_are_named_one_by_one(tmp_path, capsys):
+    foreign = dict(dataset="defects", pos_class="good", num_transforms=4, paper_dataset=None, fractions=(0.01, 1.0))
+    both = {"0.01": 0.6, "1": 0.7}
+    write_result(tmp_path, both, title="Tiles", **foreign)
+    for title in ("Cells", "Bolts"):
+        write_result(tmp_path, both, title=title, settings=(("niter", 500),), **foreign)
+    assert main(["table", "7", "--brief", "--results", str(tmp_path)]) == 0
+    absent = capsys.readouterr().out.split("Not run of table 7:")[1]
+    assert [absent.count(f"{title}, 1 training image (changed") for title in ("Tiles", "Cells", "Bolts")] == [0, 1, 1]
 
 
 def test_the_summary_keeps_columns_apart(tmp_path, capsys):

@@ -1,5 +1,7 @@
 """Each part of the ablation against a tiny, explicit definition."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import oracle
 import pytest
@@ -9,9 +11,11 @@ from helpers import copy_parameters, random_images
 
 from hta.api import prepare
 from hta.config import AblationConfig, Config, ModelConfig, TrainingConfig
+from hta.evaluation.evaluator import Evaluator
+from hta.experiments import variants
 from hta.experiments.geom import SIDE, Geom, WideResNet, transformed_pixels
 from hta.experiments.spec import RunSpec
-from hta.experiments.variants import real_probabilities, score_images, similarities
+from hta.experiments.variants import real_probabilities, score_images, similarities, train_variant
 from hta.models.discriminator import Discriminator
 from hta.models.pyramid import Pyramid, plan_of
 from hta.runtime import Runtime
@@ -178,3 +182,36 @@ def test_geom_is_a_wide_resnet_of_depth_10_that_scores_by_the_right_transformati
         for number, row in enumerate(transformed_pixels())
     ]
     assert shares[0, 0, 0] == pytest.approx(float(torch.stack(right).mean()), rel=1e-4)
+
+
+def test_every_variant_is_trained_and_scored_by_its_own_way():
+    """What `train_variant` hands out is what the parts give that are tested above, from the same seed."""
+    tiny = (("Dsteps", 1), ("Gsteps", 1), ("max_size", 13), ("min_size", 11), ("nfc", 3), ("niter", 2))
+    image = (random_images((20, 20), 1, dtype=torch.float32)[0].permute(1, 2, 0).numpy() + 1) / 2
+    runtime = Runtime(CPU, torch.float32)
+    for variant in ("ours", "a", "b", "c", "e"):
+        spec = spec_of(variant, "fast", settings=tiny)
+        training_set = prepare([image], ["image"], spec.config())
+        pyramid = train_pyramid(training_set.images, training_set.record, runtime)
+        images = random_images(pyramid.plan.working_size, 3, seed=4, dtype=torch.float32)
+        if variant in "bc":
+            expected = real_probabilities(pyramid, images)
+        else:
+            expected = Evaluator(pyramid, (1.0,), with_maps=False).score(images).shares
+        np.testing.assert_array_equal(train_variant(spec, training_set, runtime)(images), expected)
+        assert expected.shape == (1, 3, 1 if variant == "e" else 3)
+
+
+def test_geom_is_trained_for_the_steps_of_the_preset_and_by_the_seed_of_the_draw(monkeypatch):
+    seen = []
+
+    def geom(pyramid, steps, seed, runtime):
+        seen.append((steps, seed))
+        return SimpleNamespace(shares=None)
+
+    monkeypatch.setattr(variants, "Geom", geom)
+    tiny = (("Dsteps", 1), ("Gsteps", 1), ("max_size", 13), ("min_size", 11), ("nfc", 3), ("niter", 1))
+    image = (random_images((20, 20), 1, dtype=torch.float32)[0].permute(1, 2, 0).numpy() + 1) / 2
+    spec = spec_of("g", "fast", settings=tiny, seed=7)
+    train_variant(spec, prepare([image], ["image"], spec.config()), Runtime(CPU, torch.float32))
+    assert seen == [(1_000, 8)]

@@ -1,4 +1,4 @@
-"""Rerun the tables of the paper: python -m hta.experiments run | table N | summary | changes | plot"""
+"""Rerun the tables of the paper: python -m hta.experiments run | table N | summary | changes | scores | plot"""
 
 import logging
 import sys
@@ -51,8 +51,9 @@ def _parser() -> Parser:
     table.add_argument("--brief", action="store_true", help="print ours and the paper's alone, of what was run")
     means = commands.add_parser("summary", help="a line for each part of tables 1 to 5", description=_summary.__doc__)
     compare = commands.add_parser("changes", help="what changed settings move", description=_changes.__doc__)
+    ways = commands.add_parser("scores", help="what other ways to a score move", description=_scores.__doc__)
     plot = commands.add_parser("plot", help="draw the results beside the paper's", description=_plot.__doc__)
-    acts = ((run, _run), (table, _table), (means, _summary), (compare, _changes), (plot, _plot))
+    acts = ((run, _run), (table, _table), (means, _summary), (compare, _changes), (ways, _scores), (plot, _plot))
     for command, act in acts:
         command.set_defaults(act=act)
         command.add_argument(
@@ -228,6 +229,11 @@ def _summary(options: Namespace) -> None:
 def _changes(options: Namespace) -> None:
     """Print by how much every changed setting moves the AUROC of the same training and test images."""
     print(changes.to_markdown(changes.compare_changes(ResultsFolder(options.results).results())))
+
+
+def _scores(options: Namespace) -> None:
+    """Print by how much other ways from the votes to a score move the AUROC of one-shot runs, over all classes."""
+    print(changes.scores_to_markdown(changes.compare_scores(ResultsFolder(options.results).results())))
 
 
 def _plot(options: Namespace) -> None:

@@ -7,6 +7,7 @@ says which settings to use: the differences are of test labels.
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from hta.experiments.results import Result
 from hta.experiments.spec import RunSpec
@@ -14,6 +15,7 @@ from hta.experiments.table_text import line, number, with_interval
 from hta.experiments.tables import Setup, mean_and_interval, setup_of
 
 _SHORT, _LONG = "fast", "paper"
+_SCORE = "score: "
 
 Place = tuple[str, int]
 """Normal class and draw."""
@@ -27,11 +29,13 @@ class Comparison:
         setup: of the plain runs.
         plain: the plain runs by class and draw.
         changed: for every change, AUROC by class and draw.
+        precisions: for every change, in which the pairs were run, where the two differ: "float32 beside bfloat16".
     """
 
     setup: Setup
     plain: dict[Place, Result] = field(default_factory=dict)
     changed: dict[str, dict[Place, float]] = field(default_factory=lambda: defaultdict(dict))
+    precisions: dict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
 
     @property
     def places(self) -> list[Place]:
@@ -63,12 +67,33 @@ def compare_changes(results: Iterable[Result]) -> list[Comparison]:
         plain = comparison.plain.get(place)
         if plain is not None and plain.spec.data_sha256 == result.spec.data_sha256:
             comparison.changed[change][place] = _auroc(result)
+            if result.spec.precision == plain.spec.precision and result.precision != plain.precision:
+                comparison.precisions[change].add(f"{result.precision} beside {plain.precision}")
     compared = [comparisons[setup] for setup in sorted(comparisons, key=str) if comparisons[setup].places]
     for comparison in compared:
         for place in comparison.places:
             for name, auroc in _other_scores(comparison.plain[place]).items():
                 comparison.changed[name][place] = auroc
     return compared
+
+
+def compare_scores(results: Iterable[Result]) -> list[Comparison]:
+    """The plain runs of every part of table 1 with several classes, by other ways from the votes to a score.
+
+    Unlike the rows of `compare_changes`, which stand beside the changed runs, these are over all classes.
+    """
+    comparisons: dict[Setup, Comparison] = {}
+    for result in results:
+        spec = result.spec
+        setup = setup_of(spec, None)
+        if (spec.variant, spec.shots, spec.task) != ("ours", 1, "class") or setup.changes or _auroc(result) is None:
+            continue
+        comparison = comparisons.setdefault(setup, Comparison(setup))
+        comparison.plain[_place(result)] = result
+        for name, auroc in _other_scores(result).items():
+            comparison.changed[name][_place(result)] = auroc
+    several = [setup for setup in comparisons if len({name for name, _ in comparisons[setup].plain}) > 1]
+    return [comparisons[setup] for setup in sorted(several, key=str)]
 
 
 def _change_of(spec: RunSpec) -> str | None:
@@ -97,9 +122,9 @@ def _auroc(result: Result) -> float | None:
 def _other_scores(result: Result) -> dict[str, float]:
     """AUROC of other ways from the votes of the scales to a score."""
     found = result.record["results"]
-    scores = {"score: min-max normalised": found["auroc"]["minmax"]}
+    scores = {f"{_SCORE}min-max normalised": found["auroc"]["minmax"]}
     for scale, auroc in enumerate(found["auroc_by_scale"]):
-        scores[f"score: scale {scale} alone"] = auroc
+        scores[f"{_SCORE}scale {scale} alone"] = auroc
     return {name: 100 * auroc for name, auroc in scores.items() if auroc is not None}
 
 
@@ -115,6 +140,29 @@ def to_markdown(comparisons: Sequence[Comparison]) -> str:
             differences = comparison.differences(change)
             if differences:
                 cells = [number(differences.get(place), "+.1f") for place in places]
-                lines.append(line([change, *cells, with_interval(*mean_and_interval(list(differences.values())))]))
+                mixed = "; ".join(sorted(comparison.precisions[change]))
+                title = f"{change} ({mixed})" if mixed else change
+                lines.append(line([title, *cells, with_interval(*mean_and_interval(list(differences.values())))]))
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"
+
+
+def scores_to_markdown(comparisons: Sequence[Comparison]) -> str:
+    """One line a setup: by how much each way to a score moves the mean over classes, with its interval over them."""
+    ways = list(dict.fromkeys(way for comparison in comparisons for way in comparison.changed))
+    titles = ["run", "classes", *(way.removeprefix(_SCORE) for way in ways)]
+    lines = [line(titles), line(["---"] * len(titles))]
+    for comparison in comparisons:
+        means = [_over_classes(comparison.differences(way)) for way in ways]
+        cells = [with_interval(*mean_and_interval(values)) if values else "" for values in means]
+        classes = {name for name, _ in comparison.places}
+        lines.append(line([comparison.setup.describe(), str(len(classes)), *cells]))
+    return "\n".join(lines) + "\n"
+
+
+def _over_classes(differences: dict[Place, float]) -> list[float]:
+    """One value a class, the mean over its draws."""
+    by_class = defaultdict(list)
+    for (name, _), value in differences.items():
+        by_class[name].append(value)
+    return [fmean(values) for values in by_class.values()]

@@ -99,11 +99,16 @@ def requests_of_tables(tables: Iterable[int], request: Request) -> list[Request]
 
 
 def check_titles(requests: Sequence[Request]) -> None:
-    """Refuse one title, or the paper's rows of one data set, for several data sets.
+    """Refuse one title, or the paper's rows of one data set, for several data sets, and rows that there are not.
 
     Raises:
-        UserError: there are several.
+        UserError: there are several, or none of that name.
     """
+    for name in (request.paper_dataset for request in requests if request.paper_dataset):
+        if name not in paper_datasets():
+            raise UserError(
+                f"--paper_dataset {name}: not in the paper's tables; give one of {', '.join(paper_datasets())}"
+            )
     named = any(request.dataset_title or request.paper_dataset for request in requests)
     if named and len({name for request in requests for name in request.datasets}) > 1:
         raise UserError("--dataset_title and --paper_dataset name one data set; give --datasets one")

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from hta.experiments.paper import AVERAGE, SHOT_TABLES, paper_parts, paper_value
 from hta.experiments.results import Result
 from hta.experiments.spec import slug
+from hta.experiments.table_text import count_draws
 from hta.experiments.tables import Part, Row, Setup, build_table
 from hta.files import write_atomically
 
@@ -54,7 +55,7 @@ def class_bars(part: Part) -> Figure:
     run = {column for _, column in part.cells}
     rows = [row for row in part.rows() if row.column in run and (row.ours is not None or row.paper)]
     figure, axes = _new_figure(part.setup, max(6, 0.62 * len(rows) + 1))
-    places = np.arange(len(rows)) + [0.4 * _is_average(row) for row in rows]  # averages stand apart
+    places = np.arange(len(rows)) + [0.4 * row.is_average for row in rows]  # averages stand apart
 
     ours = [(x, row.ours, row.std) for x, row in zip(places, rows, strict=True) if row.ours is not None]
     paper = [(x, row.paper.mean, row.paper.std) for x, row in zip(places, rows, strict=True) if row.paper]
@@ -87,20 +88,13 @@ def _bars(axes: Axes, shift: float, bars: Sequence[_Point], label: str) -> None:
     )
 
 
-def _is_average(row: Row) -> bool:
-    return row.name.startswith(AVERAGE)
-
-
-def _draws(rows: Iterable[Row]) -> str:
-    counts = {row.draws for row in rows if row.draws}
-    if not counts:
-        return ""
-    several = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
-    return f", {several} draw{'s' * (max(counts) > 1)}"
+def _draws(rows: Sequence[Row]) -> str:
+    draws = count_draws(rows)
+    return f", {draws} draw{'s' * (draws != '1')}" if draws else ""
 
 
 def _label(row: Row, part: Part) -> str:
-    name = row.name.replace(" of ", " of\n", 1) if _is_average(row) else row.name
+    name = row.name.replace(" of ", " of\n", 1) if row.is_average else row.name
     return f"{name} {row.column}" if len(part.columns) > 1 else name
 
 
@@ -140,7 +134,7 @@ def shots_curve(setup: Setup, parts: Sequence[Part]) -> Figure:
 
 
 def _averages(part: Part, column: str) -> list[Row]:
-    return [row for row in part.rows() if _is_average(row) and row.column == column]
+    return [row for row in part.rows() if row.is_average and row.column == column]
 
 
 def _printed(dataset: str | None, column: str) -> list[_Point]:

@@ -6,7 +6,8 @@ from types import MappingProxyType
 from typing import Literal
 
 METHOD_VERSION = 2
-"""Raised with every change that moves a score: results of another version are run again and enter no table."""
+"""Raised with every change that moves a score by more than another order of rounding does: results of another version
+are run again and enter no table."""
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,11 @@ class Result:
         """Time of training and scoring."""
         return self.record["run"]["seconds_training"] + self.record["run"]["seconds_scoring"]
 
+    @property
+    def precision(self) -> str:
+        """In which the run was made, "float32" or "bfloat16": under "auto" the machine's choice."""
+        return self.record["run"]["machine"]["dtype"]
+
 
 @dataclass(frozen=True)
 class ResultsFolder:
@@ -113,7 +118,10 @@ def _read(path: Path) -> Result | None:
             logger.info("%s: of another version of the method, left out", path)
             return None
         result = Result(RunSpec.from_dict(record["spec"], str(path)), record)
-        result.record["results"]["auroc"], result.record["key"], result.seconds  # these must be there
+        result.record["results"]["auroc"], result.seconds, result.precision  # these must be there
+        if record["key"] != result.spec.key:  # some default was another
+            logger.info("%s: of other settings than its run would have now, left out", path)
+            return None
         return result
     except FileNotFoundError:
         return None

@@ -68,7 +68,7 @@ class RunSpec:
         default = default_fraction(self.task, self.shots)
         return default if default in self.fractions else self.fractions[-1]
 
-    def config(self, *, is_gray: bool = False) -> Config:
+    def config(self) -> Config:
         """The resolved settings of model and training.
 
         Raises:
@@ -81,7 +81,7 @@ class RunSpec:
         flat |= dict(self.settings)
         if variant.one_scale:
             flat |= {"min_size": variant.one_scale, "max_size": variant.one_scale}
-        config = default_config(**flat).resolved(is_gray=is_gray)
+        config = default_config(**flat).resolved(is_gray=False)  # matters to an open num_transforms alone
         if variant.objective == config.model.objective:
             return config
         return replace(config, model=AblationConfig(**asdict(config.model), objective=variant.objective))

@@ -3,12 +3,12 @@
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from hta.experiments.paper import AVERAGE, PaperValue, paper_classes
-from hta.experiments.tables import NOT_RUN, VERDICTS, Part, Row
+from hta.experiments.tables import ABLATION, NOT_RUN, VERDICTS, Part, Row
 
 _TITLES = {
     1: "One-shot",
@@ -43,9 +43,9 @@ def to_brief_markdown(table: int, parts: Sequence[Part]) -> str:
             lines += [f"**{part.setup.describe()}** ({part.hours:.2f} hours)", "", *columns(part), ""]
             lines += [*_differences(part), ""] if _differences(part) else []
     absent = [_absent_title(part) + _printed_averages(part) for part in parts if not part.setup]
-    plain = {(part.dataset, part.shots) for part in parts if part.setup and not part.setup.changes}
-    changed = {(part.dataset, part.shots): part for part in parts if part.setup and part.setup.changes}
-    absent += [f"{_absent_title(changed[place])} (changed settings alone)" for place in changed if place not in plain]
+    plain = {_absent_title(part) for part in parts if part.setup and not part.setup.changes}
+    changed = dict.fromkeys(_absent_title(part) for part in parts if part.setup and part.setup.changes)
+    absent += [f"{title} (changed settings alone)" for title in changed if title not in plain]
     if absent:
         lines.append(f"Not run of table {table}: {'; '.join(absent)}.")
     return "\n".join(lines).rstrip() + "\n"
@@ -73,7 +73,7 @@ def to_csv(parts: Sequence[Part]) -> str:
     for part in parts:
         setup = part.setup.describe() if part.setup else _absent_title(part)
         for row in part.rows():
-            figures = [number(row.ours, ".2f"), number(row.std, ".2f"), row.draws, number(row.minmax, ".2f")]
+            figures = [number(row.ours, ".2f"), number(row.std, ".2f"), count_draws([row]), number(row.minmax, ".2f")]
             paper = [row.paper.mean, row.paper.std] if row.paper else ["", ""]
             verdict = [number(row.difference, "+.2f"), row.verdict]
             others = [value.mean if value else "" for value in row.baselines]
@@ -92,7 +92,7 @@ def _part_lines(part: Part) -> list[str]:
     for row in part.rows():
         if row.ours is None and row.name not in run and (several or part.setup.changes):
             continue  # one line for all columns of such a class, below; of a changed setup only what was run is told
-        cells = [row.name, *([row.column] * several), _ours(row), str(row.draws or ""), number(row.minmax)]
+        cells = [row.name, *([row.column] * several), _ours(row), count_draws([row]), number(row.minmax)]
         cells += [
             _value(row.paper),
             number(row.difference, "+.1f"),
@@ -112,7 +112,7 @@ def _brief_rows(part: Part) -> list[str]:
     lines = [line(titles), line(["---"] * len(titles))]
     for row in _several_classes(part):
         if row.ours is not None:
-            figures = [_ours(row), str(row.draws), _value(row.paper), number(row.difference, "+.1f"), row.verdict]
+            figures = [_ours(row), count_draws([row]), _value(row.paper), number(row.difference, "+.1f"), row.verdict]
             lines.append(line([row.name, *figures]))
     absent = [row.name for row in part.rows() if row.ours is None]
     return [*lines, *(["", f"Not run: {', '.join(absent)}."] if absent else [])]
@@ -134,7 +134,7 @@ def _brief_columns(part: Part) -> list[str]:
 def _several_classes(part: Part) -> list[Row]:
     """All rows; the averages only where there is more than one class."""
     several = len({name for name, _ in part.cells}) > 1
-    return [row for row in part.rows() if several or not row.name.startswith(AVERAGE)]
+    return [row for row in part.rows() if several or not row.is_average]
 
 
 def _differences(part: Part) -> list[str]:
@@ -146,7 +146,16 @@ def _differences(part: Part) -> list[str]:
             over = "" if difference[1] is None else " (95 % interval over classes)"
             verdicts = _verdicts(part, column)
             lines.append(f"Mean difference to the paper, {column}: {with_interval(*difference)}{over}; {verdicts}.")
-    return lines
+    return [*lines, *_differences_to_ours(part)]
+
+
+def _differences_to_ours(part: Part) -> list[str]:
+    """What each part of the ablation moves, on the same classes and draws."""
+    if part.table != ABLATION:
+        return []
+    found = {column: part.difference_to_ours(column) for column in part.columns if column != "Ours"}
+    moved = [f"{column} {with_interval(*difference)}" for column, difference in found.items() if difference]
+    return ["", f"Minus Ours on the same images (95 % interval over classes): {', '.join(moved)}."] if moved else []
 
 
 def _verdicts(part: Part, column: str) -> str:
@@ -159,13 +168,13 @@ def _summary_cells(table: int, part: Part) -> list[list[str]]:
     several = len(part.columns) > 1
     lines = []
     for row in part.rows():
-        if row.name.startswith(AVERAGE):
+        if row.is_average:
             difference = part.mean_difference(row.column)
             cells = [
                 str(table),
                 part.setup.describe() + (f": {row.column}" if several else ""),
                 str(len(part.class_rows(row.column))),
-                str(row.draws),
+                count_draws([row]),
                 number(row.ours),
                 number(row.paper.mean if row.paper else None),
                 with_interval(*difference) if difference else "",
@@ -221,6 +230,12 @@ def with_interval(mean: float, half: float | None) -> str:
 
 def _value(value: PaperValue | None) -> str:
     return "" if value is None else f"{value.mean:.1f} ± {value.std:.1f}"
+
+
+def count_draws(rows: Iterable[Row]) -> str:
+    """How many draws rows have, such as "2", or "1 to 3"; nothing where nothing was run."""
+    counts = {count for row in rows for count in row.draws}
+    return " to ".join(str(count) for count in sorted({min(counts), max(counts)})) if counts else ""
 
 
 def _ours(row: Row) -> str:

@@ -1,7 +1,8 @@
 """The paper's tables from the runs at hand, beside the printed values.
 
 All figures are AUROC in per cent, higher = better. A difference is ours minus the paper's; the verdict asks whether it
-is within the paper's standard deviation over draws. Averages and their differences are over the classes that were run.
+is within the paper's standard deviation over draws; an average has none, since a mean of these deviations is no
+deviation of a mean. Averages and their differences are over the classes that were run.
 Runs with another number of transformations than the paper's are shown, but not beside its figures.
 """
 
@@ -27,7 +28,7 @@ from hta.experiments.paper import (
 from hta.experiments.results import Result
 from hta.experiments.spec import RunSpec
 
-_DEFECT_TABLES, _ABLATION, _FRACTIONS = (5, 7), 6, 7
+_DEFECT_TABLES, ABLATION, _FRACTIONS = (5, 7), 6, 7
 _PAPER_TRANSFORMS = {spec.table_name: spec.num_transforms for spec in SPECS.values()}
 NOT_RUN = "not run"
 VERDICTS = _BELOW, _WITHIN, _ABOVE = ("below", "within one std", "above")
@@ -58,10 +59,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class Cell:
-    """Our figures for a class and a column: one value a draw, per cent, for both ways to bring scales together."""
+    """Our figures for a class and a column: by draw, per cent, for both ways to bring scales together."""
 
-    mean: tuple[float, ...]
-    minmax: tuple[float, ...]
+    mean: dict[int, float]
+    minmax: dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -70,19 +71,22 @@ class Row:
 
     Attributes:
         name, column: of class and column.
-        ours, std, draws, minmax: ours; None where it was not run, std also with a single draw.
+        ours, std, minmax: ours; None where it was not run, std also with a single draw.
+        draws: how many there are, ascending: none where it was not run, several only for an average over classes.
         paper: the paper's value, None where it has none.
         baselines: the paper's other columns.
+        is_average: over classes.
     """
 
     name: str
     column: str
     ours: float | None
     std: float | None
-    draws: int
+    draws: tuple[int, ...]
     minmax: float | None
     paper: PaperValue | None
     baselines: tuple[PaperValue | None, ...]
+    is_average: bool = False
 
     @property
     def difference(self) -> float | None:
@@ -91,10 +95,10 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Where ours lies: within one std of the paper's, below or above."""
+        """Where ours lies: within one std of the paper's, below or above; nothing for an average."""
         if self.ours is None:
             return NOT_RUN
-        if self.difference is None:
+        if self.difference is None or self.is_average:
             return ""
         if abs(self.difference) <= self.paper.std:
             return _WITHIN
@@ -126,7 +130,7 @@ class Part:
     @property
     def baseline_columns(self) -> list[str]:
         """The paper's columns that are other methods."""
-        if self.table in (_ABLATION, _FRACTIONS):
+        if self.table in (ABLATION, _FRACTIONS):
             return []
         return [column for column in paper_columns(self.table) if not column.startswith("Ours")]
 
@@ -153,10 +157,11 @@ class Part:
         baselines = tuple(self.paper_cell(name, other) for other in self.baseline_columns)
         cell = self.cells.get((name, column))
         if cell is None:
-            return Row(name, column, None, None, 0, None, self.paper_cell(name, column), baselines)
-        std = float(np.std(cell.mean, ddof=1)) if len(cell.mean) > 1 else None
-        ours, minmax = float(np.mean(cell.mean)), float(np.mean(cell.minmax))
-        return Row(name, column, ours, std, len(cell.mean), minmax, self.paper_cell(name, column), baselines)
+            return Row(name, column, None, None, (), None, self.paper_cell(name, column), baselines)
+        values = list(cell.mean.values())
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        ours, minmax = float(np.mean(values)), float(np.mean(list(cell.minmax.values())))
+        return Row(name, column, ours, std, (len(values),), minmax, self.paper_cell(name, column), baselines)
 
     def _run_classes(self, column: str) -> list[str]:
         return [name for name in self.classes if (name, column) in self.cells]
@@ -175,15 +180,26 @@ class Part:
             column,
             float(np.mean([row.ours for row in rows])),
             None if None in stds else float(np.mean(stds)),
-            min(row.draws for row in rows),
+            tuple(sorted({count for row in rows for count in row.draws})),
             float(np.mean([row.minmax for row in rows])),
             _mean_value([row.paper for row in rows]),
             tuple(_mean_value([self.paper_cell(name, other) for name in names]) for other in self.baseline_columns),
+            is_average=True,
         )
 
     def mean_difference(self, column: str) -> tuple[float, float | None] | None:
         """Mean over classes of ours minus the paper's, and the half width of its 95 % interval (Student's t)."""
         values = [row.difference for row in self.class_rows(column) if row.difference is not None]
+        return mean_and_interval(values) if values else None
+
+    def difference_to_ours(self, column: str) -> tuple[float, float | None] | None:
+        """Mean over classes of a column minus Ours on the same draws, and the half width of its 95 % interval."""
+        values = []
+        for name in self._run_classes(column):
+            cell, ours = self.cells[name, column], self.cells.get((name, "Ours"))
+            common = cell.mean.keys() & ours.mean.keys() if ours else ()
+            if common:
+                values.append(float(np.mean([cell.mean[draw] - ours.mean[draw] for draw in sorted(common)])))
         return mean_and_interval(values) if values else None
 
 
@@ -216,7 +232,7 @@ def build_table(table: int, results: Iterable[Result]) -> list[Part]:
         if _belongs(table, result.spec):
             setup = setup_of(result.spec, _paper_dataset(table, result.spec), with_transforms=table != 5)
             groups[setup].append(result)
-    if table == _ABLATION:
+    if table == ABLATION:
         groups = {setup: _compared(members) for setup, members in groups.items()}
     for members in groups.values():
         _check_same_images(members)
@@ -260,7 +276,7 @@ def _belongs(table: int, spec: RunSpec) -> bool:
 
 def _column(table: int, spec: RunSpec) -> str | None:
     """The paper's column that a run stands beside; table 7 has one for every fraction."""
-    if table == _ABLATION:
+    if table == ABLATION:
         return "Ours" if spec.variant == "ours" else spec.variant
     if spec.variant != "ours":
         return None
@@ -305,7 +321,7 @@ def _part(table: int, setup: Setup, members: Sequence[Result]) -> Part:
             if None not in auroc.values():
                 values[spec.pos_class, column][spec.draw] = auroc
     cells = {
-        place: Cell(*(tuple(100 * auroc[way] for auroc in draws.values()) for way in ("mean", "minmax")))
+        place: Cell(*({draw: 100 * auroc[way] for draw, auroc in draws.items()} for way in ("mean", "minmax")))
         for place, draws in values.items()
     }
     hours = sum(result.seconds for result in members) / 3600

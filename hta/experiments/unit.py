@@ -123,7 +123,7 @@ def execute(task: Task) -> Outcome:
 
     start = time.perf_counter()
     images = selection.training_images()
-    config = replace(spec.config(is_gray=benchmark.is_gray), runtime=task.runtime)
+    config = replace(spec.config(), runtime=task.runtime)
     training_set = api.prepare(images, selection.training_ids(), config)
     plan = plan_of(training_set.record.config.model, training_set.record.image_size)
     shares_of = train_variant(spec, training_set, runtime)
@@ -199,7 +199,9 @@ def measure(spec: RunSpec, shares: np.ndarray, labels: np.ndarray) -> tuple[dict
 def decision_on_views(
     spec: RunSpec, shares_of: Shares, training_set: api.TrainingSet, scores: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
-    """False alarms and recall at the threshold that views of the training images give, as the product decides.
+    """False alarms and recall at the threshold that views of the training images give, by the score.
+
+    The product decides defects by the maxima of their maps, which runs do not make.
 
     Args:
         spec: of the run.
