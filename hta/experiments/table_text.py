@@ -146,7 +146,8 @@ def _differences(part: Part) -> list[str]:
             over = "" if difference[1] is None else " (95 % interval over classes)"
             verdicts = _verdicts(part, column)
             lines.append(f"Mean difference to the paper, {column}: {with_interval(*difference)}{over}; {verdicts}.")
-    return [*lines, *_differences_to_ours(part)]
+    moved = _differences_to_ours(part)
+    return [*lines, *([""] if lines and moved else []), *moved]
 
 
 def _differences_to_ours(part: Part) -> list[str]:
@@ -155,7 +156,7 @@ def _differences_to_ours(part: Part) -> list[str]:
         return []
     found = {column: part.difference_to_ours(column) for column in part.columns if column != "Ours"}
     moved = [f"{column} {with_interval(*difference)}" for column, difference in found.items() if difference]
-    return ["", f"Minus Ours on the same images (95 % interval over classes): {', '.join(moved)}."] if moved else []
+    return [f"Minus Ours on the same images (95 % interval over classes): {', '.join(moved)}."] if moved else []
 
 
 def _verdicts(part: Part, column: str) -> str:
