@@ -2,8 +2,10 @@
 
 import csv
 import difflib
+import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -205,14 +207,14 @@ def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Tes
 
 
 def find_good_images(good_dir: Path, test: Sequence[Path] = ()) -> list[Path]:
-    """Find normal images to make a threshold of: all images of a folder and the folders in it, each file once.
+    """Find normal images to make a threshold of: all images of a folder and the folders in it, each once.
 
     Args:
         good_dir: The folder.
         test: Files that will be scored; none of them may be among the good ones.
 
     Returns:
-        Their paths, sorted.
+        Their paths, sorted, without copies of one another.
 
     Raises:
         UserError: There is no such folder or no image in it, or one of them will be scored.
@@ -225,11 +227,46 @@ def find_good_images(good_dir: Path, test: Sequence[Path] = ()) -> list[Path]:
     scored = {path.resolve() for path in test}
     both = next((path for path in paths if path.resolve() in scored), None)
     if both is not None:
-        raise UserError(
-            f"--good_dir {good_dir}: {both} is also a test image, which would make the false alarms look rarer than "
-            "they are; give images that are not scored"
-        )
-    return paths
+        _refuse_scored(good_dir, f"{both} is also a test image")
+    alike = _first_alike(paths)
+    for path, first in alike.items():
+        if first != path:
+            logger.info("--good_dir: %s is left out, it is a copy of %s", path, first)
+    return [path for path, first in alike.items() if first == path]
+
+
+def refuse_copies(good_dir: Path, good: Sequence[Path], test: Sequence[Path]) -> None:
+    """Refuse good images that are copies of images that will be scored.
+
+    Raises:
+        UserError: One is; it is named.
+    """
+    scored = set(test)
+    for path, first in _first_alike([*test, *good]).items():
+        if first in scored and path not in scored:
+            _refuse_scored(good_dir, f"{path} is a copy of the test image {first}")
+
+
+def _refuse_scored(good_dir: Path, what: str) -> NoReturn:
+    raise UserError(
+        f"--good_dir {good_dir}: {what}, which would make the false alarms look rarer than they are; give images that "
+        "are not scored"
+    )
+
+
+def _first_alike(paths: Sequence[Path]) -> dict[Path, Path]:
+    """For each file the first of them that holds the same bytes, itself where no other does."""
+    sizes = {path: path.stat().st_size for path in paths if path.is_file() and os.access(path, os.R_OK)}
+    counts = Counter(sizes.values())
+    firsts: dict[bytes, Path] = {}
+    alike = {}
+    for path in paths:
+        # Only files of one size are read. What cannot be read is left to whoever reads the images.
+        if counts[sizes.get(path)] > 1:
+            alike[path] = firsts.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
+        else:
+            alike[path] = path
+    return alike
 
 
 def read_mask(path: Path) -> np.ndarray:
