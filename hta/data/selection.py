@@ -67,7 +67,7 @@ class SelectedImage:
 
     def read_mask(self) -> np.ndarray | None:
         """Return the defect, prepared like its image, `(size, size)` bool; None without a mask."""
-        return None if self.mask is None else self.selection.benchmark.test_mask(self.index)
+        return self.selection.benchmark.test_mask(self.index)
 
 
 @dataclass(frozen=True)
