@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from hta.data.benchmarks import Benchmark, array_benchmark, benchmark_spec
+from hta.data.image_sets import Benchmark, array_benchmark
 from hta.data.protocol import choose_test_images, draw_training_images
+from hta.data.specs import benchmark_spec
 from hta.errors import UserError
 
 
