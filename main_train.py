@@ -17,7 +17,7 @@ import numpy as np
 from hta import api
 from hta.cli import Parser, add_settings, run_command, take_settings
 from hta.config import Checked, Config, ModelConfig, RuntimeConfig, TrainingConfig, option
-from hta.data.folders import find_training_images, load_training_images
+from hta.data.folders import find_training_images, load_training_images, locate
 from hta.data.selection import BenchmarkOptions, default_model_name, default_task, select
 from hta.errors import UserError
 from hta.models.storage import RunFolder
@@ -36,7 +36,7 @@ class InputOptions(Checked):
     """Which images, and where the model goes."""
 
     input_name: tuple = option((), "a file of --input_dir or a path; several files, or a folder, for several shots")
-    input_dir: str = option("Input/Images", "folder in which names are looked for")
+    input_dir: str = option("Input/Images", "folder in which names without a path are looked for first")
     num_images: int | None = option(
         None,
         "how many images to train on: of a folder the first by name, which must hold so many, by default all; of a "
@@ -155,12 +155,12 @@ def _require_input_name(options: InputOptions) -> None:
 def _own_images(options: InputOptions) -> Source:
     """Image files, or a folder of them."""
     paths = find_training_images(options.input_name, Path(options.input_dir), options.num_images)
-    is_folder = len(options.input_name) == 1 and paths[0].name != Path(options.input_name[0]).name
+    named = locate(options.input_name[0], Path(options.input_dir))
 
     def read(config: Config) -> tuple[Sequence[np.ndarray], list[str], Config]:
         return load_training_images(paths, options.size_image), [path.name for path in paths], config
 
-    name = paths[0].resolve().parent.name if is_folder else paths[0].stem
+    name = named.resolve().name if named.is_dir() else named.stem
     return Source(name, read, ["--test_dir", "YOUR_TEST_FOLDER"])
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from hta import api
 from hta.config import Checked, option
-from hta.data.folders import TestItem, find_good_images, find_test_images, refuse_copies
+from hta.data.folders import LABELS_RULE, TestItem, find_good_images, find_test_images, refuse_copies
 from hta.data.scored import ScoredImage, check_readable
 from hta.data.selection import BenchmarkOptions, Selection, default_task, select, select_again
 from hta.errors import UserError
@@ -34,7 +34,7 @@ class InputOptions(Checked):
     test_dir: str = option(
         "", "an image, or a folder of them; folders good and others in it give labels, ground_truth gives masks"
     )
-    labels_csv: str | None = option(None, "labels from a CSV file with the header path,label: 0 is normal")
+    labels_csv: str | None = option(None, f"labels from a CSV file with the header path,label: {LABELS_RULE}")
     good_dir: str | None = option(
         None,
         "folder of normal images that are neither trained on nor scored, 19 or more for 5 % false alarms: the "

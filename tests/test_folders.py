@@ -62,6 +62,17 @@ class TestFindTrainingImages:
         assert find_training_images(["a.png", str(outside)], tmp_path / "Input") == [inside, outside]
         assert [path.resolve() for path in find_training_images(["b.png"], tmp_path / "Input")] == [outside]
 
+    def test_a_path_goes_before_the_same_place_in_the_input_folder(self, tmp_path, monkeypatch):
+        inside, outside, below = make(tmp_path, "Input/a.png", "a.png", "Input/deeper/b.png")
+        (folder,) = {path.parent for path in make(tmp_path, "Input/shots/c.png")}
+        make(tmp_path, "shots/d.png")
+        monkeypatch.chdir(tmp_path)
+        for name, expected in (("./a.png", outside), ("a.png", inside), ("deeper/b.png", below)):
+            (found,) = find_training_images([name], tmp_path / "Input")
+            assert found.resolve() == expected
+        assert folders.locate("shots/", tmp_path / "Input") == folder
+        assert folders.locate("./shots", tmp_path / "Input").resolve() == tmp_path / "shots"
+
     def test_files_keep_their_order(self, tmp_path):
         make(tmp_path, "a.png", "b.png", "c.png")
         names = ["c.png", "a.png", "b.png"]
@@ -262,6 +273,30 @@ class TestLabelsCsv:
         labels = self.write(tmp_path / "labels.csv", "c/d.png,crack", "a.png,0", "b.png, 1 ", "e.png,good")
         expected = [("a.png", 0, None), ("b.png", 1, None), ("c/d.png", 1, "crack"), ("e.png", 0, None)]
         assert table(find_test_images(tmp_path, labels)) == expected
+
+    @pytest.mark.parametrize(
+        ("label", "expected"),
+        [
+            *[(word, (0, None)) for word in ("0.0", "Good", "NORMAL", "ok", "OK ")],
+            *[("1.0", (1, None)), ("Crack", (1, "Crack")), ("3 holes", (1, "3 holes"))],
+        ],
+    )
+    def test_numbers_as_others_write_them_and_words_in_any_case(self, tmp_path, label, expected):
+        make(tmp_path, "a.png")
+        (item,) = find_test_images(tmp_path, self.write(tmp_path / "labels.csv", f"a.png,{label}"))
+        assert (item.label, item.defect) == expected
+
+    @pytest.mark.parametrize("label", ["2", "-1", "0.5", "nan", "inf"])
+    def test_another_number_is_refused(self, tmp_path, label):
+        make(tmp_path, "a.png")
+        labels = self.write(tmp_path / "labels.csv", f"a.png,{label}")
+        message = f"{labels}: label {label} of a.png; 0, good or normal or ok is normal, 1 or the name of a defect"
+        rejected(message, find_test_images, tmp_path, labels)
+
+    def test_a_name_may_begin_with_a_space(self, tmp_path):
+        make(tmp_path, " 3.png", "3.png")
+        labels = self.write(tmp_path / "labels.csv", " 3.png,1", "3.png,0")
+        assert table(find_test_images(tmp_path, labels)) == [(" 3.png", 1, None), ("3.png", 0, None)]
 
     def test_paths_may_count_from_the_csv(self, tmp_path):
         make(tmp_path, "images/a.png", "images/b.png")

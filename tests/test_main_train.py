@@ -190,6 +190,15 @@ def test_a_name_of_input_dir_and_a_name_of_ones_own(workspace):
     assert (workspace / "TrainedModels" / "my wall" / "scale_2.safetensors").is_file()
 
 
+def test_a_model_is_called_like_the_folder_that_was_named(workspace, capsys):
+    write_image(workspace / "store" / "raw_000.png")
+    for folder in ("my_good", "000.png"):
+        Path(folder).mkdir()
+        Path(folder, "000.png").symlink_to(workspace / "store" / "raw_000.png")
+        assert main_train.main(["--input_name", folder, *QUICK, "--dry_run"]) == 0
+        assert f"would write TrainedModels/{folder}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("task", ["defect", "class"])
 @pytest.mark.parametrize("gray", [False, True])
 def test_task_and_colour_choose_the_transformations(workspace, capsys, task, gray):

@@ -24,6 +24,12 @@ TEST_FOLDER = "test"
 TRAIN_FOLDER = "train"
 MASK_ENDING = "_mask"
 
+NORMAL_LABELS = (NORMAL_FOLDER, "normal", "ok")
+"""Words of a CSV, in any case, that mean normal as 0 does."""
+
+LABELS_RULE = f"0, {' or '.join(NORMAL_LABELS)} is normal, 1 or the name of a defect anomalous"
+"""What labels of a CSV may be, in words."""
+
 _LISTED = 5  # how many offending files a message names before it only counts them
 
 
@@ -74,7 +80,7 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
 
     Args:
         names: Files of `input_dir` or paths to files, or one folder, whose image files are taken sorted by name.
-        input_dir: Where names are looked for first.
+        input_dir: Where names without a folder are looked for first.
         num_images: How many images of a folder, the first by name; it must hold so many. All by default.
 
     Returns:
@@ -88,7 +94,7 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
         raise UserError("--input_name: none given; name an image file or a folder of images")
     if num_images is not None and num_images < 1:
         raise UserError(f"--num_images: {num_images} is below 1; give a positive number")
-    paths = [_locate(name, input_dir) for name in names]
+    paths = [locate(name, input_dir) for name in names]
     folders = [path for path in paths if path.is_dir()]
     if folders and len(paths) > 1:
         raise UserError(f"--input_name: the folder {folders[0]} among other names; give one folder, or files only")
@@ -126,9 +132,16 @@ def load_training_images(paths: Sequence[Path], size_image: int | None = None) -
     return np.stack([_resize_array(image, target) for image in images])
 
 
-def _locate(name: str, input_dir: Path) -> Path:
-    """Find a name in the input folder or as a path of its own."""
-    for path in (input_dir / name, Path(name)):
+def locate(name: str, input_dir: Path) -> Path:
+    """Find a file or folder: a plain name in the input folder first, else as a path of its own first.
+
+    Raises:
+        UserError: There is none.
+    """
+    places = [input_dir / name, Path(name)]
+    if os.path.dirname(name.rstrip("/")):  # noqa: PTH120 - pathlib would forget that `./a.png` is a path
+        places.reverse()
+    for path in places:
         if name and os.access(path, os.F_OK):
             return path
     present = _names(input_dir) if input_dir.is_dir() else []
@@ -185,8 +198,8 @@ def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Tes
     Args:
         test_dir: A folder, or one image file.
         labels_csv: CSV with the header `path,label`, a row for every image. Paths count from `test_dir`, else from the
-            CSV's folder; labels are 0 or `good` for normal, 1 or a kind of defect for anomalous. They replace the
-            layout's.
+            CSV's folder; labels are 0 or one of `NORMAL_LABELS` for normal, 1 or a kind of defect for anomalous. They
+            replace the layout's.
 
     Returns:
         Items sorted by their relative path.
@@ -358,7 +371,7 @@ def _with_csv_labels(items: Sequence[TestItem], base: Path, labels_csv: Path) ->
         elif place in labelled:
             raise UserError(f"{labels_csv}: two rows for {name}; remove one")
         else:
-            labelled[place] = _relabelled(by_path[place], label)
+            labelled[place] = _relabelled(by_path[place], label, labels_csv)
     if unknown:
         raise UserError(f"{labels_csv}: no such test image: {_listing(unknown)}; correct or remove these rows")
     missing = [item.relative for path, item in by_path.items() if path not in labelled]
@@ -367,11 +380,17 @@ def _with_csv_labels(items: Sequence[TestItem], base: Path, labels_csv: Path) ->
     return list(labelled.values())
 
 
-def _relabelled(item: TestItem, label: str) -> TestItem:
-    """Set a label as it stands in the CSV."""
-    if label in ("0", NORMAL_FOLDER):
+def _relabelled(item: TestItem, label: str, labels_csv: Path) -> TestItem:
+    """Set a label as it stands in the CSV: a number, a word for normal, or the name of a kind of defect."""
+    if label.lower() in NORMAL_LABELS:
         return replace(item, label=0, defect=None)
-    return replace(item, label=1, defect=item.defect if label == "1" else label)
+    try:
+        value = float(label)
+    except ValueError:
+        return replace(item, label=1, defect=label)
+    if value not in (0, 1):
+        raise UserError(f"{labels_csv}: label {label} of {item.relative}; {LABELS_RULE}")
+    return replace(item, label=int(value), defect=item.defect if value else None)
 
 
 def _csv_rows(labels_csv: Path) -> Iterator[tuple[str, str]]:
@@ -382,8 +401,8 @@ def _csv_rows(labels_csv: Path) -> Iterator[tuple[str, str]]:
             if not {"path", "label"} <= set(reader.fieldnames or ()):
                 raise UserError(f"{labels_csv}: its first line lacks path,label; add this header")
             for row in reader:
-                path, label = ((row[column] or "").strip() for column in ("path", "label"))
-                if not path or not label:
+                path, label = row["path"] or "", (row["label"] or "").strip()  # names may begin with a space
+                if not path.strip() or not label:
                     raise UserError(f"{labels_csv}: line {reader.line_num} lacks a path or a label; complete it")
                 yield path, label
     except (OSError, UnicodeDecodeError, csv.Error) as error:

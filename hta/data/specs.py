@@ -1,4 +1,4 @@
-"""What the protocol fixes for each data set: class names, preparation of images, number of transformations (section 7)."""
+"""What the protocol fixes for each data set: class names, preparation of images, transformations (section 7)."""
 
 import re
 from collections.abc import Mapping
