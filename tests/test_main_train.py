@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -299,6 +300,12 @@ def test_samples_of_any_size(copied):
     assert pictures[0].std() > 0
 
 
+def test_the_smallest_samples(copied):
+    draw(["--num_samples", "1"], scale_h=0.1, scale_v=0.1)
+    (picture,) = read_pictures(copied / "TrainedModels" / "shots" / "random_samples_scale0_h0.1_v0.1_seed0")
+    assert picture.shape == (2, 3, 3)  # of 19 x 22 px
+
+
 def test_scales_below_the_start_reconstruct(model):
     rebuilt = model.pyramid.reconstruct()[torch.arange(8) % 2]
 
@@ -330,6 +337,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, capsys):
     assert settings["training"]["niter"] == 2
     assert "3 scales of 14x17 17x19 19x22 px, networks of 4 4 4 channels" in out
     assert snapshot(workspace) == before
+
+
+def test_a_name_that_is_no_utf_8_can_be_printed(workspace):
+    name = os.fsdecode(b"caf\xe9")
+    write_image(workspace / name / f"{name}.png")
+    script = [sys.executable, str(ROOT / "main_train.py"), "--input_name", name, *QUICK, "--dry_run"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "caf\\xe9.png" in result.stdout
+    assert "would write TrainedModels/caf\\xe9\n" in result.stdout
 
 
 def test_a_dry_run_finds_mistakes_too(copied, capsys):
@@ -394,6 +412,15 @@ BAD_INPUTS = {
     "name with ../": ([*PHOTO, *QUICK, "--name", "../photo"], "--name", "plain folder name"),
     "name that is a path": ([*PHOTO, *QUICK, "--name", "a/b"], "--name", "plain folder name"),
     "empty name": ([*PHOTO, *QUICK, "--name", ""], "--name", "plain folder name"),
+    "long name of CJK characters": ([*PHOTO, *QUICK, "--name", "\u5899" * 90], "--name", "at most 200 bytes"),
+    "long folder of models": (
+        [*PHOTO, *QUICK, "--models_dir", "x" * 300],
+        "x" * 300,
+        "name too long",
+        "check the path",
+    ),
+    "long name of an image": (["--input_name", "x" * 300], "x" * 300, "check the name"),
+    "long name of a model": (["--input_name", "x" * 300, "--mode", "random_samples"], "x" * 300, "name too long"),
     "size_image below min_size": ([*PHOTO, *SCALES, "--size_image", "12"], "--min_size"),
     "unknown num_transforms": ([*PHOTO, "--num_transforms", "7"], "--num_transforms 7", "one of 54, 42, 4"),
     "unknown option": ([*PHOTO, "--nitre", "7"], "--nitre", "--help"),
@@ -446,7 +473,12 @@ BAD_INPUTS_WITH_A_MODEL = {
     "resume of a finished model": (in_shots("--resume"), "TrainedModels/shots", "--overwrite"),
     "start scale too fine": (in_samples("--gen_start_scale", "3"), "--gen_start_scale 3", "finest scale is 2"),
     "negative start scale": (in_samples("--gen_start_scale", "-1"), "--gen_start_scale", "0 <= value"),
-    "samples of no height": (in_samples("--scale_v", "0"), "--scale_v", "0 < value"),
+    "samples of no height": (in_samples("--scale_v", "0"), "--scale_v", "0.1 <= value"),
+    "samples of hardly any width": (in_samples("--scale_h", "1e-9"), "--scale_h", "0.1 <= value"),
+    "no samples": (in_samples("--num_samples", "0"), "--num_samples 0", "give 1 or more"),
+    "samples of two models": (in_samples("--input_name", "shots", "more"), "--input_name more", "name it alone"),
+    "samples of a model named twice": (in_samples("--name", "shots"), "--input_name shots", "name it alone"),
+    "samples of an empty name": (["--mode", "random_samples", "--name", ""], "--name", "is empty"),
     "negative number of samples": (in_samples("--num_samples", "-1"), "--num_samples", "0 <= value"),
 }
 
