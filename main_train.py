@@ -8,7 +8,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class Source:
     """
 
     name: str
-    read: Callable[[Config], tuple[Sequence[np.ndarray], list[str], Config]]
+    read: Callable[[Config], tuple[Iterable[np.ndarray], list[str], Config]]
     test_words: list[str]
 
 
@@ -162,7 +162,7 @@ def _own_images(options: InputOptions) -> Source:
     paths = find_training_images(options.input_name, Path(options.input_dir), options.num_images)
     named = locate(options.input_name[0], Path(options.input_dir))
 
-    def read(config: Config) -> tuple[Sequence[np.ndarray], list[str], Config]:
+    def read(config: Config) -> tuple[Iterable[np.ndarray], list[str], Config]:
         return load_training_images(paths, options.size_image), [path.name for path in paths], config
 
     name = named.resolve().name if named.is_dir() else named.stem
@@ -173,7 +173,7 @@ def _images_of_dataset(options: InputOptions, benchmark: BenchmarkOptions) -> So
     """Images of a data set, chosen and prepared by the paper's protocol."""
     num_images = options.num_images or 1
 
-    def read(config: Config) -> tuple[Sequence[np.ndarray], list[str], Config]:
+    def read(config: Config) -> tuple[Iterable[np.ndarray], list[str], Config]:
         # Whether the set is gray is not yet known here, and matters not: only the 4 rotations are prepared otherwise.
         selection = select(benchmark, num_images, config.resolved(is_gray=False).model.num_transforms)
         # The set decides, not the images drawn: one of CIFAR10 may happen to be gray.

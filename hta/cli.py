@@ -68,7 +68,11 @@ def _help_text(f: dataclasses.Field) -> str:
     """The help of a field with its range and default."""
     limits = describe_range(f.metadata)
     unit = f" {f.metadata['unit']}" if f.metadata["unit"] else ""
-    default = "" if f.default in (None, (), "", dataclasses.MISSING) else f"default {f.default}{unit}"
+    default = (
+        ""
+        if f.default in (None, (), "", dataclasses.MISSING)
+        else f"default {f.default}{unit}{f.metadata['default_note']}"
+    )
     notes = "; ".join(note for note in (limits, default) if note)
     text = f.metadata["text"] + (f" ({notes})" if notes else "")
     return text.replace("%", "%%")

@@ -27,6 +27,10 @@ def make(root, *names, size=(4, 6)):
     return paths
 
 
+def load(paths, size_image=None):
+    return np.stack(list(load_training_images(paths, size_image)))
+
+
 def table(items):
     return [(item.relative, item.label, item.defect) for item in items]
 
@@ -123,14 +127,23 @@ class TestFindTrainingImages:
 class TestLoadTrainingImages:
     def test_one_size_stays_as_read(self, tmp_path, caplog):
         paths = make(tmp_path, "a.png", "b.png")
-        images = load_training_images(paths)
+        images = load(paths)
         assert images.dtype == np.float32
         np.testing.assert_array_equal(images, [read_image(path) for path in paths])
         assert not caplog.messages
 
+    def test_each_is_read_when_it_is_asked_for(self, tmp_path, monkeypatch):
+        read = []
+        monkeypatch.setattr(folders, "read_image", lambda path: read.append(path) or read_image(path))
+        paths = make(tmp_path, "a.png", "b.png")
+        images = load_training_images(paths)
+        assert read == []
+        next(images)
+        assert read == paths[:1]
+
     def test_others_take_the_size_of_the_first_with_a_notice(self, tmp_path, caplog):
         paths = make(tmp_path, "a.png") + make(tmp_path, "b.png", "c.png", size=(8, 8))
-        images = load_training_images(paths)
+        images = load(paths)
         assert images.shape == (3, 4, 6, 3)
         np.testing.assert_allclose(images, 90 / 255, atol=1e-6)
         assert len(caplog.messages) == 1
@@ -141,19 +154,19 @@ class TestLoadTrainingImages:
         ("size", "expected"), [((20, 20), (10, 10)), ((20, 31), (10, 16)), ((40, 20), (20, 10)), ((5, 5), (10, 10))]
     )
     def test_size_image_is_the_shorter_side(self, tmp_path, size, expected):
-        images = load_training_images(make(tmp_path, "a.png", size=size), size_image=10)
+        images = load(make(tmp_path, "a.png", size=size), size_image=10)
         assert images.shape == (1, *expected, 3)
 
     def test_gray_stays_gray_and_in_range(self, tmp_path):
         noise = np.random.default_rng(0).integers(0, 2, (37, 53), dtype=np.uint8) * 255
         Image.fromarray(noise).save(tmp_path / "a.png")
-        images = load_training_images([tmp_path / "a.png"], size_image=29)
+        images = load([tmp_path / "a.png"], size_image=29)
         assert is_gray(images)
         assert (images.min(), images.max()) == (0, 1)
 
     def test_colour_keeps_its_channels(self, tmp_path):
         Image.new("RGB", (20, 20), (255, 0, 51)).save(tmp_path / "a.png")
-        images = load_training_images([tmp_path / "a.png"], size_image=10)
+        images = load([tmp_path / "a.png"], size_image=10)
         np.testing.assert_allclose(images[0, 5, 5], [1, 0, 0.2], atol=1e-6)
 
     def test_mistakes(self, tmp_path):

@@ -364,6 +364,7 @@ def test_help_shows_groups_defaults_ranges_and_units(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for group in ("input and output:", "model:", "training:", "random samples:", "machine:"):
         assert group in text
+    assert "(one of defect, class; default defect, but class with every --dataset other than mvtec and defects)" in text
     for words in ("default 25 px", "0 < value < 1", "default 0.0005", "one of 54, 42, 4", "--no-deterministic"):
         assert words in text
     assert "of a folder the first by name, which must hold so many, by default all" in text

@@ -106,8 +106,8 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
     return paths
 
 
-def load_training_images(paths: Sequence[Path], size_image: int | None = None) -> np.ndarray:
-    """Read training images and bring them to one size, that of the first.
+def load_training_images(paths: Sequence[Path], size_image: int | None = None) -> Iterator[np.ndarray]:
+    """Read training images one after the other and bring them to one size, that of the first.
 
     Args:
         paths: Image files.
@@ -115,21 +115,21 @@ def load_training_images(paths: Sequence[Path], size_image: int | None = None) -
             image becomes size_image x size_image.
 
     Returns:
-        Array (N, H, W, 3), float32 in [0, 1]. Images of another size are resized, aspect given up, with a notice.
+        Arrays (H, W, 3), float32 in [0, 1], each read when it is asked for. Images of another size are resized, aspect
+        given up, with a notice.
 
     Raises:
         UserError: A file cannot be read, or `size_image` is below 1.
     """
     if size_image is not None and size_image < 1:
         raise UserError(f"--size_image: {size_image} is below 1; give a length in px")
-    images = [read_image(path) for path in paths]
-    first = images[0].shape[:2]
-    others = sum(image.shape[:2] != first for image in images)
+    first, *others = (image_size(path) for path in paths)
+    unlike = sum(size != first for size in others)
     target = first if size_image is None else _shorter_side_to(first, size_image)
-    if others:
+    if unlike:
         text = "%d of %d training images differ in size from %s: resized to %d x %d (height x width) like it"
-        logger.warning(text, others, len(images), paths[0], *target)
-    return np.stack([_resize_array(image, target) for image in images])
+        logger.warning(text, unlike, len(paths), paths[0], *target)
+    return (_resize_array(read_image(path), target) for path in paths)
 
 
 def locate(name: str, input_dir: Path) -> Path:
