@@ -28,7 +28,7 @@ from hta.evaluation.differences import InputComparison
 from hta.evaluation.held_out import HeldOut, check_enough
 from hta.evaluation.overlays import ColourScale, picture_of
 from hta.evaluation.report import write_report
-from hta.evaluation.report_text import METRIC_NAMES
+from hta.evaluation.report_text import METRIC_NAMES, shown
 from hta.evaluation.results import (
     BOOTSTRAP_SEED,
     REPORT_FILE,
@@ -72,6 +72,8 @@ class OutputOptions(Checked):
         super().__post_init__()
         if self.no_maps and self.full_size_maps:
             raise UserError("--full_size_maps contradicts --no_maps: give one of the two")
+        if self.out and Path(self.out).name in ("", ".."):
+            raise UserError(f"--out {self.out}: has no name of its own; name the folder that is to be made")
 
 
 GROUPS = {
@@ -100,7 +102,8 @@ class Evaluation:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script and return its exit status."""
-    return run_command(_command, argv, "no results were written; what was there before is as it was")
+    interrupted = "no results were written; what was there before is as it was"
+    return run_command(_command, argv, interrupted, out_of_memory="give a smaller --batch_size")
 
 
 def entry_point() -> None:
@@ -277,10 +280,10 @@ def _report(evaluation: Evaluation, document: dict[str, Any], ranking: np.ndarra
     by = "maximum of its map" if document["decision"]["decided_by"] == "map" else "score"
     print(f"most anomalous ({by}, image):")
     for index in np.argsort(-ranking, kind="stable")[:_MOST_ANOMALOUS]:
-        # A name that is no UTF-8 must not end the run now.
-        print(f"  {score_text(ranking[index])}  {items[index].relative.encode(errors='backslashreplace').decode()}")
-    print(f"results: {evaluation.target}")
-    print(f"report: {evaluation.target / REPORT_FILE}")
+        print(f"  {score_text(ranking[index])}  {shown(items[index].relative)}")
+    # A name that is no UTF-8 must not end the run now.
+    print(f"results: {shown(str(evaluation.target))}")
+    print(f"report: {shown(str(evaluation.target / REPORT_FILE))}")
 
 
 def _decision_text(decision: dict[str, Any]) -> str:

@@ -5,9 +5,10 @@ Or on images of a data set, by the paper's protocol: python main_train.py --data
 
 import json
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,10 @@ import numpy as np
 from hta import api
 from hta.cli import Parser, add_settings, run_command, take_settings
 from hta.config import Checked, Config, ModelConfig, RuntimeConfig, TrainingConfig, option
-from hta.data.folders import find_training_images, load_training_images
+from hta.data.folders import find_training_images, load_training_images, locate
 from hta.data.selection import BenchmarkOptions, default_model_name, default_task, select
 from hta.errors import UserError
+from hta.evaluation.report_text import shown
 from hta.models.storage import RunFolder
 from hta.runtime import resolve
 from hta.training.page import NEAR_CHANCE, write_train_page
@@ -28,7 +30,7 @@ from hta.training.samples import SampleRequest, write_samples
 logger = logging.getLogger("hta.main_train")
 
 SAMPLES_FOLDER = "samples"
-_LONGEST_NAME = 100
+_LONGEST_NAME = 200  # bytes; file systems take 255, and a folder in the making has a longer name
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class InputOptions(Checked):
     """Which images, and where the model goes."""
 
     input_name: tuple = option((), "a file of --input_dir or a path; several files, or a folder, for several shots")
-    input_dir: str = option("Input/Images", "folder in which names are looked for")
+    input_dir: str = option("Input/Images", "folder in which names without a path are looked for first")
     num_images: int | None = option(
         None,
         "how many images to train on: of a folder the first by name, which must hold so many, by default all; of a "
@@ -58,10 +60,10 @@ class SampleOptions(Checked):
     """Random samples, after the training or on their own."""
 
     mode: str = option("train", "random_samples draws more from a trained model", choices=("train", "random_samples"))
-    num_samples: int = option(50, "random samples to draw", low=0, high=100_000)
+    num_samples: int = option(50, "random samples to draw, 0 for none after the training", low=0, high=100_000)
     gen_start_scale: int = option(0, "scales below this one reconstruct, noise is fresh from there on", low=0)
-    scale_h: float = option(1.0, "factor of the width of random samples", above=0, high=16)
-    scale_v: float = option(1.0, "factor of the height of random samples", above=0, high=16)
+    scale_h: float = option(1.0, "factor of the width of random samples", low=0.1, high=16)
+    scale_v: float = option(1.0, "factor of the height of random samples", low=0.1, high=16)
 
 
 GROUPS = {
@@ -86,14 +88,17 @@ class Source:
     """
 
     name: str
-    read: Callable[[Config], tuple[Sequence[np.ndarray], list[str], Config]]
+    read: Callable[[Config], tuple[Iterable[np.ndarray], list[str], Config]]
     test_words: list[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script and return its exit status."""
     return run_command(
-        _command, argv, "a run in training keeps its last checkpoint; the same command with --resume goes on from it"
+        _command,
+        argv,
+        "a run in training keeps its last checkpoint; the same command with --resume goes on from it",
+        out_of_memory="give a smaller --max_size or --nfc, fewer images, or draw smaller samples",
     )
 
 
@@ -155,12 +160,12 @@ def _require_input_name(options: InputOptions) -> None:
 def _own_images(options: InputOptions) -> Source:
     """Image files, or a folder of them."""
     paths = find_training_images(options.input_name, Path(options.input_dir), options.num_images)
-    is_folder = len(options.input_name) == 1 and paths[0].name != Path(options.input_name[0]).name
+    named = locate(options.input_name[0], Path(options.input_dir))
 
-    def read(config: Config) -> tuple[Sequence[np.ndarray], list[str], Config]:
+    def read(config: Config) -> tuple[Iterable[np.ndarray], list[str], Config]:
         return load_training_images(paths, options.size_image), [path.name for path in paths], config
 
-    name = paths[0].resolve().parent.name if is_folder else paths[0].stem
+    name = named.resolve().name if named.is_dir() else named.stem
     return Source(name, read, ["--test_dir", "YOUR_TEST_FOLDER"])
 
 
@@ -168,7 +173,7 @@ def _images_of_dataset(options: InputOptions, benchmark: BenchmarkOptions) -> So
     """Images of a data set, chosen and prepared by the paper's protocol."""
     num_images = options.num_images or 1
 
-    def read(config: Config) -> tuple[Sequence[np.ndarray], list[str], Config]:
+    def read(config: Config) -> tuple[Iterable[np.ndarray], list[str], Config]:
         # Whether the set is gray is not yet known here, and matters not: only the 4 rotations are prepared otherwise.
         selection = select(benchmark, num_images, config.resolved(is_gray=False).model.num_transforms)
         # The set decides, not the images drawn: one of CIFAR10 may happen to be gray.
@@ -186,7 +191,8 @@ def _train(
     folder = RunFolder(Path(options.models_dir) / _checked_name(source.name if options.name is None else options.name))
     if options.resume:
         api.check_resumable(folder)
-        given = {name: value for name, value in given.items() if value != "auto"}  # the run has settled it
+        # "auto" asks for nothing: the run has settled its precision.
+        given = {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
         config = _settings_of_run(folder, config, given)
     training_set = api.prepare(*source.read(config))
     if options.resume:
@@ -227,10 +233,10 @@ def _settings_of_run(folder: RunFolder, config: Config, given: dict[str, Any]) -
 
 def _checked_name(name: str) -> str:
     """Refuse a name of a model that is not one plain folder name."""
-    if not name or name.startswith(".") or set(name) & set("/\\:\0") or len(name) > _LONGEST_NAME:
+    if not name or name.startswith(".") or set(name) & set("/\\:\0") or len(os.fsencode(name)) > _LONGEST_NAME:
         raise UserError(
-            f"--name {name[:_LONGEST_NAME]!r}: must be a plain folder name of at most {_LONGEST_NAME} characters, "
-            "without a path or a leading dot"
+            f"--name {name[:_LONGEST_NAME]!r}: must be a plain folder name of at most {_LONGEST_NAME} bytes (letters "
+            "that are not ASCII take two or more), without a path or a leading dot"
         )
     return name
 
@@ -242,12 +248,12 @@ def _print_plan(folder: RunFolder, training_set: api.TrainingSet) -> None:
     print(json.dumps(record.config.to_dict(), indent=2))
     print(
         f"{len(record.sources)} training image(s) of {record.image_size[1]} x {record.image_size[0]} px: "
-        f"{', '.join(record.sources)}"
+        f"{shown(', '.join(record.sources))}"
     )
     print(f"{plan.num_scales} scales of {plan.describe()} px, networks of {' '.join(map(str, plan.widths))} channels")
     print(f"{record.config.model.num_transforms} transformations, {record.config.training.niter} iterations a scale")
     runtime = resolve(record.config.runtime)
-    print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {folder.path}")
+    print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {shown(str(folder.path))}")
 
 
 def _report(model: api.Model, options: InputOptions, test_words: Sequence[str], shares: np.ndarray, page: Path) -> None:
@@ -258,9 +264,9 @@ def _report(model: api.Model, options: InputOptions, test_words: Sequence[str], 
         height, width = model.pyramid.plan.sizes[n]
         remark = "  near chance: little was learnt here, try more --niter" if share < NEAR_CHANCE * chance else ""
         print(f"  scale {n} ({width} x {height} px): {share:.3f}{remark}")
-    print(f"model: {model.folder.path}")
-    print(f"page: {page}")
-    print("next: " + _next_command(model, options, test_words))
+    print(f"model: {shown(str(model.folder.path))}")
+    print(f"page: {shown(str(page))}")
+    print(f"next: {shown(_next_command(model, options, test_words))}")
 
 
 def _next_command(model: api.Model, options: InputOptions, test_words: Sequence[str]) -> str:
@@ -270,11 +276,23 @@ def _next_command(model: api.Model, options: InputOptions, test_words: Sequence[
     return shlex.join([*words, *test_words])
 
 
+def _name_of_model(options: InputOptions) -> str:
+    """The one model that samples are drawn from."""
+    names = options.input_name if options.name is None else (options.name, *options.input_name)
+    if not names:
+        _require_input_name(options)
+    if len(names) > 1:
+        raise UserError(f"--input_name {names[-1]}: samples are drawn from one model; name it alone")
+    if not names[0]:
+        raise UserError("--name or --input_name: is empty; give the name of a trained model")
+    return names[0]
+
+
 def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: Config) -> None:
     """Draw more samples from a trained model, into a folder of their own."""
-    if options.name is None:
-        _require_input_name(options)
-    model = api.load(options.name or options.input_name[0], options.models_dir, config.runtime)
+    if not samples.num_samples:
+        raise UserError("--num_samples 0: leaves nothing to draw; give 1 or more")
+    model = api.load(_name_of_model(options), options.models_dir, config.runtime)
     api.check_told_apart(model.record.num_images, model.runtime)
     last = model.pyramid.plan.num_scales - 1
     if samples.gen_start_scale > last:
@@ -286,7 +304,7 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
         raise UserError(f"{folder}: exists; give --overwrite to replace it, or another --manualSeed")
     request = SampleRequest(samples.num_samples, seed, samples.gen_start_scale, samples.scale_v, samples.scale_h)
     write_samples(model.pyramid, request, folder)
-    print(f"{samples.num_samples} samples: {folder}")
+    print(f"{samples.num_samples} samples: {shown(str(folder))}")
 
 
 if __name__ == "__main__":

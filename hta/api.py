@@ -332,11 +332,11 @@ def check_told_apart(num_images: int, runtime: Runtime) -> None:
         )
 
 
-def prepare(images: Sequence[np.ndarray], sources: Sequence[str], config: Config) -> TrainingSet:
+def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config) -> TrainingSet:
     """Check images and settings against each other, and fill in what the settings leave to the task.
 
     Args:
-        images: N arrays `(H, W, 3)`, float32 in [0, 1], of one size.
+        images: N arrays `(H, W, 3)`, float32 in [0, 1], of one size, let go one after the other.
         sources: their names.
         config: the settings.
 
@@ -347,19 +347,21 @@ def prepare(images: Sequence[np.ndarray], sources: Sequence[str], config: Config
         UserError: the scale plan does not fit the images, or the precision does not fit their number.
     """
     # A device that is not there is refused before anything is written.
-    check_told_apart(len(images), resolve(config.runtime))
-    size = images[0].shape[:2]
+    check_told_apart(len(sources), resolve(config.runtime))
+    size, gray, resized = None, True, []
     for image, source in zip(images, sources, strict=True):
-        if image.shape[:2] != size:
+        if size is None:
+            size = image.shape[:2]
+            plan = plan_of(config.model, size)
+        elif image.shape[:2] != size:
             raise UserError(
                 f"{source}: {image.shape[1]} x {image.shape[0]} px, the first image has {size[1]} x {size[0]} px; give "
                 "images of one size"
             )
-    gray = all(is_gray(image) for image in images)
-    resolved = config.resolved(is_gray=gray)
-    plan = plan_of(resolved.model, size)
-    record = RunRecord(resolved, tuple(sources), tuple(size), gray)
-    return TrainingSet(record, resize(to_tensor(images), plan.working_size))
+        gray = gray and is_gray(image)
+        resized.append(resize(to_tensor([image]), plan.working_size))
+    record = RunRecord(config.resolved(is_gray=gray), tuple(sources), tuple(size), gray)
+    return TrainingSet(record, torch.cat(resized))
 
 
 def train(
@@ -386,7 +388,7 @@ def train(
     """
     several = _as_several(images)
     sources = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(several)]
-    training_set = prepare([to_array(image) for image in several], sources, config or Config())
+    training_set = prepare((to_array(image) for image in several), sources, config or Config())
     if folder is None:
         runtime = set_up(training_set.record.config.runtime)
         pyramid = train_pyramid(training_set.images, training_set.record, runtime)

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 
 from hta import api
-from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
-from hta.config import Checked, RuntimeConfig, option
+from hta.cli import parse_for_model, run_command
+from hta.config import Checked, option
 from hta.errors import UserError
 from hta.evaluation.decision import confusion, proportion, score_text
 from hta.evaluation.evaluator import BatchScores, Evaluator
@@ -216,15 +216,11 @@ def _print_rows(rows: Iterator[Row], write: Callable[[str], None]) -> None:
 
 
 def _command(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m hta.calibration_study", description=__doc__)
-    add_settings(parser, "options", StudyOptions)
-    add_settings(parser, "machine", RuntimeConfig, exclude=NOT_FOR_SCORING)
-    given = vars(parser.parse_args(argv))
-    options = take_settings(StudyOptions, given)
+    options, runtime = parse_for_model("python -m hta.calibration_study", __doc__, StudyOptions, argv)
     for name in ("input_name", "results"):
         if not getattr(options, name):
             raise UserError(f"--{name} is missing; see --help")
-    model = api.load(options.input_name, options.models_dir, take_settings(RuntimeConfig, given))
+    model = api.load(options.input_name, options.models_dir, runtime)
     if options.leave_one_out and model.record.num_images < 2:
         raise UserError("--leave_one_out: the model has one training image only; it needs two or more")
     results = read_results(Path(options.results), model.pyramid.plan.working_size)

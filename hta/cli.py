@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import logging
 import os
 import sys
@@ -11,13 +12,16 @@ from typing import Any, NoReturn
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hta.config import describe_range, field_type
+from hta.config import RuntimeConfig, describe_range, field_type
 from hta.errors import HtaError, RunError, UserError
 
 EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141
 
 NOT_FOR_SCORING = ("checkpoint_every", "compile")
 """Settings of the machine that mean nothing to a model that is trained."""
+
+# Refusals of the system that an argument has caused.
+_BAD_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 
 _NEGATIVE = ("no_", "not_")  # such a flag has no opposite: `--no-no_maps` helps nobody
 
@@ -64,7 +68,11 @@ def _help_text(f: dataclasses.Field) -> str:
     """The help of a field with its range and default."""
     limits = describe_range(f.metadata)
     unit = f" {f.metadata['unit']}" if f.metadata["unit"] else ""
-    default = "" if f.default in (None, (), "", dataclasses.MISSING) else f"default {f.default}{unit}"
+    default = (
+        ""
+        if f.default in (None, (), "", dataclasses.MISSING)
+        else f"default {f.default}{unit}{f.metadata['default_note']}"
+    )
     notes = "; ".join(note for note in (limits, default) if note)
     text = f.metadata["text"] + (f" ({notes})" if notes else "")
     return text.replace("%", "%%")
@@ -83,13 +91,39 @@ def take_settings(cls: type, given: dict[str, Any]) -> Any:
     return cls(**values)
 
 
-def run_command(command: Callable[[Sequence[str] | None], None], argv: Sequence[str] | None, interrupted: str) -> int:
+def parse_for_model(prog: str, description: str, cls: type, argv: Sequence[str] | None) -> tuple[Any, RuntimeConfig]:
+    """Parse the command line of a module that looks at a trained model.
+
+    Args:
+        prog: how it is called.
+        description: for the help.
+        cls: its dataclass of settings.
+        argv: the arguments; None for those of the process.
+
+    Returns:
+        Its settings and those of the machine.
+    """
+    parser = Parser(prog=prog, description=description)
+    add_settings(parser, "options", cls)
+    add_settings(parser, "machine", RuntimeConfig, exclude=NOT_FOR_SCORING)
+    given = vars(parser.parse_args(argv))
+    return take_settings(cls, given), take_settings(RuntimeConfig, given)
+
+
+def run_command(
+    command: Callable[[Sequence[str] | None], None],
+    argv: Sequence[str] | None,
+    interrupted: str,
+    *,
+    out_of_memory: str = "close other programs",
+) -> int:
     """Run a script's work, and turn its errors into one line on stderr and an exit status.
 
     Args:
         command: takes the arguments.
         argv: the arguments; None for those of the process.
         interrupted: what Ctrl-C leaves behind, for the message.
+        out_of_memory: what helps where the memory is too small, for the message.
 
     Returns:
         The exit status: 0, 1 for a run that broke, 2 for a mistake of the user, 130 for Ctrl-C, 141 where whoever read
@@ -106,12 +140,32 @@ def run_command(command: Callable[[Sequence[str] | None], None], argv: Sequence[
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
         return EXIT_UNREAD
     except HtaError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)  # noqa: T201
-        return error.exit_status
-    except (MemoryError, torch.OutOfMemoryError):
-        print("error: out of memory; give a smaller --max_size or --nfc, or fewer images", file=sys.stderr)  # noqa: T201
-        return RunError.exit_status
+        return _failed(str(error), error.exit_status)
+    except OSError as error:
+        if error.errno is None:  # not the system's
+            raise
+        return _failed(_system_error(error), (UserError if error.errno in _BAD_PATH else RunError).exit_status)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _failed(f"out of memory; {out_of_memory}", RunError.exit_status)
     except KeyboardInterrupt:
         print(f"interrupted: {interrupted}", file=sys.stderr)  # noqa: T201
         return EXIT_INTERRUPTED
     return 0
+
+
+def _failed(message: str, status: int) -> int:
+    """Say in one line what went wrong, and hand on the exit status."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    return status
+
+
+def _system_error(error: OSError) -> str:
+    """The last resort for a path that the system refuses in a place where nobody expected it."""
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}; check the path"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the memory was too small: of a CPU's torch only says it in the text."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)

@@ -22,7 +22,9 @@ MAX_WIDTH = 128
 _ITERATIONS = {54: 1000, 42: 500, 4: 2000}
 
 
-def option(default: Any, text: str, *, low=None, high=None, above=None, below=None, choices=None, unit="") -> Any:
+def option(
+    default: Any, text: str, *, low=None, high=None, above=None, below=None, choices=None, unit="", default_note=""
+) -> Any:
     """A dataclass field with what a command line and a check need to know about it.
 
     Args:
@@ -32,9 +34,10 @@ def option(default: Any, text: str, *, low=None, high=None, above=None, below=No
         above, below: exclusive bounds.
         choices: the only values allowed.
         unit: of the value, for the help.
+        default_note: where another default holds, for the help.
     """
-    metadata = dict(text=text, low=low, high=high, above=above, below=below, choices=choices, unit=unit)
-    return field(default=default, metadata=metadata)
+    bounds = dict(low=low, high=high, above=above, below=below, choices=choices)
+    return field(default=default, metadata=dict(text=text, unit=unit, default_note=default_note, **bounds))
 
 
 def describe_range(metadata) -> str:
@@ -95,7 +98,12 @@ class ModelConfig(Checked):
     objective: ClassVar[str] = "transformations"
     """What the discriminators learn; only `AblationConfig` has others."""
 
-    task: str = option("defect", "defects on one's own images, or images of another class", choices=("defect", "class"))
+    task: str = option(
+        "defect",
+        "what is anomalous: defects, or images of another class",
+        choices=("defect", "class"),
+        default_note=", but class with every --dataset other than mvtec and defects",
+    )
     num_transforms: int | None = option(
         None,
         "number of transformations M that the discriminators tell apart; by default 4 for defects, 54 for colour and "

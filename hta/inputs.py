@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from hta import api
 from hta.config import Checked, option
-from hta.data.folders import TestItem, find_good_images, find_test_images
+from hta.data.folders import LABELS_RULE, TestItem, find_good_images, find_test_images, refuse_copies
 from hta.data.scored import ScoredImage, check_readable
 from hta.data.selection import BenchmarkOptions, Selection, default_task, select, select_again
 from hta.errors import UserError
@@ -34,7 +34,7 @@ class InputOptions(Checked):
     test_dir: str = option(
         "", "an image, or a folder of them; folders good and others in it give labels, ground_truth gives masks"
     )
-    labels_csv: str | None = option(None, "labels from a CSV file with the header path,label: 0 is normal")
+    labels_csv: str | None = option(None, f"labels from a CSV file with the header path,label: {LABELS_RULE}")
     good_dir: str | None = option(
         None,
         "folder of normal images that are neither trained on nor scored, 19 or more for 5 % false alarms: the "
@@ -174,7 +174,7 @@ def good_images(model: api.Model, options: InputOptions, scored: Sequence[TestIt
     Args:
         model: that will score them.
         options: with the folder.
-        scored: the test images, which must not be among them.
+        scored: the test images; neither they nor copies of them may be among them.
 
     Raises:
         UserError: there is none, one cannot be read, or one will be scored.
@@ -188,7 +188,9 @@ def good_images(model: api.Model, options: InputOptions, scored: Sequence[TestIt
     known = [item for item in readable if model.was_trained_on(item.read())]
     for item in known:
         logger.info("--good_dir: %s is left out, the model was trained on it", item.relative)
-    return [item for item in readable if item not in known]
+    good = [item for item in readable if item not in known]
+    refuse_copies(folder, [item.path for item in good], [item.path for item in scored])
+    return good
 
 
 def check_images(items: Sequence[ScoredImage], *, skip_unreadable: bool) -> TestSet:

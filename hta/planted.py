@@ -13,8 +13,8 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt
 
 from hta import api
-from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
-from hta.config import Checked, RuntimeConfig, ScoringConfig, option
+from hta.cli import parse_for_model, run_command
+from hta.config import Checked, ScoringConfig, option
 from hta.demo import brick_wall, cut, draw_displaced, draw_stain, plan_crops, plant_defect
 
 REACH_PX = 5
@@ -101,12 +101,8 @@ def _at_size(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _command(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m hta.planted", description=__doc__)
-    add_settings(parser, "options", PlantedOptions)
-    add_settings(parser, "machine", RuntimeConfig, exclude=NOT_FOR_SCORING)
-    given = vars(parser.parse_args(argv))
-    options = take_settings(PlantedOptions, given)
-    model = api.load(options.input_name, options.models_dir, take_settings(RuntimeConfig, given))
+    options, runtime = parse_for_model("python -m hta.planted", __doc__, PlantedOptions, argv)
+    model = api.load(options.input_name, options.models_dir, runtime)
     result = measure(model, options.plants, options.seed)
     print(
         f"the map's maximum lies within {REACH_PX} px of the defect in {result.hits} of {result.plants} images "

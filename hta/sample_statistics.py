@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hta import api
-from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
-from hta.config import Checked, RuntimeConfig, option
+from hta.cli import parse_for_model, run_command
+from hta.config import Checked, option
 from hta.runtime import seeded_generator
 from hta.training.samples import SampleRequest, draw_samples
 
@@ -93,12 +93,8 @@ def _rmse(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _command(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="python -m hta.sample_statistics", description=__doc__)
-    add_settings(parser, "options", StatisticsOptions)
-    add_settings(parser, "machine", RuntimeConfig, exclude=NOT_FOR_SCORING)
-    given = vars(parser.parse_args(argv))
-    options = take_settings(StatisticsOptions, given)
-    model = api.load(options.input_name, options.models_dir, take_settings(RuntimeConfig, given))
+    options, runtime = parse_for_model("python -m hta.sample_statistics", __doc__, StatisticsOptions, argv)
+    model = api.load(options.input_name, options.models_dir, runtime)
     found = measure(model, options.num_samples, options.seed)
     print(f"reconstruction: RMSE {found.reconstruction_rmse:.3f} at the finest scale, in [-1, 1]")
     print(f"samples from the coarsest scale on: RMSE {found.pairwise_rmse:.3f} between two of them")

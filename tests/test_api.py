@@ -1,5 +1,7 @@
 """The library: images in every form, one or several, and a model that was never on a disk."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hta import api, runtime
 from hta.config import RuntimeConfig, ScoringConfig
 from hta.errors import UserError
 from hta.evaluation.scoring import AGGREGATES, anomaly_scores
+from hta.imaging import resize, to_tensor
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
 CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 3, **RUNTIME}
@@ -139,6 +142,35 @@ def test_more_images_than_bfloat16_tells_apart_are_refused(monkeypatch, precisio
     else:
         with pytest.raises(UserError, match=r"257 training images: .* 256 apart at most; give --precision float32"):
             api.prepare(images, ["a.png"] * count, config)
+
+
+def test_training_images_are_prepared_one_at_a_time_as_all_at_once():
+    images = [picture(seed, 70, 90) / np.float32(255) for seed in range(3)]
+    held = []
+
+    def stream():
+        for image in images:
+            copy = image.copy()
+            held.append(weakref.ref(copy))
+            yield copy
+            del copy
+            assert sum(ref() is not None for ref in held) <= 1
+
+    config = api.default_config(**CONFIG)
+    prepared = api.prepare(stream(), ["a", "b", "c"], config)
+    together = resize(to_tensor(images), api.plan_of(config.model, (70, 90)).working_size)
+    assert torch.equal(prepared.images, together)
+    assert (prepared.record.image_size, prepared.record.is_gray) == ((70, 90), False)
+
+
+def test_the_number_of_training_images_is_checked_before_they_are_read():
+    def unread():
+        raise AssertionError("read")
+        yield
+
+    config = api.default_config(**CONFIG | {"precision": "bfloat16"})
+    with pytest.raises(UserError, match="257 training images"):
+        api.prepare(unread(), ["a.png"] * 257, config)
 
 
 @pytest.mark.parametrize(

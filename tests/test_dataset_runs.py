@@ -16,8 +16,9 @@ import main_eval
 import main_train
 from hta import api
 from hta.config import RuntimeConfig
+from hta.data.folders import find_test_images
 from hta.data.protocol import choose_test_images, draw_training_images
-from hta.data.selection import load_dataset
+from hta.data.selection import BenchmarkOptions, load_dataset, select
 from hta.experiments.__main__ import main as experiments
 from hta.imaging import clahe, resize, to_tensor
 from hta.models.storage import RunFolder
@@ -276,6 +277,25 @@ def test_masks_are_prepared_like_their_images(tmp_path, monkeypatch, dataset):
     assert document["scoring"]["fraction_defect"] == 0.05
     below = "bottle/" if dataset == "mvtec" else ""
     assert Path(f"out/maps/{below}test/contamination/000.png.png").is_file()
+
+
+def test_a_mask_file_means_the_same_in_a_folder_and_in_a_data_set(tmp_path):
+    folder = mvtec_class(tmp_path, "bottle")
+    written = np.zeros((40, 40, 4), np.uint8)
+    written[:10, :, :3] = 1  # the largest level of a label image
+    written[30:, :, 1] = 255  # another colour than white
+    written[..., 3] = 255
+    written[20:30] = (255, 255, 255, 0)  # transparent
+    Image.fromarray(written).save(folder / "ground_truth/contamination/000_mask.png")
+    options = BenchmarkOptions(dataset="defects", data_root=str(folder), pos_class="bottle")
+    selection = select(options, 1)
+    prepared = {image.relative: image for image in selection.test_images(selection.test_indices())}
+    (item,) = [item for item in find_test_images(folder) if item.defect == "contamination"]
+    assert item.read_mask().mean() == 1 / 2
+    mask = prepared[item.relative].read_mask()
+    assert mask.mean() == 1 / 2
+    assert mask[:32].all()
+    assert mask[96:].all()
 
 
 def test_training_images_of_paris_leave_the_test_set(tmp_path, monkeypatch):

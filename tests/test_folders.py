@@ -27,6 +27,10 @@ def make(root, *names, size=(4, 6)):
     return paths
 
 
+def load(paths, size_image=None):
+    return np.stack(list(load_training_images(paths, size_image)))
+
+
 def table(items):
     return [(item.relative, item.label, item.defect) for item in items]
 
@@ -61,6 +65,17 @@ class TestFindTrainingImages:
         monkeypatch.chdir(tmp_path)
         assert find_training_images(["a.png", str(outside)], tmp_path / "Input") == [inside, outside]
         assert [path.resolve() for path in find_training_images(["b.png"], tmp_path / "Input")] == [outside]
+
+    def test_a_path_goes_before_the_same_place_in_the_input_folder(self, tmp_path, monkeypatch):
+        inside, outside, below = make(tmp_path, "Input/a.png", "a.png", "Input/deeper/b.png")
+        (folder,) = {path.parent for path in make(tmp_path, "Input/shots/c.png")}
+        make(tmp_path, "shots/d.png")
+        monkeypatch.chdir(tmp_path)
+        for name, expected in (("./a.png", outside), ("a.png", inside), ("deeper/b.png", below)):
+            (found,) = find_training_images([name], tmp_path / "Input")
+            assert found.resolve() == expected
+        assert folders.locate("shots/", tmp_path / "Input") == folder
+        assert folders.locate("./shots", tmp_path / "Input").resolve() == tmp_path / "shots"
 
     def test_files_keep_their_order(self, tmp_path):
         make(tmp_path, "a.png", "b.png", "c.png")
@@ -112,14 +127,23 @@ class TestFindTrainingImages:
 class TestLoadTrainingImages:
     def test_one_size_stays_as_read(self, tmp_path, caplog):
         paths = make(tmp_path, "a.png", "b.png")
-        images = load_training_images(paths)
+        images = load(paths)
         assert images.dtype == np.float32
         np.testing.assert_array_equal(images, [read_image(path) for path in paths])
         assert not caplog.messages
 
+    def test_each_is_read_when_it_is_asked_for(self, tmp_path, monkeypatch):
+        read = []
+        monkeypatch.setattr(folders, "read_image", lambda path: read.append(path) or read_image(path))
+        paths = make(tmp_path, "a.png", "b.png")
+        images = load_training_images(paths)
+        assert read == []
+        next(images)
+        assert read == paths[:1]
+
     def test_others_take_the_size_of_the_first_with_a_notice(self, tmp_path, caplog):
         paths = make(tmp_path, "a.png") + make(tmp_path, "b.png", "c.png", size=(8, 8))
-        images = load_training_images(paths)
+        images = load(paths)
         assert images.shape == (3, 4, 6, 3)
         np.testing.assert_allclose(images, 90 / 255, atol=1e-6)
         assert len(caplog.messages) == 1
@@ -130,19 +154,19 @@ class TestLoadTrainingImages:
         ("size", "expected"), [((20, 20), (10, 10)), ((20, 31), (10, 16)), ((40, 20), (20, 10)), ((5, 5), (10, 10))]
     )
     def test_size_image_is_the_shorter_side(self, tmp_path, size, expected):
-        images = load_training_images(make(tmp_path, "a.png", size=size), size_image=10)
+        images = load(make(tmp_path, "a.png", size=size), size_image=10)
         assert images.shape == (1, *expected, 3)
 
     def test_gray_stays_gray_and_in_range(self, tmp_path):
         noise = np.random.default_rng(0).integers(0, 2, (37, 53), dtype=np.uint8) * 255
         Image.fromarray(noise).save(tmp_path / "a.png")
-        images = load_training_images([tmp_path / "a.png"], size_image=29)
+        images = load([tmp_path / "a.png"], size_image=29)
         assert is_gray(images)
         assert (images.min(), images.max()) == (0, 1)
 
     def test_colour_keeps_its_channels(self, tmp_path):
         Image.new("RGB", (20, 20), (255, 0, 51)).save(tmp_path / "a.png")
-        images = load_training_images([tmp_path / "a.png"], size_image=10)
+        images = load([tmp_path / "a.png"], size_image=10)
         np.testing.assert_allclose(images[0, 5, 5], [1, 0, 0.2], atol=1e-6)
 
     def test_mistakes(self, tmp_path):
@@ -262,6 +286,30 @@ class TestLabelsCsv:
         labels = self.write(tmp_path / "labels.csv", "c/d.png,crack", "a.png,0", "b.png, 1 ", "e.png,good")
         expected = [("a.png", 0, None), ("b.png", 1, None), ("c/d.png", 1, "crack"), ("e.png", 0, None)]
         assert table(find_test_images(tmp_path, labels)) == expected
+
+    @pytest.mark.parametrize(
+        ("label", "expected"),
+        [
+            *[(word, (0, None)) for word in ("0.0", "Good", "NORMAL", "ok", "OK ")],
+            *[("1.0", (1, None)), ("Crack", (1, "Crack")), ("3 holes", (1, "3 holes"))],
+        ],
+    )
+    def test_numbers_as_others_write_them_and_words_in_any_case(self, tmp_path, label, expected):
+        make(tmp_path, "a.png")
+        (item,) = find_test_images(tmp_path, self.write(tmp_path / "labels.csv", f"a.png,{label}"))
+        assert (item.label, item.defect) == expected
+
+    @pytest.mark.parametrize("label", ["2", "-1", "0.5", "nan", "inf"])
+    def test_another_number_is_refused(self, tmp_path, label):
+        make(tmp_path, "a.png")
+        labels = self.write(tmp_path / "labels.csv", f"a.png,{label}")
+        message = f"{labels}: label {label} of a.png; 0, good or normal or ok is normal, 1 or the name of a defect"
+        rejected(message, find_test_images, tmp_path, labels)
+
+    def test_a_name_may_begin_with_a_space(self, tmp_path):
+        make(tmp_path, " 3.png", "3.png")
+        labels = self.write(tmp_path / "labels.csv", " 3.png,1", "3.png,0")
+        assert table(find_test_images(tmp_path, labels)) == [(" 3.png", 1, None), ("3.png", 0, None)]
 
     def test_paths_may_count_from_the_csv(self, tmp_path):
         make(tmp_path, "images/a.png", "images/b.png")

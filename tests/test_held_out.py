@@ -113,11 +113,13 @@ def test_the_library_takes_good_images(good, place):
 
 def test_what_is_no_good_folder_is_refused_in_one_line(good, place, capsys):
     Path("empty").mkdir()
-    shutil.copytree("parts/test/good", "few")
+    shutil.copytree(f"{good}/0", "few")
     dataset = ["--dataset", "mnist", "--pos_class", "1", "--good_dir", good]
     Path("links").mkdir()
     for number in range(19):
         Path(f"links/{number}.png").symlink_to(Path("spare/1/101.png").resolve())
+    shutil.copytree(good, "copies")
+    shutil.copy("parts/test/good/1.png", "copies/renamed.png")
     shutil.copytree(good, "torn")
     Path("torn/torn.png").write_bytes(b"no image")
     for arguments, words in (
@@ -131,6 +133,7 @@ def test_what_is_no_good_folder_is_refused_in_one_line(good, place, capsys):
         (["--good_dir", "empty"], "--good_dir empty: no image in it"),
         (["--good_dir", "few"], "takes at least 19"),
         (["--good_dir", "parts/test/good"], "0.png is also a test image"),
+        (["--good_dir", "copies"], "copies/renamed.png is a copy of the test image parts/test/good/1.png"),
     ):
         capsys.readouterr()
         assert run(*arguments) == 2
@@ -142,6 +145,13 @@ def test_what_is_no_good_folder_is_refused_in_one_line(good, place, capsys):
     assert not Path(good, "new").exists()
     assert run("--good_dir", "torn", "--skip_unreadable") == 0
     assert document_of()["good_images"]["images"] == 19
+
+
+def test_a_copy_of_a_good_image_counts_once_and_is_told(good, capsys):
+    shutil.copy(f"{good}/0/100.png", f"{good}/copy.png")
+    assert run("--good_dir", good) == 0
+    assert document_of()["good_images"]["images"] == 19
+    assert "--good_dir: spare/copy.png is left out, it is a copy of spare/0/100.png" in capsys.readouterr().err
 
 
 def test_a_training_image_is_known_through_a_change_of_its_size(tmp_path):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -234,6 +235,18 @@ def test_scores_alone_without_maps(place):
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
+def test_a_folder_whose_name_is_no_utf_8(place):
+    name = os.fsdecode(b"caf\xe9")
+    shutil.copytree("parts/test/good", name)
+    arguments = ["--input_name", "wall", "--test_dir", name, "--no_maps", *QUICK]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    script = [sys.executable, str(ROOT / "main_eval.py"), *arguments]
+    result = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "report: TrainedModels/wall/results/caf\\xe9/report.html" in result.stdout
 
 
 def test_without_labels_metrics_are_null_with_a_reason(place, capsys):
@@ -570,7 +583,12 @@ def _empty_folder(place):
         (None, {"out": "parts/results"}, ("--out parts/results", "inside --test_dir")),
         (None, {"out": "TrainedModels"}, ("--out TrainedModels", "no result")),
         (None, {"out": "parts/test/good/0.png/deeper", "test_dir": "parts/test/dent"}, ("0.png is a file",)),
+        (None, {"out": "."}, ("--out .", "no name of its own")),
         (None, {"fraction": 0.5}, ("--fraction",)),
+        *[
+            (None, {name: "x" * 300}, ("x" * 300, "name too long", "check the path"))
+            for name in ("input_name", "models_dir", "out", "good_dir")
+        ],
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(place, capsys, prepare, changes, words):

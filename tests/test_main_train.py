@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -190,6 +191,15 @@ def test_a_name_of_input_dir_and_a_name_of_ones_own(workspace):
     assert (workspace / "TrainedModels" / "my wall" / "scale_2.safetensors").is_file()
 
 
+def test_a_model_is_called_like_the_folder_that_was_named(workspace, capsys):
+    write_image(workspace / "store" / "raw_000.png")
+    for folder in ("my_good", "000.png"):
+        Path(folder).mkdir()
+        Path(folder, "000.png").symlink_to(workspace / "store" / "raw_000.png")
+        assert main_train.main(["--input_name", folder, *QUICK, "--dry_run"]) == 0
+        assert f"would write TrainedModels/{folder}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("task", ["defect", "class"])
 @pytest.mark.parametrize("gray", [False, True])
 def test_task_and_colour_choose_the_transformations(workspace, capsys, task, gray):
@@ -290,6 +300,12 @@ def test_samples_of_any_size(copied):
     assert pictures[0].std() > 0
 
 
+def test_the_smallest_samples(copied):
+    draw(["--num_samples", "1"], scale_h=0.1, scale_v=0.1)
+    (picture,) = read_pictures(copied / "TrainedModels" / "shots" / "random_samples_scale0_h0.1_v0.1_seed0")
+    assert picture.shape == (2, 3, 3)  # of 19 x 22 px
+
+
 def test_scales_below_the_start_reconstruct(model):
     rebuilt = model.pyramid.reconstruct()[torch.arange(8) % 2]
 
@@ -323,6 +339,17 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, capsys):
     assert snapshot(workspace) == before
 
 
+def test_a_name_that_is_no_utf_8_can_be_printed(workspace):
+    name = os.fsdecode(b"caf\xe9")
+    write_image(workspace / name / f"{name}.png")
+    script = [sys.executable, str(ROOT / "main_train.py"), "--input_name", name, *QUICK, "--dry_run"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    result = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "caf\\xe9.png" in result.stdout
+    assert "would write TrainedModels/caf\\xe9\n" in result.stdout
+
+
 def test_a_dry_run_finds_mistakes_too(copied, capsys):
     before = snapshot(copied)
     assert main_train.main(["--input_name", "shots", *QUICK, "--dry_run"]) == 2
@@ -337,6 +364,7 @@ def test_help_shows_groups_defaults_ranges_and_units(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for group in ("input and output:", "model:", "training:", "random samples:", "machine:"):
         assert group in text
+    assert "(one of defect, class; default defect, but class with every --dataset other than mvtec and defects)" in text
     for words in ("default 25 px", "0 < value < 1", "default 0.0005", "one of 54, 42, 4", "--no-deterministic"):
         assert words in text
     assert "of a folder the first by name, which must hold so many, by default all" in text
@@ -385,6 +413,15 @@ BAD_INPUTS = {
     "name with ../": ([*PHOTO, *QUICK, "--name", "../photo"], "--name", "plain folder name"),
     "name that is a path": ([*PHOTO, *QUICK, "--name", "a/b"], "--name", "plain folder name"),
     "empty name": ([*PHOTO, *QUICK, "--name", ""], "--name", "plain folder name"),
+    "long name of CJK characters": ([*PHOTO, *QUICK, "--name", "\u5899" * 90], "--name", "at most 200 bytes"),
+    "long folder of models": (
+        [*PHOTO, *QUICK, "--models_dir", "x" * 300],
+        "x" * 300,
+        "name too long",
+        "check the path",
+    ),
+    "long name of an image": (["--input_name", "x" * 300], "x" * 300, "check the name"),
+    "long name of a model": (["--input_name", "x" * 300, "--mode", "random_samples"], "x" * 300, "name too long"),
     "size_image below min_size": ([*PHOTO, *SCALES, "--size_image", "12"], "--min_size"),
     "unknown num_transforms": ([*PHOTO, "--num_transforms", "7"], "--num_transforms 7", "one of 54, 42, 4"),
     "unknown option": ([*PHOTO, "--nitre", "7"], "--nitre", "--help"),
@@ -437,7 +474,12 @@ BAD_INPUTS_WITH_A_MODEL = {
     "resume of a finished model": (in_shots("--resume"), "TrainedModels/shots", "--overwrite"),
     "start scale too fine": (in_samples("--gen_start_scale", "3"), "--gen_start_scale 3", "finest scale is 2"),
     "negative start scale": (in_samples("--gen_start_scale", "-1"), "--gen_start_scale", "0 <= value"),
-    "samples of no height": (in_samples("--scale_v", "0"), "--scale_v", "0 < value"),
+    "samples of no height": (in_samples("--scale_v", "0"), "--scale_v", "0.1 <= value"),
+    "samples of hardly any width": (in_samples("--scale_h", "1e-9"), "--scale_h", "0.1 <= value"),
+    "no samples": (in_samples("--num_samples", "0"), "--num_samples 0", "give 1 or more"),
+    "samples of two models": (in_samples("--input_name", "shots", "more"), "--input_name more", "name it alone"),
+    "samples of a model named twice": (in_samples("--name", "shots"), "--input_name shots", "name it alone"),
+    "samples of an empty name": (["--mode", "random_samples", "--name", ""], "--name", "is empty"),
     "negative number of samples": (in_samples("--num_samples", "-1"), "--num_samples", "0 <= value"),
 }
 

@@ -3,23 +3,12 @@
 from pathlib import Path
 
 from hta.data.class_folders import load_class_folders
-from hta.data.image_sets import NO_CLASS, Benchmark, array_benchmark
+from hta.data.image_sets import Benchmark
 from hta.data.mvtec import load_mvtec
 from hta.data.paris import load_paris
-from hta.data.specs import SPECS, BenchmarkSpec, benchmark_spec, class_index
+from hta.data.specs import BenchmarkSpec, benchmark_spec
 from hta.data.torchvision_sets import load_torchvision
 from hta.errors import UserError
-
-__all__ = [
-    "NO_CLASS",
-    "SPECS",
-    "Benchmark",
-    "BenchmarkSpec",
-    "array_benchmark",
-    "benchmark_spec",
-    "class_index",
-    "load_benchmark",
-]
 
 
 def load_benchmark(name: str, data_root: str | Path, *, download: bool = False, preparation: str = "full") -> Benchmark:

@@ -2,8 +2,10 @@
 
 import csv
 import difflib
+import hashlib
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +23,12 @@ MASK_FOLDER = "ground_truth"
 TEST_FOLDER = "test"
 TRAIN_FOLDER = "train"
 MASK_ENDING = "_mask"
+
+NORMAL_LABELS = (NORMAL_FOLDER, "normal", "ok")
+"""Words of a CSV, in any case, that mean normal as 0 does."""
+
+LABELS_RULE = f"0, {' or '.join(NORMAL_LABELS)} is normal, 1 or the name of a defect anomalous"
+"""What labels of a CSV may be, in words."""
 
 _LISTED = 5  # how many offending files a message names before it only counts them
 
@@ -72,7 +80,7 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
 
     Args:
         names: Files of `input_dir` or paths to files, or one folder, whose image files are taken sorted by name.
-        input_dir: Where names are looked for first.
+        input_dir: Where names without a folder are looked for first.
         num_images: How many images of a folder, the first by name; it must hold so many. All by default.
 
     Returns:
@@ -86,7 +94,7 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
         raise UserError("--input_name: none given; name an image file or a folder of images")
     if num_images is not None and num_images < 1:
         raise UserError(f"--num_images: {num_images} is below 1; give a positive number")
-    paths = [_locate(name, input_dir) for name in names]
+    paths = [locate(name, input_dir) for name in names]
     folders = [path for path in paths if path.is_dir()]
     if folders and len(paths) > 1:
         raise UserError(f"--input_name: the folder {folders[0]} among other names; give one folder, or files only")
@@ -98,8 +106,8 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
     return paths
 
 
-def load_training_images(paths: Sequence[Path], size_image: int | None = None) -> np.ndarray:
-    """Read training images and bring them to one size, that of the first.
+def load_training_images(paths: Sequence[Path], size_image: int | None = None) -> Iterator[np.ndarray]:
+    """Read training images one after the other and bring them to one size, that of the first.
 
     Args:
         paths: Image files.
@@ -107,26 +115,33 @@ def load_training_images(paths: Sequence[Path], size_image: int | None = None) -
             image becomes size_image x size_image.
 
     Returns:
-        Array (N, H, W, 3), float32 in [0, 1]. Images of another size are resized, aspect given up, with a notice.
+        Arrays (H, W, 3), float32 in [0, 1], each read when it is asked for. Images of another size are resized, aspect
+        given up, with a notice.
 
     Raises:
         UserError: A file cannot be read, or `size_image` is below 1.
     """
     if size_image is not None and size_image < 1:
         raise UserError(f"--size_image: {size_image} is below 1; give a length in px")
-    images = [read_image(path) for path in paths]
-    first = images[0].shape[:2]
-    others = sum(image.shape[:2] != first for image in images)
+    first, *others = (image_size(path) for path in paths)
+    unlike = sum(size != first for size in others)
     target = first if size_image is None else _shorter_side_to(first, size_image)
-    if others:
+    if unlike:
         text = "%d of %d training images differ in size from %s: resized to %d x %d (height x width) like it"
-        logger.warning(text, others, len(images), paths[0], *target)
-    return np.stack([_resize_array(image, target) for image in images])
+        logger.warning(text, unlike, len(paths), paths[0], *target)
+    return (_resize_array(read_image(path), target) for path in paths)
 
 
-def _locate(name: str, input_dir: Path) -> Path:
-    """Find a name in the input folder or as a path of its own."""
-    for path in (input_dir / name, Path(name)):
+def locate(name: str, input_dir: Path) -> Path:
+    """Find a file or folder: a plain name in the input folder first, else as a path of its own first.
+
+    Raises:
+        UserError: There is none.
+    """
+    places = [input_dir / name, Path(name)]
+    if os.path.dirname(name.rstrip("/")):  # noqa: PTH120 - pathlib would forget that `./a.png` is a path
+        places.reverse()
+    for path in places:
         if name and os.access(path, os.F_OK):
             return path
     present = _names(input_dir) if input_dir.is_dir() else []
@@ -183,8 +198,8 @@ def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Tes
     Args:
         test_dir: A folder, or one image file.
         labels_csv: CSV with the header `path,label`, a row for every image. Paths count from `test_dir`, else from the
-            CSV's folder; labels are 0 or `good` for normal, 1 or a kind of defect for anomalous. They replace the
-            layout's.
+            CSV's folder; labels are 0 or one of `NORMAL_LABELS` for normal, 1 or a kind of defect for anomalous. They
+            replace the layout's.
 
     Returns:
         Items sorted by their relative path.
@@ -205,14 +220,14 @@ def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Tes
 
 
 def find_good_images(good_dir: Path, test: Sequence[Path] = ()) -> list[Path]:
-    """Find normal images to make a threshold of: all images of a folder and the folders in it, each file once.
+    """Find normal images to make a threshold of: all images of a folder and the folders in it, each once.
 
     Args:
         good_dir: The folder.
         test: Files that will be scored; none of them may be among the good ones.
 
     Returns:
-        Their paths, sorted.
+        Their paths, sorted, without copies of one another.
 
     Raises:
         UserError: There is no such folder or no image in it, or one of them will be scored.
@@ -225,11 +240,46 @@ def find_good_images(good_dir: Path, test: Sequence[Path] = ()) -> list[Path]:
     scored = {path.resolve() for path in test}
     both = next((path for path in paths if path.resolve() in scored), None)
     if both is not None:
-        raise UserError(
-            f"--good_dir {good_dir}: {both} is also a test image, which would make the false alarms look rarer than "
-            "they are; give images that are not scored"
-        )
-    return paths
+        _refuse_scored(good_dir, f"{both} is also a test image")
+    alike = _first_alike(paths)
+    for path, first in alike.items():
+        if first != path:
+            logger.info("--good_dir: %s is left out, it is a copy of %s", path, first)
+    return [path for path, first in alike.items() if first == path]
+
+
+def refuse_copies(good_dir: Path, good: Sequence[Path], test: Sequence[Path]) -> None:
+    """Refuse good images that are copies of images that will be scored.
+
+    Raises:
+        UserError: One is; it is named.
+    """
+    scored = set(test)
+    for path, first in _first_alike([*test, *good]).items():
+        if first in scored and path not in scored:
+            _refuse_scored(good_dir, f"{path} is a copy of the test image {first}")
+
+
+def _refuse_scored(good_dir: Path, what: str) -> NoReturn:
+    raise UserError(
+        f"--good_dir {good_dir}: {what}, which would make the false alarms look rarer than they are; give images that "
+        "are not scored"
+    )
+
+
+def _first_alike(paths: Sequence[Path]) -> dict[Path, Path]:
+    """For each file the first of them that holds the same bytes, itself where no other does."""
+    sizes = {path: path.stat().st_size for path in paths if path.is_file() and os.access(path, os.R_OK)}
+    counts = Counter(sizes.values())
+    firsts: dict[bytes, Path] = {}
+    alike = {}
+    for path in paths:
+        # Only files of one size are read. What cannot be read is left to whoever reads the images.
+        if counts[sizes.get(path)] > 1:
+            alike[path] = firsts.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
+        else:
+            alike[path] = path
+    return alike
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -321,7 +371,7 @@ def _with_csv_labels(items: Sequence[TestItem], base: Path, labels_csv: Path) ->
         elif place in labelled:
             raise UserError(f"{labels_csv}: two rows for {name}; remove one")
         else:
-            labelled[place] = _relabelled(by_path[place], label)
+            labelled[place] = _relabelled(by_path[place], label, labels_csv)
     if unknown:
         raise UserError(f"{labels_csv}: no such test image: {_listing(unknown)}; correct or remove these rows")
     missing = [item.relative for path, item in by_path.items() if path not in labelled]
@@ -330,11 +380,17 @@ def _with_csv_labels(items: Sequence[TestItem], base: Path, labels_csv: Path) ->
     return list(labelled.values())
 
 
-def _relabelled(item: TestItem, label: str) -> TestItem:
-    """Set a label as it stands in the CSV."""
-    if label in ("0", NORMAL_FOLDER):
+def _relabelled(item: TestItem, label: str, labels_csv: Path) -> TestItem:
+    """Set a label as it stands in the CSV: a number, a word for normal, or the name of a kind of defect."""
+    if label.lower() in NORMAL_LABELS:
         return replace(item, label=0, defect=None)
-    return replace(item, label=1, defect=item.defect if label == "1" else label)
+    try:
+        value = float(label)
+    except ValueError:
+        return replace(item, label=1, defect=label)
+    if value not in (0, 1):
+        raise UserError(f"{labels_csv}: label {label} of {item.relative}; {LABELS_RULE}")
+    return replace(item, label=int(value), defect=item.defect if value else None)
 
 
 def _csv_rows(labels_csv: Path) -> Iterator[tuple[str, str]]:
@@ -345,8 +401,8 @@ def _csv_rows(labels_csv: Path) -> Iterator[tuple[str, str]]:
             if not {"path", "label"} <= set(reader.fieldnames or ()):
                 raise UserError(f"{labels_csv}: its first line lacks path,label; add this header")
             for row in reader:
-                path, label = ((row[column] or "").strip() for column in ("path", "label"))
-                if not path or not label:
+                path, label = row["path"] or "", (row["label"] or "").strip()  # names may begin with a space
+                if not path.strip() or not label:
                     raise UserError(f"{labels_csv}: line {reader.line_num} lacks a path or a label; complete it")
                 yield path, label
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -2,12 +2,12 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from hta.data.folders import read_mask
 from hta.data.preparation import prepare_mask, prepare_test_image, prepare_training_image
 from hta.data.specs import BenchmarkSpec, class_index
 from hta.errors import UserError
@@ -148,10 +148,6 @@ class Benchmark:
         """Return whether a test image is normal for a class."""
         return index in self.normals[self.class_index(pos_class)]
 
-    def test_label(self, index: int) -> int:
-        """Return the (first) class for which a test image is normal; -1 for a defect or an image of no class."""
-        return self._labels.get(index, NO_CLASS)
-
     def test_image(self, index: int) -> np.ndarray:
         """Return a test image, prepared: `(size, size, 3)` float32 in [0, 1]."""
         return prepare_test_image(self.test.read(index), self.spec)
@@ -161,25 +157,18 @@ class Benchmark:
         return self.test.identifier(index)
 
     def test_mask(self, index: int) -> np.ndarray | None:
-        """Return a test image's defect mask, `(size, size)` bool, all false for a good image; None without masks.
+        """Return a test image's defect mask, `(size, size)` bool; None where there is none.
 
         Raises:
             UserError: The mask has another size than its image.
         """
-        if self.masks is None:
-            return None
-        mask = self.masks.get(index)
+        mask = (self.masks or {}).get(index)
         if mask is None:
-            return np.zeros((self.spec.size, self.spec.size), dtype=bool)
+            return None
         image = self.test.read(index)
         if image_size(mask) != image.shape[:2]:
             raise UserError(f"{mask}: its size is not that of {self.test_id(index)}; restore both from the data set")
-        return prepare_mask(read_image(mask), self.spec)
-
-    @cached_property
-    def _labels(self) -> dict[int, int]:
-        # The first class wins, so classes are gone through backwards.
-        return {index: label for label in reversed(range(len(self.classes))) for index in self.normals[label]}
+        return prepare_mask(read_mask(mask), self.spec)
 
 
 def labelled_benchmark(

@@ -44,17 +44,17 @@ def prepare_mask(mask: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
     """Bring a defect mask to the place that its image takes.
 
     Args:
-        mask: `(H, W, 3)` float32 in [0, 1], as an image file is read; white is defective.
+        mask: `(H, W)` bool, as `hta.data.folders.read_mask` gives it; true on the defect.
         spec: The data set's row of the table.
 
     Returns:
         `(size, size)` bool, true on the defect (nearest neighbour).
     """
-    return resample(mask, spec.geometry, spec.size, "nearest")[..., 0] > 0.5
+    return resample(mask, spec.geometry, spec.size, "nearest") > 0.5
 
 
 def resample(image: np.ndarray, geometry: Geometry, size: int, filter_name: Filter) -> np.ndarray:
-    """Bring an image `(H, W, 3)` to `(size, size, 3)`, cropped or squashed; float32 in [0, 1] both."""
+    """Bring an image `(H, W, 3)` or `(H, W)` to size x size px, cropped or squashed; values in [0, 1] to float32."""
     picture = _to_picture(image)
     if geometry != "crop":
         return _to_array(picture.resize((size, size), _FILTERS[filter_name]))

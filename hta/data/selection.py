@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from hta.config import Checked, option
-from hta.data.benchmarks import SPECS, Benchmark, load_benchmark
+from hta.data.benchmarks import load_benchmark
 from hta.data.defect_folder import DEFECTS, load_defect_folder
+from hta.data.image_sets import Benchmark
 from hta.data.protocol import choose_test_images, draw_training_images
-from hta.data.specs import benchmark_spec, class_index
+from hta.data.specs import SPECS, benchmark_spec, class_index
 from hta.errors import UserError
 
 ROTATIONS = 4
@@ -67,7 +68,7 @@ class SelectedImage:
 
     def read_mask(self) -> np.ndarray | None:
         """Return the defect, prepared like its image, `(size, size)` bool; None without a mask."""
-        return None if self.mask is None else self.selection.benchmark.test_mask(self.index)
+        return self.selection.benchmark.test_mask(self.index)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the protocol fixes for each data set: class names, preparation of images, the paper's schedule (section 7)."""
+"""What the protocol fixes for each data set: class names, preparation of images, transformations (section 7)."""
 
 import re
 from collections.abc import Mapping
@@ -28,7 +28,6 @@ class BenchmarkSpec:
         test_filter: Resampling of test images.
         train_clahe: Whether training images, and only they, go through CLAHE.
         num_transforms: The paper's number of transformations.
-        niter: The paper's number of iterations a scale.
         is_gray: Whether the images are gray (R = G = B).
         aliases: Pairs of another spelling of a class and the paper's.
     """
@@ -43,7 +42,6 @@ class BenchmarkSpec:
     test_filter: Filter = "bicubic"
     train_clahe: bool = True
     num_transforms: int = 54
-    niter: int = 1000
     is_gray: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
 
@@ -65,7 +63,6 @@ MNIST = BenchmarkSpec(
     train_filter="bilinear",
     train_clahe=False,
     num_transforms=42,
-    niter=500,
     is_gray=True,
     aliases=tuple((text, str(n)) for n, word in enumerate(_DIGITS) for text in (word, f"{n} - {word}")),
 )
@@ -127,7 +124,7 @@ MVTEC = BenchmarkSpec(
     test_filter="lanczos",
 )
 
-MVTEC_ROTATIONS = replace(MVTEC, train_clahe=False, num_transforms=4, niter=2000)
+MVTEC_ROTATIONS = replace(MVTEC, train_clahe=False, num_transforms=4)
 
 # Any other data set, as a tree of one folder a class; the tree fills in the title and the classes.
 FOLDER = BenchmarkSpec(name="folder", title="folder", table_name="folder", classes=())

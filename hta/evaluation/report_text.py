@@ -6,6 +6,7 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
+from hta.config import ModelConfig
 from hta.evaluation.decision import score_text
 from hta.evaluation.overlays import ColourScale
 
@@ -243,7 +244,7 @@ def reach(model: dict[str, Any]) -> str:
     network = model["config"]["model"]
     coarsest, finest = (min(model["scales"][n]) for n in (0, -1))
     covered = min(model["image_size"]) / finest
-    field = 1 + network["num_layer"] * (network["ker_size"] - 1)
+    field = ModelConfig(num_layer=network["num_layer"], ker_size=network["ker_size"]).receptive_field
     return (
         f"<p>At the finest scale the image has {_size(model['scales'][-1])}: one pixel there covers about "
         f"<strong>{_square(f'{covered:.1f}')}</strong> of an image of {_size(model['image_size'])}. A defect smaller "
