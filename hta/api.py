@@ -539,7 +539,7 @@ def load(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR, runtime:
     if images.shape != shape:
         raise UserError(
             f"{folder.path / IMAGES_FILE}: holds images of shape {tuple(images.shape)}, the model's are {shape}; the "
-            "file belongs to another model: restore it or train again"
+            "file belongs to another model: restore it or train again with --overwrite"
         )
     return Model(record, pyramid, resolved, images, folder)
 

@@ -515,6 +515,42 @@ def test_resume_of_a_damaged_run(begun, capsys, file):
     assert_refused(begun, RESUME, [f"TrainedModels/photo/{file}", "train"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("scale", "iteration"), [(4, 0), (3, 1), (-1, 0), (0, 3), (0, -1), (0, 1), (10**30, 0)]
+)  # of a run of three scales, two iterations each
+def test_resume_from_a_place_outside_the_run(begun, capsys, scale, iteration):
+    RunFolder(begun / "TrainedModels" / "photo").save_checkpoint({}, scale=scale, iteration=iteration)
+    words = ["TrainedModels/photo/checkpoint.safetensors", f"scale {scale} of 3", "--overwrite"]
+    assert_refused(begun, RESUME, words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.update(noise_stream=torch.zeros(3, dtype=torch.uint8)), "noise_stream is no state"),
+        (lambda state: state.update(noise_stream=torch.zeros(3)), "noise_stream is no state"),
+        (lambda state: state.update({"optimizer_g.999.step": torch.zeros(())}), "optimizer_g.999.step is of another run"),
+        (lambda state: state.update({"optimizer_d.0.exp_avg": torch.zeros(2)}), "optimizer_d.0.exp_avg is of another"),
+        (lambda state: state.pop("optimizer_d.0.exp_avg"), "optimizer_d.0.exp_avg is missing"),
+        (lambda state: state["noise_amp"].fill_(math.nan), "noise_amp holds values that are not finite"),
+    ],
+)
+def test_resume_from_a_state_that_is_none(begun, capsys, change, words):
+    folder = RunFolder(begun / "TrainedModels" / "photo")
+    record, images = folder.read_record(), folder.read_images()
+    planned = api.Pyramid.planned(record.config.model, record.image_size, 1, torch.device("cpu"), torch.float32)
+    trainer = ScaleTrainer(planned, api.resize(images, planned.plan.sizes[0]), record.config.training)
+    next(trainer.run())
+    state = trainer.state()
+    change(state)
+    folder.save_checkpoint(state, scale=0, iteration=1)
+    before = snapshot(begun)
+    assert main_train.main(RESUME) == 2
+    *_, line = error_lines(capsys)
+    assert line.startswith(f"error: TrainedModels/photo/checkpoint.safetensors: {words}")
+    assert snapshot(begun) == before
+
+
 def test_an_unfinished_run_is_not_overwritten_and_not_used(begun, capsys):
     assert_refused(begun, [*PHOTO, *QUICK], ["TrainedModels/photo", "--resume", "--overwrite"], capsys)
     samples_of_it = ["--input_name", "photo", "--mode", "random_samples"]

@@ -39,6 +39,8 @@ IMAGES_FILE = "training_images.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 LOCK_FILE = ".lock"
 
+_REMEDY = "restore the file or train again with --overwrite"
+
 
 @dataclass(frozen=True)
 class RunRecord:
@@ -88,22 +90,31 @@ class RunRecord:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{source}: not valid JSON ({error}); restore the file or train again") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{source}: not valid JSON ({error}); {_REMEDY}") from error
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{source}: model format {version}, this version of hta reads format {FORMAT_VERSION}; train again, or "
-                "use the version of hta that wrote it"
+                f"{source}: model format {version}, this version of hta reads format {FORMAT_VERSION}; train again with "
+                "--overwrite, or use the version of hta that wrote it"
             )
         require_keys(data, {"format_version", "hta_version", "sources", "image_size", "is_gray", "config"}, source)
         sources, size = data["sources"], data["image_size"]
         if not (isinstance(sources, list) and sources and all(isinstance(name, str) for name in sources)):
-            raise UserError(f"{source}: sources must be a list of file names; restore the file or train again")
-        if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
-            raise UserError(f"{source}: image_size must be [height, width]; restore the file or train again")
+            raise UserError(f"{source}: sources must be a list of file names; {_REMEDY}")
+        if not (isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))):
+            raise UserError(f"{source}: image_size must be [height, width]; {_REMEDY}")
+        for name, kind in (("is_gray", bool), ("hta_version", str)):
+            if not isinstance(data[name], kind):
+                raise UserError(f"{source}: {name} must be of type {kind.__name__}; {_REMEDY}")
         config = Config.from_dict(data["config"], source)
-        return cls(config, tuple(sources), tuple(size), bool(data["is_gray"]), str(data["hta_version"]))
+        if None in (config.model.num_transforms, config.training.niter):
+            raise UserError(f"{source}: num_transforms and niter must be numbers; {_REMEDY}")
+        return cls(config, tuple(sources), tuple(size), data["is_gray"], data["hta_version"])
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -129,10 +140,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(path, framework="pt") as stream:
             return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
-        raise UserError(f"{path}: missing from the model; restore the file or train again") from None
+        raise UserError(f"{path}: missing from the model; {_REMEDY}") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise UserError(
-            f"{path}: not a complete safetensors file ({error}); restore the file or train again"
+            f"{path}: not a complete safetensors file ({error}); {_REMEDY}"
         ) from error
 
 
@@ -140,7 +151,7 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); restore the file or train again") from error
+        raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
 
 
 @dataclass(frozen=True)
@@ -216,13 +227,14 @@ class RunFolder:
         """The training images at the working size, `(N, 3, h, w)` float32 in [-1, 1].
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: the file is missing or damaged, or a pixel is not finite.
         """
         path = self.path / IMAGES_FILE
         tensors, _ = load_tensors(path)
         images = tensors.get("images")
         if set(tensors) != {"images"} or images.dim() != 4 or images.dtype != torch.float32:
-            raise UserError(f"{path}: does not hold training images; restore the file or train again")
+            raise UserError(f"{path}: does not hold training images; {_REMEDY}")
+        _require_finite("images", images, str(path))
         return images
 
     def save_checkpoint(self, tensors: dict[str, Tensor], *, scale: int, iteration: int) -> None:
@@ -304,7 +316,7 @@ def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None
         source: the file's name, for errors.
 
     Raises:
-        UserError: a tensor is missing, or of another shape or type.
+        UserError: a tensor is missing, of another shape or type, or not finite.
     """
     for name, place in scale_tensors(scale).items():
         value = tensors.get(name)
@@ -312,6 +324,12 @@ def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None
             found = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
             raise UserError(
                 f"{source}: {name} is {found}, the model needs {tuple(place.shape)} {place.dtype}; the file belongs to "
-                "another model: restore it or train again"
+                f"another model: {_REMEDY}"
             )
+        _require_finite(name, value, source)
         place.copy_(value)
+
+
+def _require_finite(name: str, value: Tensor, source: str) -> None:
+    if not value.isfinite().all():
+        raise UserError(f"{source}: {name} holds values that are not finite; {_REMEDY}")
