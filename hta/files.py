@@ -15,6 +15,7 @@ try:
     import fcntl
 except ImportError:  # Windows has no such locks
     fcntl = None
+HAS_LOCKS = fcntl is not None
 
 _PART = ".part"
 # What a workshop holds: the folder that is being filled, the one that gives way, and the mark of a living process.
@@ -67,9 +68,11 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     missing = [parent for parent in place.parents if not parent.exists()]
     try:
         workshop.mkdir(parents=True)
-        _sweep_dead(place.parent)
+        if HAS_LOCKS:
+            _sweep_dead(place.parent)
         with (workshop / _ALIVE).open("w") as mark:
-            try_lock(mark)
+            if HAS_LOCKS:
+                try_lock(mark)
             fresh.mkdir()
             yield fresh
             if replace and place.exists():
@@ -110,14 +113,8 @@ def _sweep_dead(folder: Path) -> None:
                 shutil.rmtree(workshop, ignore_errors=True)
 
 
-def try_lock(stream: IO) -> bool | None:
-    """Lock an open file until it is closed, at the latest by the end of the process.
-
-    Returns:
-        False where another process holds the lock, None where the system has none.
-    """
-    if fcntl is None:
-        return None
+def try_lock(stream: IO) -> bool:
+    """Lock an open file until it is closed, at the latest by the end of the process; False where it is locked."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -85,7 +85,9 @@ def test_a_name_as_long_as_names_may_be(tmp_path):
 
 def test_what_a_process_of_the_same_number_left_is_in_nobodys_way(tmp_path):
     """In a container, where numbers of processes are small and come again."""
-    left = [tmp_path / f".{name}.{os.getpid()}{ending}" for name in ("out", "a.bin") for ending in (".part", ".old.part")]
+    left = [
+        tmp_path / f".{name}.{os.getpid()}{ending}" for name in ("out", "a.bin") for ending in (".part", ".old.part")
+    ]
     for path in left:
         path.mkdir()
         (path / "work").write_text("of another")

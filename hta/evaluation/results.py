@@ -80,7 +80,9 @@ def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_d
     if contents and not overwrite:
         raise UserError(f"--out {target}: holds results; give another folder, or --overwrite to replace them")
     if holds_working_folder(target):
-        raise UserError(f"--out {target}: is the folder that you work in, which cannot be replaced; give another folder")
+        raise UserError(
+            f"--out {target}: is the folder that you work in, which cannot be replaced; give another folder"
+        )
 
 
 # --- what comes image by image ----------------------------------------------------------------------------------------

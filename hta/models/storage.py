@@ -9,11 +9,13 @@ A run folder holds
 """
 
 import json
+import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -22,15 +24,10 @@ from torch import Tensor
 
 from hta.config import Config, require_keys
 from hta.errors import UserError
-from hta.files import new_folder, sweep, write_atomically
+from hta.files import HAS_LOCKS, new_folder, sweep, try_lock, write_atomically
 from hta.models.pyramid import Pyramid, Scale
 from hta.runtime import Runtime, seeded_generator
 from hta.version import __version__
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks; two runs in one folder are then the user's to avoid
-    fcntl = None
 
 FORMAT_VERSION = 2
 
@@ -40,6 +37,16 @@ CHECKPOINT_FILE = "checkpoint.safetensors"
 LOCK_FILE = ".lock"
 
 _REMEDY = "restore the file or train again with --overwrite"
+
+_OWN_FILES = re.compile(
+    r"config\.json|checkpoint\.safetensors|training_images\.safetensors|scale_\d+\.safetensors|\.lock"
+    r"|calibration\.json|metrics\.csv|curves\.png|train\.html"
+    r"|(samples|random_samples_[^/]+)(/(random|reconstruction)_\d+\.png)?"
+    r"|results(/[^/]+(/(scores\.csv|metrics\.json|report\.html|(maps|overlays)(/.+)?))?)?"
+    r"|(results/)?\.[^/]+\.part(/.+)?"  # what a killed writer left
+    r"|(.+/)?(\.DS_Store|Thumbs\.db)"  # what desktops put everywhere
+)
+"""Paths below a run folder that the scripts write; nothing of them is worth more than the model."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,8 @@ class RunRecord:
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{source}: model format {version}, this version of hta reads format {FORMAT_VERSION}; train again with "
-                "--overwrite, or use the version of hta that wrote it"
+                f"{source}: model format {version}, this version of hta reads format {FORMAT_VERSION}; train again "
+                "with --overwrite, or use the version of hta that wrote it"
             )
         require_keys(data, {"format_version", "hta_version", "sources", "image_size", "is_gray", "config"}, source)
         sources, size = data["sources"], data["image_size"]
@@ -142,9 +149,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise UserError(f"{path}: missing from the model; {_REMEDY}") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a complete safetensors file ({error}); {_REMEDY}"
-        ) from error
+        raise UserError(f"{path}: not a complete safetensors file ({error}); {_REMEDY}") from error
 
 
 def _read_text(path: Path) -> str:
@@ -174,6 +179,11 @@ class RunFolder:
         """Whether the run here is complete."""
         return self.exists and not (self.path / CHECKPOINT_FILE).exists()
 
+    def foreign_files(self) -> list[str]:
+        """Paths below the folder that hta does not write there, sorted: they are somebody's own."""
+        below = (path.relative_to(self.path).as_posix() for path in self.path.rglob("*"))
+        return sorted(path for path in below if not _OWN_FILES.fullmatch(path))
+
     def scale_file(self, n: int) -> Path:
         """The file of scale n."""
         return self.path / f"scale_{n}.safetensors"
@@ -184,12 +194,16 @@ class RunFolder:
         Args:
             record: of the run.
             images: `(N, 3, h, w)` float32 training images at the working size.
-            replace: an existing run gives way.
+            replace: an existing run gives way, unless a process trains it.
 
         Raises:
+            UserError: another process trains here.
             RunError: the folder cannot be made, or is taken.
         """
-        with new_folder(self.path, replace=replace) as fresh:
+        with (
+            self.locked() if replace and self.exists else nullcontext(),
+            new_folder(self.path, replace=replace) as fresh,
+        ):
             write_atomically(fresh / CONFIG_FILE, record.to_json().encode())
             save_tensors(fresh / IMAGES_FILE, {"images": images})
             save_tensors(fresh / CHECKPOINT_FILE, {}, {"scale": "0", "iteration": "0"})
@@ -198,21 +212,23 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keep other processes from training here at the same time; a killed process leaves no lock behind.
 
+        Windows has no such locks: two runs in one folder are then the user's to avoid.
+
         Raises:
             UserError: another process trains here.
         """
-        with (self.path / LOCK_FILE).open("w") as stream:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"{self.path}: another process trains this model now; wait, or give another --name"
-                ) from None
+        if not HAS_LOCKS:
+            yield
+            return
+        place = self.path / LOCK_FILE
+        with place.open("w") as stream:
+            if not try_lock(stream) or not _is_at(stream, place):
+                raise UserError(f"{self.path}: another process trains this model now; wait, or give another --name")
             try:
                 yield
             finally:
-                (self.path / LOCK_FILE).unlink(missing_ok=True)
+                if _is_at(stream, place):  # else the folder was replaced, and the lock there is another's
+                    place.unlink(missing_ok=True)
 
     def read_record(self) -> RunRecord:
         """The run's record.
@@ -296,6 +312,14 @@ class RunFolder:
         pyramid = Pyramid.planned(model, record.image_size, record.num_images, runtime.device, runtime.dtype)
         self.load_scales(pyramid, pyramid.plan.num_scales)
         return record, pyramid
+
+
+def _is_at(stream: IO, place: Path) -> bool:
+    """Whether an open file still is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
 
 
 def scale_tensors(scale: Scale) -> dict[str, Tensor]:

@@ -255,7 +255,9 @@ class ScaleTrainer:
         try:
             self.noise_stream.set_state(tensors["noise_stream"])
         except (RuntimeError, TypeError) as error:
-            raise UserError(f"{source}: noise_stream is no state of a generator; train again with --overwrite") from error
+            raise UserError(
+                f"{source}: noise_stream is no state of a generator; train again with --overwrite"
+            ) from error
         self.iteration = iteration
         for prefix, optimizer in self._optimizers().items():
             state: dict[int, dict[str, Tensor]] = {}
