@@ -18,7 +18,7 @@ from hta.evaluation.calibration import CALIBRATED, Calibration, calibrate, kept_
 from hta.evaluation.decision import Threshold, decide
 from hta.evaluation.differences import has_other_aspect
 from hta.evaluation.evaluator import Evaluator, ImageVotes, precision_of
-from hta.evaluation.held_out import GOOD_IMAGES, HeldOut, check_enough
+from hta.evaluation.held_out import GOOD_IMAGES, HeldOut, check_enough, check_views
 from hta.evaluation.scoring import anomaly_scores, default_fraction
 from hta.evaluation.views import ViewRule, view_rule
 from hta.files import holds_working_folder
@@ -178,10 +178,13 @@ class Model:
             good: from `hold_out`; without it views of the training images stand in for normal images.
 
         Raises:
-            UserError: too few good images.
+            UserError: too few good images, or a target below what the views can tell.
         """
         if good is None:
-            source, found = CALIBRATED, self.calibration(scoring, task).threshold(scoring.aggregate, scoring.target_fpr)
+            views = self.calibration(scoring, task)
+            if scoring.threshold is None:
+                check_views(len(views.peaks), scoring.target_fpr)
+            source, found = CALIBRATED, views.threshold(scoring.aggregate, scoring.target_fpr)
         else:
             source, found = GOOD_IMAGES, good.threshold(scoring.target_fpr)
         if scoring.threshold is not None:
