@@ -174,7 +174,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     masked = not output.no_maps and any(item.mask is not None for item in items)
     normal = evaluation.good or model.calibration(evaluation.scoring, evaluation.options.task)
     scale = None if output.no_maps else ColourScale.of_normal_peaks(normal.peaks)
-    comparison = InputComparison(model.training_images, model.record.image_size, gray=model.record.is_gray)
+    comparison = InputComparison(model.training_images, model.record.image_size)
     with new_folder(evaluation.target, replace=True) as folder:
         start = time.perf_counter()
         with ResultsWriter(folder, scale, masked=masked, full_size_maps=output.full_size_maps) as writer:

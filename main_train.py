@@ -50,9 +50,18 @@ class InputOptions(Checked):
         None, "name of the model; by default the first file's without suffix, or the folder's, or told from --dataset"
     )
     models_dir: str = option("TrainedModels", "folder of the models")
-    overwrite: bool = option(False, "replace what is there")
+    overwrite: bool = option(
+        False,
+        "replace what is there: the model with its samples and results, unless its folder holds anything else; or with "
+        "--mode random_samples the samples",
+    )
     resume: bool = option(False, "go on where a stopped run left off")
     dry_run: bool = option(False, "print the settings and the scales, write nothing")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.overwrite and self.resume:
+            raise UserError("--overwrite contradicts --resume, which goes on with what is there: give one of the two")
 
 
 @dataclass(frozen=True)
@@ -204,16 +213,18 @@ def _train(
         return
     if not options.resume:
         api.begin(folder, training_set, overwrite=options.overwrite)
-    model = api.go_on(folder, config.runtime if options.resume else None)
-    request = SampleRequest(samples.num_samples, config.training.manualSeed)
-    write_samples(model.pyramid, request, folder.path / SAMPLES_FOLDER, reconstruction=True)
-    shares = model.training_vote_shares()
-    page = write_train_page(
-        folder.path, model.record, model.pyramid, model.training_images, shares, config.training.manualSeed
-    )
-    model.keep_calibration()
+    with folder.locked():
+        model = api.go_on(folder, config.runtime if options.resume else None)
+        request = SampleRequest(samples.num_samples, config.training.manualSeed)
+        write_samples(model.pyramid, request, folder.path / SAMPLES_FOLDER, reconstruction=True)
+        shares = model.training_vote_shares()
+        page = write_train_page(
+            folder.path, model.record, model.pyramid, model.training_images, shares, config.training.manualSeed
+        )
+        model.keep_calibration()
+        folder.finish()
+    # Last: a reader of the output that has gone must not leave the model unfinished.
     _report(model, options, source.test_words, shares, page)
-    folder.finish()
 
 
 def _settings_of_run(folder: RunFolder, config: Config, given: dict[str, Any]) -> Config:

@@ -18,10 +18,11 @@ from hta.evaluation.calibration import CALIBRATED, Calibration, calibrate, kept_
 from hta.evaluation.decision import Threshold, decide
 from hta.evaluation.differences import has_other_aspect
 from hta.evaluation.evaluator import Evaluator, ImageVotes, precision_of
-from hta.evaluation.held_out import GOOD_IMAGES, HeldOut, check_enough
+from hta.evaluation.held_out import GOOD_IMAGES, HeldOut, check_enough, check_views
 from hta.evaluation.scoring import anomaly_scores, default_fraction
 from hta.evaluation.views import ViewRule, view_rule
-from hta.imaging import is_gray, resize, to_array, to_tensor
+from hta.files import holds_working_folder
+from hta.imaging import IMAGE_SUFFIXES, is_gray, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid, plan_of
 from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
 from hta.runtime import Runtime, resolve, set_up
@@ -42,7 +43,8 @@ class Scores(NamedTuple):
 
     Attributes:
         anomaly_scores: `(N,)` float64, higher = more anomalous.
-        decisions: `(N,)` bool, True = anomalous; None where nothing decides ("minmax" without maps and threshold).
+        decisions: `(N,)` bool, True = anomalous; None where nothing decides: "minmax" without a threshold, unless maps
+            decide on defects.
         anomaly_maps: one `(H, W)` float32 array in [0, 1] an image, at its own size, higher = more anomalous; None if
             not asked.
     """
@@ -176,10 +178,13 @@ class Model:
             good: from `hold_out`; without it views of the training images stand in for normal images.
 
         Raises:
-            UserError: too few good images.
+            UserError: too few good images, or a target below what the views can tell.
         """
         if good is None:
-            source, found = CALIBRATED, self.calibration(scoring, task).threshold(scoring.aggregate, scoring.target_fpr)
+            views = self.calibration(scoring, task)
+            if scoring.threshold is None:
+                check_views(len(views.peaks), scoring.target_fpr)
+            source, found = CALIBRATED, views.threshold(scoring.aggregate, scoring.target_fpr)
         else:
             source, found = GOOD_IMAGES, good.threshold(scoring.target_fpr)
         if scoring.threshold is not None:
@@ -395,9 +400,10 @@ def train(
         return Model(training_set.record, pyramid, runtime, training_set.images)
     run_folder = RunFolder(Path(folder))
     begin(run_folder, training_set, overwrite=overwrite)
-    model = go_on(run_folder)
-    model.keep_calibration()
-    run_folder.finish()
+    with run_folder.locked():
+        model = go_on(run_folder)
+        model.keep_calibration()
+        run_folder.finish()
     return model
 
 
@@ -410,12 +416,16 @@ def _as_several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
 
 
 def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
-    """Refuse a folder in which a new run would destroy something.
+    """Refuse a folder in which a new run would destroy something, or which no run could write.
 
     Raises:
-        UserError: a model is there and `overwrite` is off, or something that is not a model.
+        UserError: a model is there and `overwrite` is off, or with something in it that hta did not write; or it is not
+            a model, a file, the working directory, or of a name that is not UTF-8.
     """
     path = folder.path
+    readable = str(path).encode(errors="backslashreplace").decode()
+    if readable != str(path):  # Python keeps bytes that are no UTF-8 as characters that cannot be written in it
+        raise UserError(f"{readable}: is not UTF-8, as the names of a model's files must be; give another --name")
     for parent in (path, *path.parents):
         if parent.exists():
             if not parent.is_dir():
@@ -425,20 +435,35 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
             break
     if not path.exists() or not any(path.iterdir()):
         return
+    if not folder.exists:
+        raise UserError(f"{path}: exists and is not a model of hta; give another --name")
+    if not overwrite:
+        raise UserError(f"{path}: {_state_of(folder)}; give another --name, or --overwrite to replace it")
+    foreign = folder.foreign_files()
+    if foreign:
+        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+        raise UserError(
+            f"{path}: holds {foreign[0]}{more}, which --overwrite would delete and hta did not write; move it away, or "
+            "give another --name"
+        )
+    if holds_working_folder(path):
+        raise UserError(f"{path}: is the folder that you work in, which cannot be replaced; give another --name")
+
+
+def _state_of(folder: RunFolder) -> str:
+    """What is in a run folder, in words."""
     try:
         folder.read_record()
-    except UserError as error:
-        raise UserError(f"{path}: exists and is not a model of this version of hta; give another --name") from error
-    if not overwrite:
-        state = "holds a trained model" if folder.finished else "holds an unfinished run, --resume goes on with it"
-        raise UserError(f"{path}: {state}; give another --name, or --overwrite to replace it")
+    except UserError:
+        return "holds a model that this version of hta cannot read"
+    return "holds a trained model" if folder.finished else "holds an unfinished run, --resume goes on with it"
 
 
 def begin(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = False) -> None:
     """Make the run folder of a new training, with a first checkpoint.
 
     Raises:
-        UserError: the folder is taken.
+        UserError: the folder is taken, or another process trains in it.
         RunError: it cannot be written.
     """
     check_vacant(folder, overwrite=overwrite)
@@ -496,7 +521,7 @@ def go_on(folder: RunFolder, runtime_config: RuntimeConfig | None = None) -> Mod
     """Train from the folder's checkpoint to the end; the run stays unfinished until `folder.finish()`.
 
     Args:
-        folder: a run that was begun.
+        folder: a run that was begun, locked by the caller until it is finished.
         runtime_config: device, threads and checkpoints of now; by default as the run was begun.
 
     Returns:
@@ -506,25 +531,27 @@ def go_on(folder: RunFolder, runtime_config: RuntimeConfig | None = None) -> Mod
     if runtime_config is not None:
         record = replace(record, config=replace(record.config, runtime=runtime_config))
     runtime = set_up(record.config.runtime)
-    with folder.locked():
-        pyramid = train_pyramid(images, record, runtime, folder)
+    pyramid = train_pyramid(images, record, runtime, folder)
     return Model(record, pyramid, runtime, images, folder)
 
 
 def find_model(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR) -> RunFolder:
-    """The run folder of a name below `models_dir`, or of a path; an image's suffix is left out of a name."""
+    """The run folder of a name below `models_dir`, of a path, or of a training image that gave the model its name."""
     path = Path(name_or_path)
-    if RunFolder(path).exists:
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES
+    # A path that is mistyped must not end in another model that happens to have the same last part.
+    if RunFolder(path).exists or (len(path.parts) > 1 and not is_image):
         return RunFolder(path)
     named = Path(models_dir) / path.name
-    return RunFolder(named if named.exists() or not path.suffix else Path(models_dir) / path.stem)
+    return RunFolder(Path(models_dir) / path.stem if is_image and not named.exists() else named)
 
 
 def load(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR, runtime: RuntimeConfig | None = None) -> Model:
     """Load a trained model.
 
     Args:
-        name_or_path: name of a model below `models_dir`, or path of its run folder.
+        name_or_path: name of a model below `models_dir`, path of its run folder, or its training image, whose name it
+            then has.
         models_dir: folder of the models.
         runtime: device, precision and threads; by default CUDA if there is one.
 
@@ -541,7 +568,7 @@ def load(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR, runtime:
     if images.shape != shape:
         raise UserError(
             f"{folder.path / IMAGES_FILE}: holds images of shape {tuple(images.shape)}, the model's are {shape}; the "
-            "file belongs to another model: restore it or train again"
+            "file belongs to another model: restore it or train again with --overwrite"
         )
     return Model(record, pyramid, resolved, images, folder)
 

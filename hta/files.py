@@ -1,14 +1,26 @@
 """Writing files and folders so that a reader finds the old content or the new one, never a part."""
 
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from hta.errors import RunError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+HAS_LOCKS = fcntl is not None
+
 _PART = ".part"
+# What a workshop holds: the folder that is being filled, the one that gives way, and the mark of a living process.
+_NEW, _OLD, _ALIVE = "new", "old", "alive"
+_SETTLED_S = 3600  # a workshop as young as this may not have its mark locked yet
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -21,9 +33,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         RunError: the disk is full, or the folder cannot be written; what was there before is intact.
     """
-    temporary = _temporary(path)
+    temporary = _unused(path.parent)
     try:
-        with temporary.open("wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -40,7 +52,8 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Fill a folder under a temporary name beside its place; it appears there when the block ends without an error.
 
     Args:
-        path: the folder's place; folders above it are made, and removed again where nothing comes to lie in them.
+        path: the folder's place, or a link to it; folders above it are made, and removed again where nothing comes to
+            lie in them.
         replace: whether an existing folder gives way, in one step with the new one's arrival.
 
     Yields:
@@ -49,31 +62,64 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Raises:
         RunError: the disk is full, the place cannot be written, or it is taken.
     """
-    fresh, old = _temporary(path), path.with_name(f".{path.name}.{os.getpid()}.old{_PART}")
-    missing = [parent for parent in path.parents if not parent.exists()]
+    place = Path(os.path.realpath(path))
+    workshop = _unused(place.parent)
+    fresh, old = workshop / _NEW, workshop / _OLD
+    missing = [parent for parent in place.parents if not parent.exists()]
     try:
-        fresh.mkdir(parents=True)
-        yield fresh
-        if replace and path.exists():
-            path.rename(old)
-        fresh.rename(path)
+        workshop.mkdir(parents=True)
+        if HAS_LOCKS:
+            _sweep_dead(place.parent)
+        with (workshop / _ALIVE).open("w") as mark:
+            if HAS_LOCKS:
+                try_lock(mark)
+            fresh.mkdir()
+            yield fresh
+            if replace and place.exists():
+                place.rename(old)
+            fresh.rename(place)
     except OSError as error:
-        if old.exists():
-            with suppress(OSError):
-                old.rename(path)
         raise cannot_write(path, error) from error
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        # Stopped between the two renames, by Ctrl-C too: the old folder goes back, and never goes before another came.
+        if old.exists() and not place.exists():
+            with suppress(OSError):
+                old.rename(place)
+        if place.exists() or not old.exists():
+            shutil.rmtree(workshop, ignore_errors=True)
         for parent in missing:
             with suppress(OSError):  # not empty: the folder is in it
                 parent.rmdir()
 
 
+def holds_working_folder(path: Path) -> bool:
+    """Whether the process works in a folder or below it, which then cannot be replaced without pulling it away."""
+    return Path.cwd().is_relative_to(os.path.realpath(path))
+
+
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder."""
+    """Remove what killed writers left in a folder that is the caller's alone."""
     for leftover in folder.glob(f".*{_PART}"):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+
+
+def _sweep_dead(folder: Path) -> None:
+    """Remove the workshops of killed processes from a folder that others write in too."""
+    for workshop in folder.glob(f".*{_PART}"):
+        if (workshop / _NEW).exists() and (workshop / _OLD).exists():
+            continue  # killed between the two renames: the only copy of the old folder is in it
+        with suppress(OSError), (workshop / _ALIVE).open("r+") as mark:
+            if time.time() - os.fstat(mark.fileno()).st_mtime > _SETTLED_S and try_lock(mark):
+                shutil.rmtree(workshop, ignore_errors=True)
+
+
+def try_lock(stream: IO) -> bool:
+    """Lock an open file until it is closed, at the latest by the end of the process; False where it is locked."""
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
@@ -81,5 +127,6 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     return RunError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder")
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}{_PART}")
+def _unused(folder: Path) -> Path:
+    """A path in a folder that nothing else has: numbers of processes would come again, in containers above all."""
+    return folder / f".{secrets.token_hex(8)}{_PART}"

@@ -111,7 +111,7 @@ def _command(argv: Sequence[str] | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark and return its exit status."""
+    """Plant defects, print how many maps met them, and return the exit status."""
     return run_command(_command, argv, "nothing was written")
 
 

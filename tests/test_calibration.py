@@ -379,6 +379,15 @@ def test_the_target_moves_the_threshold_along_the_views(kept):
             assert (views.scores(views.shares, aggregate) > threshold).sum() == rejected
 
 
+def test_a_target_below_what_the_views_can_tell_is_refused(kept):
+    model = load(kept)
+    for options in ({}, {"with_maps": False}, {"task": "class"}):
+        with pytest.raises(UserError, match=r"--target_fpr 0\.0049: 200 views .* tell 0\.005 at least; .* 204 or more"):
+            model.threshold(ScoringConfig(target_fpr=0.0049), **options)
+    assert model.threshold(ScoringConfig(target_fpr=1 / 201)).target_fpr == 1 / 201
+    assert model.threshold(ScoringConfig(target_fpr=0.0001, threshold=0.5)).source == "given"
+
+
 @pytest.mark.parametrize("setting", [{"target_fpr": 0}, {"target_fpr": 1}, {"threshold": float("nan")}])
 def test_settings_out_of_range_are_named(kept, setting):
     with pytest.raises(UserError, match=f"--{next(iter(setting))} "):

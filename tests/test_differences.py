@@ -2,24 +2,25 @@
 
 import numpy as np
 import pytest
-import torch
 
 from hta.evaluation.differences import InputComparison, has_other_aspect
+from hta.imaging import to_tensor
 
 
 def flat(value, height=40, width=60):
     return np.full((height, width, 3), value, dtype=np.float32)
 
 
-def coloured(value=0.5):
-    image = flat(value)
+def coloured(value=0.5, height=40, width=60):
+    image = flat(value, height, width)
     image[..., 0] += 0.05
     return image
 
 
-def lines(images, *, gray=True, training=(0.4, 0.6)):
-    tensors = torch.stack([torch.full((3, 20, 30), 2 * value - 1) for value in training])
-    comparison = InputComparison(tensors, (40, 60), gray=gray)
+def lines(images, *, gray=(True, True), training=(0.4, 0.6)):
+    kinds = [flat if is_gray else coloured for is_gray in gray]
+    tensors = to_tensor([kind(value, 20, 30) for kind, value in zip(kinds, training, strict=True)])
+    comparison = InputComparison(tensors, (40, 60))
     for image in images:
         comparison.add(image)
     return comparison.warnings()
@@ -27,7 +28,7 @@ def lines(images, *, gray=True, training=(0.4, 0.6)):
 
 def test_images_like_the_training_images_are_not_spoken_of():
     assert lines([flat(0.5), flat(0.26), flat(0.74), flat(0.5, 80, 120), flat(0.5, 20, 30), flat(0.5, 100, 151)]) == []
-    assert lines([coloured()], gray=False) == []
+    assert lines([coloured()], gray=(False, False)) == []
     assert lines([]) == []
 
 
@@ -45,9 +46,14 @@ def test_images_like_the_training_images_are_not_spoken_of():
 )
 def test_each_difference_is_one_line_with_its_count(image, gray, words):
     like = flat(0.5) if gray else coloured()
-    (line,) = lines([like, image, image], gray=gray)
+    (line,) = lines([like, image, image], gray=(gray, gray))
     assert line.startswith("2 of 3 test images are ")
     assert words in line
+
+
+def test_where_some_training_images_are_gray_and_some_are_not_neither_is_spoken_of():
+    for gray in ((True, False), (False, True)):
+        assert lines([flat(0.5), coloured()], gray=gray) == []
 
 
 @pytest.mark.parametrize(

@@ -621,6 +621,26 @@ def test_what_is_no_result_is_never_overwritten(place, capsys):
     assert_refused(capsys, [*arguments_with(out="parts"), "--overwrite"], "inside --test_dir")
 
 
+def test_the_folder_that_one_works_in_is_not_replaced(place, capsys, monkeypatch):
+    (place / "inside" / "deeper").mkdir(parents=True)
+    monkeypatch.chdir("inside")
+    arguments = ["--input_name", "../TrainedModels/wall", "--test_dir", "../parts", *QUICK]
+    for out in (".", "../inside"):
+        assert_refused(capsys, [*arguments, "--out", out], f"--out {out}", "deeper, which is no result")
+    (place / "inside" / "deeper").rmdir()
+    for out in (".", "../inside"):
+        assert_refused(capsys, [*arguments, "--out", out], f"--out {out}", "you work in", "another folder")
+
+
+def test_results_may_lie_behind_a_link(place):
+    Path("real").mkdir()
+    Path("out").symlink_to("real", target_is_directory=True)
+    assert run("--no_maps") == 0
+    assert Path("out").is_symlink()
+    assert len(rows_of("real")) == 5
+    assert sorted(path.name for path in place.iterdir()) == ["TrainedModels", "out", "parts", "real"]
+
+
 def test_unreadable_images_are_listed_or_left_out(place, capsys, caplog):
     (place / "parts/test/good/broken.png").write_bytes(Path("parts/test/good/0.png").read_bytes()[:60])
     (place / "parts/test/good/text.jpg").write_text("no image")
@@ -746,12 +766,12 @@ def test_a_run_that_breaks_leaves_nothing_and_keeps_the_former_results(place, ca
 
 
 def test_a_picture_that_cannot_be_written_ends_the_run(place, capsys):
-    # A file name that is a legal one, until `.png` and the temporary name make it too long.
-    save(place / "long" / ("a" * 245 + ".png"), picture())
+    # A file name that is a legal one, until `.png` is appended to it.
+    save(place / "long" / ("a" * 250 + ".png"), picture())
     save(place / "long" / "b.png", picture())
     assert run(test_dir="long") == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "cannot be written" in error
     assert not Path("out").exists()
-    assert not list(place.glob(".out*"))
+    assert not list(place.glob(".*"))

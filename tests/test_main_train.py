@@ -17,9 +17,11 @@ import torch
 from PIL import Image
 
 import hta
+import main_eval
 import main_train
 from hta import api
 from hta.data.folders import load_training_images
+from hta.errors import UserError
 from hta.evaluation.calibration import calibrate, kept_calibration
 from hta.evaluation.views import view_rule
 from hta.models.storage import RunFolder
@@ -431,6 +433,7 @@ BAD_INPUTS = {
     "samples without a model": ([*PHOTO, "--mode", "random_samples"], "TrainedModels/photo", "--input_name"),
     "device that is none": ([*PHOTO, *QUICK, "--device", "toaster"], "--device toaster", "cpu, cuda or cuda:N"),
     "device that is not there": ([*PHOTO, *QUICK, "--device", "cuda:99"], "--device cuda:99", "CUDA devices"),
+    "overwrite and resume": ([*PHOTO, *QUICK, "--overwrite", "--resume"], "--overwrite", "--resume", "one of the two"),
     "two devices": ([*PHOTO, *QUICK, "--device", "cuda", "--not_cuda"], "--device", "--not_cuda"),
 }
 
@@ -517,6 +520,115 @@ def test_a_folder_that_is_no_model_is_not_overwritten(workspace, capsys):
     assert_refused(workspace, [*PHOTO, *QUICK, "--overwrite"], words, capsys)
 
 
+@pytest.mark.parametrize(
+    "place", ["notes.txt", "keep/", "samples/best.png", "results/test/notes.txt", "results/test/keep/", "scale_0.bak"]
+)
+def test_what_hta_did_not_write_is_never_overwritten(copied, capsys, place):
+    own = copied / "TrainedModels" / "shots" / place
+    own.mkdir(parents=True) if place.endswith("/") else own.parent.mkdir(parents=True, exist_ok=True)
+    if not own.is_dir():
+        own.write_text("the only copy")
+    words = ["TrainedModels/shots", f"holds {place.rstrip('/')},", "--overwrite", "move it away", "--name"]
+    assert_refused(copied, in_shots("--overwrite"), words, capsys)
+
+
+def test_all_that_hta_writes_goes_with_the_model(copied):
+    draw(["--num_samples", "1"])
+    scoring = ["--input_name", "shots", "--test_dir", "shots", "--threads", "1", "--not_cuda"]
+    assert main_eval.main(scoring) == 0
+    folder = copied / "TrainedModels" / "shots"
+    assert (folder / "results" / "shots" / "maps" / "a.png.png").is_file()
+    (folder / ".0123.part").write_text("half a file")
+    (folder / ".DS_Store").write_text("of the desktop")
+    assert main_train.main(in_shots("--overwrite")) == 0
+    assert {path.name for path in folder.iterdir()} & {"results", ".0123.part", ".DS_Store"} == set()
+    assert not list(folder.glob("random_samples_*"))
+
+
+def test_a_model_in_training_is_not_overwritten(copied, begun, capsys):
+    for name, arguments in (("shots", in_shots("--overwrite")), ("photo", [*PHOTO, *QUICK, "--overwrite"])):
+        with RunFolder(copied / "TrainedModels" / name).locked():
+            assert_refused(copied, arguments, [f"TrainedModels/{name}", "another process trains this"], capsys)
+            assert (copied / "TrainedModels" / name / ".lock").is_file()
+        assert not (copied / "TrainedModels" / name / ".lock").exists()
+
+
+def test_a_run_is_locked_until_it_is_finished(workspace, monkeypatch):
+    folder, tried = RunFolder(workspace / "TrainedModels" / "photo"), []
+    finish = RunFolder.finish
+
+    def tried_before(self):
+        with pytest.raises(UserError, match="another process trains this"), folder.locked():
+            pass
+        tried.append(True)
+        finish(self)
+
+    monkeypatch.setattr(RunFolder, "finish", tried_before)
+    assert main_train.main([*PHOTO, *QUICK]) == 0
+    assert tried == [True]
+    assert not (folder.path / ".lock").exists()
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda text: text[:-20], lambda text: text.replace('"format_version": 2', '"format_version": 1')]
+)
+def test_a_model_that_cannot_be_read_is_trained_again_as_its_error_says(copied, capsys, damage):
+    config = copied / "TrainedModels" / "shots" / "config.json"
+    config.write_text(damage(config.read_text()))
+    assert_refused(copied, in_samples(), ["config.json", "train again with --overwrite"], capsys)
+    assert_refused(copied, in_shots(), ["TrainedModels/shots", "cannot read", "--overwrite", "--name"], capsys)
+    assert main_train.main(in_shots("--overwrite")) == 0
+    draw(["--num_samples", "1"])
+
+
+def test_a_model_whose_folder_one_works_in_is_not_overwritten(copied, capsys, monkeypatch):
+    monkeypatch.chdir(copied / "TrainedModels" / "shots" / "samples")
+    arguments = ["--input_name", "../../../shots", "--models_dir", "../..", *QUICK, "--overwrite"]
+    assert_refused(copied, arguments, ["shots", "you work in", "--name"], capsys)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any bytes for a name")
+def test_a_name_that_is_not_utf8_is_refused_and_the_file_can_be_given_another(workspace, capsys):
+    Path("photo.png").rename("caf\udce9.png")
+    assert_refused(workspace, ["--input_name", "caf\udce9.png", *QUICK], ["caf", "UTF-8", "--name"], capsys)
+    named = ["--input_name", "caf\udce9.png", *QUICK, "--name", "cafe"]
+    assert main_train.main([*named, "--dry_run"]) == 0
+    assert main_train.main(named) == 0
+    assert RunFolder(workspace / "TrainedModels" / "cafe").read_record().sources == ("caf\udce9.png",)
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere/shots", "TrainedModels/nowhere/shots", "shots.v7", "shots.png.v7", "shots/samples"]
+)
+def test_a_mistyped_name_does_not_find_another_model(copied, capsys, name):
+    arguments = ["--input_name", name, "--mode", "random_samples", "--threads", "1"]
+    assert_refused(copied, arguments, [name, "no model here", "--input_name"], capsys)
+
+
+@pytest.mark.parametrize(
+    "name", ["shots", "shots/", "shots.png", "gone/shots.JPG", "TrainedModels/shots", "TrainedModels/shots/", "./shots"]
+)
+def test_a_model_is_found_by_its_name_its_folder_and_its_image(copied, name):
+    assert api.find_model(name).path == Path("TrainedModels/shots")
+
+
+def test_a_name_may_end_like_an_image_or_hold_a_dot(copied):
+    for name in ("wall.png", "wall.v7"):
+        shutil.copytree("TrainedModels/shots", f"TrainedModels/{name}")
+        assert api.find_model(name).path == Path("TrainedModels") / name
+    assert api.find_model("Input/wall.v7.png").path == Path("TrainedModels/wall.v7")
+
+
+def test_a_reader_that_has_gone_leaves_a_finished_model(workspace, monkeypatch):
+    def gone(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", gone)
+    monkeypatch.setattr("os.dup2", lambda *_: None)
+    assert main_train.main([*PHOTO, *QUICK]) == 141
+    assert RunFolder(workspace / "TrainedModels" / "photo").finished
+
+
 @pytest.fixture
 def begun(workspace):
     """A working directory with an unfinished run."""
@@ -557,10 +669,69 @@ def test_resume_of_a_damaged_run(begun, capsys, file):
     assert_refused(begun, RESUME, [f"TrainedModels/photo/{file}", "train"], capsys)
 
 
+@pytest.mark.parametrize(
+    ("scale", "iteration"), [(4, 0), (3, 1), (-1, 0), (0, 3), (0, -1), (0, 1), (10**30, 0)]
+)  # of a run of three scales, two iterations each
+def test_resume_from_a_place_outside_the_run(begun, capsys, scale, iteration):
+    RunFolder(begun / "TrainedModels" / "photo").save_checkpoint({}, scale=scale, iteration=iteration)
+    words = ["TrainedModels/photo/checkpoint.safetensors", f"scale {scale} of 3", "--overwrite"]
+    assert_refused(begun, RESUME, words, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.update(noise_stream=torch.zeros(3, dtype=torch.uint8)), "noise_stream is no state"),
+        (lambda state: state.update(noise_stream=torch.zeros(3)), "noise_stream is no state"),
+        (
+            lambda state: state.update({"optimizer_g.999.step": torch.zeros(())}),
+            "optimizer_g.999.step is of another run",
+        ),
+        (lambda state: state.update({"optimizer_d.0.exp_avg": torch.zeros(2)}), "optimizer_d.0.exp_avg is of another"),
+        (lambda state: state.pop("optimizer_d.0.exp_avg"), "optimizer_d.0.exp_avg is missing"),
+        (lambda state: state["noise_amp"].fill_(math.nan), "noise_amp holds values that are not finite"),
+    ],
+)
+def test_resume_from_a_state_that_is_none(begun, capsys, change, words):
+    folder = RunFolder(begun / "TrainedModels" / "photo")
+    record, images = folder.read_record(), folder.read_images()
+    planned = api.Pyramid.planned(record.config.model, record.image_size, 1, torch.device("cpu"), torch.float32)
+    trainer = ScaleTrainer(planned, api.resize(images, planned.plan.sizes[0]), record.config.training)
+    next(trainer.run())
+    state = trainer.state()
+    change(state)
+    folder.save_checkpoint(state, scale=0, iteration=1)
+    before = snapshot(begun)
+    assert main_train.main(RESUME) == 2
+    *_, line = error_lines(capsys)
+    assert line.startswith(f"error: TrainedModels/photo/checkpoint.safetensors: {words}")
+    assert snapshot(begun) == before
+
+
 def test_an_unfinished_run_is_not_overwritten_and_not_used(begun, capsys):
     assert_refused(begun, [*PHOTO, *QUICK], ["TrainedModels/photo", "--resume", "--overwrite"], capsys)
     samples_of_it = ["--input_name", "photo", "--mode", "random_samples"]
     assert_refused(begun, samples_of_it, ["TrainedModels/photo", "unfinished", "--resume"], capsys)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("scale\n1,2\n")])
+def test_a_run_that_lacks_only_its_end_goes_on_without_its_losses(workspace, capsys, monkeypatch, damage):
+    monkeypatch.setattr(main_train, "write_samples", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main_train.main([*PHOTO, *QUICK])
+    monkeypatch.undo()
+    monkeypatch.chdir(workspace)
+    metrics = workspace / "TrainedModels" / "photo" / "metrics.csv"
+    damage(metrics)
+    if metrics.exists():
+        capsys.readouterr()
+        assert main_train.main(RESUME) == 2
+        *_, line = error_lines(capsys)
+        assert "metrics.csv: cannot be read" in line
+        assert "remove it to go on" in line
+        metrics.unlink()
+    assert main_train.main(RESUME) == 0
+    assert (metrics.parent / "train.html").is_file()
 
 
 def test_resume_needs_no_options_but_the_name(begun, capsys):

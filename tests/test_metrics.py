@@ -101,16 +101,6 @@ def test_bootstrap_is_seeded():
     assert draws[0] == draws[1] != draws[2]
 
 
-def test_rate_interval_inverts_the_binomial_tails():
-    interval = metrics.rate_interval(0, 10)
-    assert (interval.low, interval.high) == (0.0, pytest.approx(1 - 0.025 ** (1 / 10)))
-    interval = metrics.rate_interval(10, 10)
-    assert (interval.low, interval.high) == (pytest.approx(0.025 ** (1 / 10)), 1.0)
-    interval = metrics.rate_interval(1, 2)  # P(X >= 1) = 1 - (1 - p)^2 = 0.025, and symmetric
-    assert (interval.low, interval.high) == pytest.approx((1 - 0.975**0.5, 0.975**0.5))
-    assert metrics.rate_interval(0, 0).reason == "no trials"
-
-
 # --- undefined, and wrong input ---------------------------------------------------------------------------------------
 
 
@@ -157,7 +147,6 @@ def test_wrong_labels_and_scores_are_named(labels, scores, message):
         (lambda: metrics.bootstrap_auroc([0, 1], [0.1, 0.2], np.random.default_rng(0), resamples=0), "resamples: 0"),
         (lambda: metrics.bootstrap_auroc([0, 1], [0.1, 0.2], np.random.default_rng(0), level=95), "level: 95"),
         (lambda: metrics.confusion_at([0, 1], [0.1, 0.2], float("nan")), "threshold: nan"),
-        (lambda: metrics.rate_interval(3, 2), "successes: 3 of 2"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):

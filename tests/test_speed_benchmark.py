@@ -62,8 +62,8 @@ def test_turns_alternate_and_the_first_is_not_counted():
 
 def test_the_plain_process_times_what_it_is_asked_for():
     with PlainProcess(threads=1) as plain:
-        assert 0 < plain.seconds(Work("score")) < 60
-        assert 0 < plain.seconds(Work("train", scale=0)) < 60
+        assert 0 < plain.measure(Work("score")) < 60
+        assert 0 < plain.measure(Work("train", scale=0)) < 60
 
 
 def test_growth_is_a_table():

@@ -84,7 +84,12 @@ def test_the_record_survives_json():
         (lambda d: d.update(image_size=[20, True]), ("image_size",)),
         (lambda d: d.update(more=1), ("unknown key more",)),
         (lambda d: d.pop("is_gray"), ("missing key is_gray",)),
+        (lambda d: d.update(is_gray="false"), ("is_gray must be of type bool",)),
+        (lambda d: d.update(hta_version=1), ("hta_version must be of type str",)),
+        (lambda d: d.update(image_size=[20, 10**400]), ("image_size",)),
         (lambda d: d["config"]["model"].update(nfc="many"), ("--nfc many",)),
+        (lambda d: d["config"]["model"].update(num_transforms=None), ("num_transforms and niter must be numbers",)),
+        (lambda d: d["config"]["training"].update(niter=None), ("num_transforms and niter must be numbers",)),
     ],
 )
 def test_another_record_is_refused(change, words):
@@ -97,7 +102,7 @@ def test_another_record_is_refused(change, words):
     assert all(word in message for word in words)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "[" * 200_000])
 def test_what_is_no_record_is_refused(text):
     with pytest.raises(UserError, match=r"config\.json"):
         RunRecord.from_json(text, "config.json")
@@ -162,6 +167,20 @@ def test_images_that_are_none_are_refused(folder):
         save_tensors(folder.path / storage.IMAGES_FILE, tensors)
         with pytest.raises(UserError, match=r"training_images\.safetensors"):
             folder.read_images()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_named(folder, value):
+    images = folder.read_images()
+    images[1, 2, 3, 4] = value
+    save_tensors(folder.path / storage.IMAGES_FILE, {"images": images})
+    with pytest.raises(UserError, match=r"training_images\.safetensors: images holds values that are not finite"):
+        folder.read_images()
+    tensors, _ = load_tensors(folder.scale_file(1))
+    tensors["generator.body.tail.weight"].view(-1)[7] = value
+    save_tensors(folder.scale_file(1), tensors)
+    with pytest.raises(UserError, match=r"scale_1\.safetensors: generator\.body\.tail\.weight holds .* not finite"):
+        folder.load_pyramid(runtime())
 
 
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path):

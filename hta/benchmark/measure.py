@@ -95,7 +95,7 @@ def measure_training(
         runs.append(build_trainers(operators, resolve(operators.runtime)))
     for n, pairs in enumerate(zip(*runs, strict=True)):
         trainers = [trainer for trainer, _ in pairs]
-        ways = [lambda n=n: plain.seconds(Work("train", n))]
+        ways = [lambda n=n: plain.measure(Work("train", n))]
         ways += [timed(partial(next, trainer.run())) for trainer in trainers]
         timings.append(Timing(*time_in_turns(ways, (1, 4, 4)[: len(ways)], rounds)))
         sizes.append(trainers[0].size[0])
@@ -107,7 +107,7 @@ def measure_scoring(plain: PlainProcess, config: Config, runtime: Runtime, round
     pyramid = random_pyramid(config, runtime)
     evaluator = Evaluator(pyramid, with_maps=False)
     images = resize(training_image(), pyramid.plan.working_size).expand(SCORED_IMAGES, -1, -1, -1)
-    ways = [lambda: plain.seconds(Work("score")), timed(lambda: evaluator.score(images))]
+    ways = [lambda: plain.measure(Work("score")), timed(lambda: evaluator.score(images))]
     explicit, hta = time_in_turns(ways, (2, 2), rounds)
     return Timing(explicit, hta / SCORED_IMAGES)
 
@@ -147,7 +147,7 @@ def measure_conv_peak(config: Config, runtime: Runtime, rounds: int) -> float:
 def measure_memory(threads: int, precision: str) -> dict[str, float]:
     """Peak resident memory, MiB, of a fresh process that trains the finest scale each way."""
     with PlainProcess(threads) as plain:
-        explicit = plain.seconds(Work("memory"))
+        explicit = plain.measure(Work("memory"))
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         hta = pool.apply(_train_finest, (threads, precision))

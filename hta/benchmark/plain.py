@@ -54,8 +54,8 @@ class PlainProcess:
         self._pipe.close()
         self._process.join()
 
-    def seconds(self, work: Work) -> float:
-        """Do it once and say how long it took, seconds; of "memory": MiB.
+    def measure(self, work: Work) -> float:
+        """Do it once and say how long it took, seconds; of "memory" how much it took, MiB.
 
         Raises:
             EOFError: the process died.

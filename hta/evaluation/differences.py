@@ -7,6 +7,7 @@ from hta.imaging import is_gray
 
 _ASPECT_TOLERANCE = 0.02
 _BRIGHTNESS_TOLERANCE = 0.15
+_GRAY_TOLERANCE = 1e-5  # of [-1, 1]: what resizing may make of equal channels
 
 
 def has_other_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
@@ -21,14 +22,16 @@ class InputComparison:
     Args:
         training_images: `(N, 3, h, w)` in [-1, 1], at the working size.
         image_size: (height, width) of the training images themselves.
-        gray: whether they are gray.
     """
 
-    def __init__(self, training_images: Tensor, image_size: tuple[int, int], *, gray: bool):
+    def __init__(self, training_images: Tensor, image_size: tuple[int, int]):
         brightness = (training_images.double().mean(dim=(1, 2, 3)) + 1) / 2
         self._darkest, self._brightest = float(brightness.min()), float(brightness.max())
         self._image_size, self._working_size = image_size, tuple(training_images.shape[-2:])
-        self._gray = gray
+        # Both, where some training images are gray and some are not.
+        self._kinds = {
+            bool((image.amax(dim=0) - image.amin(dim=0) <= _GRAY_TOLERANCE).all()) for image in training_images
+        }
         self._images = self._other_colour = self._darker = self._brighter = self._smaller = self._other_aspect = 0
 
     def add(self, image: np.ndarray) -> None:
@@ -36,7 +39,7 @@ class InputComparison:
         height, width = image.shape[:2]
         brightness = float(image.mean(dtype=np.float64))
         self._images += 1
-        self._other_colour += is_gray(image) != self._gray
+        self._other_colour += is_gray(image) not in self._kinds
         self._darker += brightness < self._darkest - _BRIGHTNESS_TOLERANCE
         self._brighter += brightness > self._brightest + _BRIGHTNESS_TOLERANCE
         self._smaller += height < self._working_size[0] or width < self._working_size[1]
@@ -45,7 +48,7 @@ class InputComparison:
     def warnings(self) -> list[str]:
         """One line for each kind of difference, with how many images it concerns."""
         height, width = self._working_size
-        trained_on, found = ("gray", "in colour") if self._gray else ("in colour", "gray")
+        trained_on, found = ("gray", "in colour") if True in self._kinds else ("in colour", "gray")
         kinds = [
             (self._other_colour, f"{found}, the training images {trained_on}"),
             (self._darker, f"much darker than the training images (mean brightness below {self._darkest:.2f})"),

@@ -60,6 +60,20 @@ class HeldOut:
         return Threshold(conformal_limit(self.scores, target_fpr), None, GOOD_IMAGES, target_fpr, pixel_threshold)
 
 
+def check_views(count: int, target_fpr: float) -> None:
+    """Refuse a share of false alarms that views of the training images are too few to tell.
+
+    Raises:
+        UserError: names the least that they can.
+    """
+    needed = images_needed(target_fpr)
+    if count < needed:
+        raise UserError(
+            f"--target_fpr {target_fpr:g}: {count} views of the training images tell {1 / (count + 1):.2g} at least; "
+            f"give a larger one, or --good_dir with {needed} or more good images"
+        )
+
+
 def check_enough(count: int, target_fpr: float) -> None:
     """Refuse good images that are too few to tell a limit.
 

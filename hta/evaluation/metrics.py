@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hta.errors import UserError
@@ -197,25 +196,6 @@ def bootstrap_auroc(
         areas.append(_rank_auroc(_resampled(normal, chunk, rng), _resampled(anomalous, chunk, rng)))
     low, high = np.quantile(np.concatenate(areas), [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high), level, method)
-
-
-def rate_interval(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Clopper-Pearson interval of a rate: exact, its coverage is never below the level.
-
-    Args:
-        successes: Number of successes, 0 to `trials`.
-        trials: Number of independent trials; with none the interval is undefined.
-        level: Coverage, between 0 and 1.
-    """
-    _check_level(level)
-    if not 0 <= successes <= trials:
-        raise UserError(f"successes: {successes} of {trials} trials; give a number from 0 to the number of trials")
-    if trials == 0:
-        return Interval(None, None, level, "Clopper-Pearson", "no trials")
-    tail = (1 - level) / 2
-    low = 0.0 if successes == 0 else float(stats.beta.ppf(tail, successes, trials - successes + 1))
-    high = 1.0 if successes == trials else float(stats.beta.ppf(1 - tail, successes + 1, trials - successes))
-    return Interval(low, high, level, "Clopper-Pearson")
 
 
 def summarize_image_metrics(

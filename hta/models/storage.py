@@ -9,11 +9,13 @@ A run folder holds
 """
 
 import json
+import os
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import safetensors
 import safetensors.torch
@@ -22,15 +24,10 @@ from torch import Tensor
 
 from hta.config import Config, require_keys
 from hta.errors import UserError
-from hta.files import new_folder, sweep, write_atomically
+from hta.files import HAS_LOCKS, new_folder, sweep, try_lock, write_atomically
 from hta.models.pyramid import Pyramid, Scale
 from hta.runtime import Runtime, seeded_generator
 from hta.version import __version__
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks; two runs in one folder are then the user's to avoid
-    fcntl = None
 
 FORMAT_VERSION = 2
 
@@ -38,6 +35,18 @@ CONFIG_FILE = "config.json"
 IMAGES_FILE = "training_images.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 LOCK_FILE = ".lock"
+
+_REMEDY = "restore the file or train again with --overwrite"
+
+_OWN_FILES = re.compile(
+    r"config\.json|checkpoint\.safetensors|training_images\.safetensors|scale_\d+\.safetensors|\.lock"
+    r"|calibration\.json|metrics\.csv|curves\.png|train\.html"
+    r"|(samples|random_samples_[^/]+)(/(random|reconstruction)_\d+\.png)?"
+    r"|results(/[^/]+(/(scores\.csv|metrics\.json|report\.html|(maps|overlays)(/.+)?))?)?"
+    r"|(results/)?\.[^/]+\.part(/.+)?"  # what a killed writer left
+    r"|(.+/)?(\.DS_Store|Thumbs\.db)"  # what desktops put everywhere
+)
+"""Paths below a run folder that the scripts write; nothing of them is worth more than the model."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +97,31 @@ class RunRecord:
         """
         try:
             data = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{source}: not valid JSON ({error}); restore the file or train again") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{source}: not valid JSON ({error}); {_REMEDY}") from error
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{source}: model format {version}, this version of hta reads format {FORMAT_VERSION}; train again, or "
-                "use the version of hta that wrote it"
+                f"{source}: model format {version}, this version of hta reads format {FORMAT_VERSION}; train again "
+                "with --overwrite, or use the version of hta that wrote it"
             )
         require_keys(data, {"format_version", "hta_version", "sources", "image_size", "is_gray", "config"}, source)
         sources, size = data["sources"], data["image_size"]
         if not (isinstance(sources, list) and sources and all(isinstance(name, str) for name in sources)):
-            raise UserError(f"{source}: sources must be a list of file names; restore the file or train again")
-        if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
-            raise UserError(f"{source}: image_size must be [height, width]; restore the file or train again")
+            raise UserError(f"{source}: sources must be a list of file names; {_REMEDY}")
+        if not (isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))):
+            raise UserError(f"{source}: image_size must be [height, width]; {_REMEDY}")
+        for name, kind in (("is_gray", bool), ("hta_version", str)):
+            if not isinstance(data[name], kind):
+                raise UserError(f"{source}: {name} must be of type {kind.__name__}; {_REMEDY}")
         config = Config.from_dict(data["config"], source)
-        return cls(config, tuple(sources), tuple(size), bool(data["is_gray"]), str(data["hta_version"]))
+        if None in (config.model.num_transforms, config.training.niter):
+            raise UserError(f"{source}: num_transforms and niter must be numbers; {_REMEDY}")
+        return cls(config, tuple(sources), tuple(size), data["is_gray"], data["hta_version"])
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -129,18 +147,16 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(path, framework="pt") as stream:
             return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
-        raise UserError(f"{path}: missing from the model; restore the file or train again") from None
+        raise UserError(f"{path}: missing from the model; {_REMEDY}") from None
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a complete safetensors file ({error}); restore the file or train again"
-        ) from error
+        raise UserError(f"{path}: not a complete safetensors file ({error}); {_REMEDY}") from error
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); restore the file or train again") from error
+        raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
 
 
 @dataclass(frozen=True)
@@ -163,6 +179,11 @@ class RunFolder:
         """Whether the run here is complete."""
         return self.exists and not (self.path / CHECKPOINT_FILE).exists()
 
+    def foreign_files(self) -> list[str]:
+        """Paths below the folder that hta does not write there, sorted: they are somebody's own."""
+        below = (path.relative_to(self.path).as_posix() for path in self.path.rglob("*"))
+        return sorted(path for path in below if not _OWN_FILES.fullmatch(path))
+
     def scale_file(self, n: int) -> Path:
         """The file of scale n."""
         return self.path / f"scale_{n}.safetensors"
@@ -173,12 +194,16 @@ class RunFolder:
         Args:
             record: of the run.
             images: `(N, 3, h, w)` float32 training images at the working size.
-            replace: an existing run gives way.
+            replace: an existing run gives way, unless a process trains it.
 
         Raises:
+            UserError: another process trains here.
             RunError: the folder cannot be made, or is taken.
         """
-        with new_folder(self.path, replace=replace) as fresh:
+        with (
+            self.locked() if replace and self.exists else nullcontext(),
+            new_folder(self.path, replace=replace) as fresh,
+        ):
             write_atomically(fresh / CONFIG_FILE, record.to_json().encode())
             save_tensors(fresh / IMAGES_FILE, {"images": images})
             save_tensors(fresh / CHECKPOINT_FILE, {}, {"scale": "0", "iteration": "0"})
@@ -187,21 +212,23 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keep other processes from training here at the same time; a killed process leaves no lock behind.
 
+        Windows has no such locks: two runs in one folder are then the user's to avoid.
+
         Raises:
             UserError: another process trains here.
         """
-        with (self.path / LOCK_FILE).open("w") as stream:
-            try:
-                if fcntl is not None:
-                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UserError(
-                    f"{self.path}: another process trains this model now; wait, or give another --name"
-                ) from None
+        if not HAS_LOCKS:
+            yield
+            return
+        place = self.path / LOCK_FILE
+        with place.open("w") as stream:
+            if not try_lock(stream) or not _is_at(stream, place):
+                raise UserError(f"{self.path}: another process trains this model now; wait, or give another --name")
             try:
                 yield
             finally:
-                (self.path / LOCK_FILE).unlink(missing_ok=True)
+                if _is_at(stream, place):  # else the folder was replaced, and the lock there is another's
+                    place.unlink(missing_ok=True)
 
     def read_record(self) -> RunRecord:
         """The run's record.
@@ -216,13 +243,14 @@ class RunFolder:
         """The training images at the working size, `(N, 3, h, w)` float32 in [-1, 1].
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: the file is missing or damaged, or a pixel is not finite.
         """
         path = self.path / IMAGES_FILE
         tensors, _ = load_tensors(path)
         images = tensors.get("images")
         if set(tensors) != {"images"} or images.dim() != 4 or images.dtype != torch.float32:
-            raise UserError(f"{path}: does not hold training images; restore the file or train again")
+            raise UserError(f"{path}: does not hold training images; {_REMEDY}")
+        _require_finite("images", images, str(path))
         return images
 
     def save_checkpoint(self, tensors: dict[str, Tensor], *, scale: int, iteration: int) -> None:
@@ -286,6 +314,14 @@ class RunFolder:
         return record, pyramid
 
 
+def _is_at(stream: IO, place: Path) -> bool:
+    """Whether an open file still is the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(stream.fileno()), place.stat())
+    except FileNotFoundError:
+        return False
+
+
 def scale_tensors(scale: Scale) -> dict[str, Tensor]:
     """All tensors of a scale under one name each."""
     tensors: dict[str, Any] = {"fixed_noise": scale.fixed_noise, "noise_amp": scale.noise_amp}
@@ -304,7 +340,7 @@ def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None
         source: the file's name, for errors.
 
     Raises:
-        UserError: a tensor is missing, or of another shape or type.
+        UserError: a tensor is missing, of another shape or type, or not finite.
     """
     for name, place in scale_tensors(scale).items():
         value = tensors.get(name)
@@ -312,6 +348,12 @@ def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None
             found = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
             raise UserError(
                 f"{source}: {name} is {found}, the model needs {tuple(place.shape)} {place.dtype}; the file belongs to "
-                "another model: restore it or train again"
+                f"another model: {_REMEDY}"
             )
+        _require_finite(name, value, source)
         place.copy_(value)
+
+
+def _require_finite(name: str, value: Tensor, source: str) -> None:
+    if not value.isfinite().all():
+        raise UserError(f"{source}: {name} holds values that are not finite; {_REMEDY}")

@@ -50,14 +50,12 @@ class Journal:
         self._times: list[float] = []
 
     def resume(self, scale: int, iteration: int) -> None:
-        """Take up the rows of metrics.csv that lie before a checkpoint, and drop the later ones.
+        """Take up the rows of metrics.csv, if there is one, that lie before a checkpoint, and drop the later ones.
 
         Raises:
             UserError: metrics.csv is damaged.
         """
-        path = self.folder / METRICS_FILE
-        if path.exists():
-            self.rows = [row for row in read_losses(path) if row[:2] < (scale, iteration)]
+        self.rows = [row for row in read_losses(self.folder / METRICS_FILE) if row[:2] < (scale, iteration)]
 
     def begin_scale(self, n: int, iteration: int) -> None:
         """Show the bar of a scale, from an iteration on."""
@@ -108,11 +106,13 @@ class Journal:
 
 
 def read_losses(path: Path) -> list[tuple]:
-    """The rows of a metrics.csv: scale, iteration and the losses in the order of `IterationLosses`.
+    """The rows of a metrics.csv: scale, iteration and the losses in the order of `IterationLosses`; none without it.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: the file is damaged.
     """
+    if not path.exists():
+        return []
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             table = list(csv.reader(stream))[1:]

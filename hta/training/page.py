@@ -46,7 +46,8 @@ def write_train_page(
     """Write train.html into a run folder; the same model and seed give the same bytes.
 
     Args:
-        folder: of the run; its metrics.csv holds the losses, those from before a resumption too.
+        folder: of the run; its metrics.csv holds the losses, those from before a resumption too. Without it the curves
+            are empty.
         record: of the run; its config is resolved.
         pyramid: trained.
         images: `(N, 3, h, w)` training images at the working size, in [-1, 1].
@@ -57,7 +58,7 @@ def write_train_page(
         The page's path.
 
     Raises:
-        UserError: metrics.csv is missing or damaged.
+        UserError: metrics.csv is damaged.
         RunError: the page cannot be written.
     """
     plan = pyramid.plan

@@ -244,13 +244,20 @@ class ScaleTrainer:
             source: the file's name, for errors.
 
         Raises:
-            UserError: the tensors are of another run.
+            UserError: the tensors are of another run, or damaged.
         """
         restore_scale(self.scale, tensors, source)
-        missing = self._state_names(iteration) - set(tensors)
-        if missing:
-            raise UserError(f"{source}: {sorted(missing)[0]} is missing; train again with --overwrite")
-        self.noise_stream.set_state(tensors["noise_stream"])
+        names = self._state_names(iteration)
+        missing, foreign = names - set(tensors), set(tensors) - names
+        if missing or foreign:
+            what = "missing" if missing else "of another run"
+            raise UserError(f"{source}: {min(missing or foreign)} is {what}; train again with --overwrite")
+        try:
+            self.noise_stream.set_state(tensors["noise_stream"])
+        except (RuntimeError, TypeError) as error:
+            raise UserError(
+                f"{source}: noise_stream is no state of a generator; train again with --overwrite"
+            ) from error
         self.iteration = iteration
         for prefix, optimizer in self._optimizers().items():
             state: dict[int, dict[str, Tensor]] = {}
@@ -259,7 +266,9 @@ class ScaleTrainer:
                 if name.startswith(prefix + "."):
                     _, number, key = name.split(".")
                     place = parameters[int(number)]
-                    if value.shape == place.shape:
+                    if value.shape != (() if key == "step" else place.shape):
+                        raise UserError(f"{source}: {name} is of another run; train again with --overwrite")
+                    if key != "step":
                         # Fused Adam walks through raw memory: a moment must lie there as its weight does.
                         value = torch.empty_like(place, requires_grad=False).copy_(value)
                     state.setdefault(int(number), {})[key] = value

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from hta.errors import UserError
 from hta.files import sweep
 from hta.models.native import choose_kernels
 from hta.models.pyramid import Pyramid
@@ -30,13 +31,14 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
         The pyramid, frozen.
 
     Raises:
+        UserError: the checkpoint, or a scale before it, is damaged or of another run.
         RunError: a loss is not finite, or a file cannot be written; the last checkpoint is intact.
     """
     model, training = record.config.model, record.config.training
     kernels = choose_kernels(runtime.device, runtime.compile)
     pyramid = Pyramid.planned(model, record.image_size, record.num_images, runtime.device, runtime.dtype, kernels)
     journal = Journal(pyramid.plan, model, training.niter, folder.path if folder else None)
-    state, start, iteration = folder.read_checkpoint() if folder else ({}, 0, 0)
+    state, start, iteration = _read_position(folder, pyramid.plan.num_scales, training.niter) if folder else ({}, 0, 0)
     if folder:
         sweep(folder.path)
         folder.load_scales(pyramid, start)
@@ -64,6 +66,21 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
     if folder:
         journal.draw_curves()
     return pyramid
+
+
+def _read_position(folder: RunFolder, num_scales: int, niter: int) -> tuple[dict[str, Tensor], int, int]:
+    """The state, scale and iteration to go on from.
+
+    Raises:
+        UserError: the checkpoint is damaged, or lies outside the run.
+    """
+    state, scale, iteration = folder.read_checkpoint()
+    if not (0 <= scale <= num_scales and 0 <= iteration <= niter and bool(state) == (iteration > 0)):
+        raise UserError(
+            f"{folder.path / CHECKPOINT_FILE}: no state of this run (scale {scale} of {num_scales}, iteration "
+            f"{iteration} of {niter}, {len(state)} tensors); train again with --overwrite"
+        )
+    return state, scale, iteration
 
 
 def _train_scale(trainer: ScaleTrainer, journal: Journal, folder: RunFolder | None, checkpoint_every: int) -> None:
