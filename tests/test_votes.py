@@ -6,6 +6,7 @@ import torch
 from helpers import random_images, random_pyramid
 
 from hta.canvas import plan_canvases
+from hta.evaluation import votes
 from hta.evaluation.scoring import vote_shares
 from hta.evaluation.votes import FoldedDiscriminator, ScaleVoter, VoteScorer, has_fused_kernel
 from hta.models.discriminator import Discriminator
@@ -107,9 +108,17 @@ def test_the_fused_kernel_equals_the_plain_way(dtype, tolerance):
     torch.testing.assert_close(plain.mean(dim=(1, 2, 3)).double(), explicit, rtol=tolerance, atol=0)
 
 
-def test_the_fused_kernel_is_not_used_where_it_is_none():
+def test_the_fused_kernel_is_not_used_where_it_is_none(monkeypatch):
+    monkeypatch.setattr(votes, "_fuses_bfloat16", lambda: False)
+    assert not has_fused_kernel(CPU, torch.bfloat16)
     assert not has_fused_kernel(CPU, torch.float64)
     assert not has_fused_kernel(torch.device("cuda"), torch.bfloat16)
+
+
+def test_images_are_scored_in_bfloat16_on_every_cpu():
+    pyramid, _ = random_pyramid((16, 16), 4, dtype=torch.bfloat16, max_size=16)
+    shares = VoteScorer(pyramid).scale_votes(random_images((16, 16), 2, dtype=torch.float32), 0).probabilities
+    assert shares.isfinite().all()
 
 
 def test_folding_copies_the_network():

@@ -97,9 +97,17 @@ class FoldedDiscriminator:
 
 
 def has_fused_kernel(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether this build of torch applies LeakyReLU while it convolves: a saving of 5 % on a CPU."""
+    """Whether this build of torch, on this CPU, applies LeakyReLU while it convolves: a saving of 5 %."""
     known = hasattr(torch.ops.mkldnn, "_convolution_pointwise") and torch.backends.mkldnn.is_available()
-    return known and device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    if not known or device.type != "cpu":
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and _fuses_bfloat16())
+
+
+def _fuses_bfloat16() -> bool:
+    """Whether the fused kernel takes bfloat16 on this CPU (from AVX512 on); the plain one takes it everywhere."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and supported()
 
 
 def _fold(block: ConvNormLeaky) -> tuple[Tensor, Tensor]:
