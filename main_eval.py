@@ -72,8 +72,6 @@ class OutputOptions(Checked):
         super().__post_init__()
         if self.no_maps and self.full_size_maps:
             raise UserError("--full_size_maps contradicts --no_maps: give one of the two")
-        if self.out and Path(self.out).name in ("", ".."):
-            raise UserError(f"--out {self.out}: has no name of its own; name the folder that is to be made")
 
 
 GROUPS = {

@@ -19,6 +19,7 @@ from hta.evaluation.decision import Threshold, decide
 from hta.evaluation.differences import has_other_aspect
 from hta.evaluation.evaluator import Evaluator, ImageVotes, precision_of
 from hta.evaluation.held_out import GOOD_IMAGES, HeldOut, check_enough, check_views
+from hta.evaluation.report_text import shown
 from hta.evaluation.scoring import anomaly_scores, default_fraction
 from hta.evaluation.views import ViewRule, view_rule
 from hta.files import holds_working_folder
@@ -423,9 +424,10 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
             a model, a file, the working directory, or of a name that is not UTF-8.
     """
     path = folder.path
-    readable = str(path).encode(errors="backslashreplace").decode()
-    if readable != str(path):  # Python keeps bytes that are no UTF-8 as characters that cannot be written in it
-        raise UserError(f"{readable}: is not UTF-8, as the names of a model's files must be; give another --name")
+    if shown(str(path)) != str(path):
+        raise UserError(
+            f"{shown(str(path))}: is not UTF-8, as the names of a model's files must be; give another --name"
+        )
     for parent in (path, *path.parents):
         if parent.exists():
             if not parent.is_dir():

@@ -583,7 +583,7 @@ def _empty_folder(place):
         (None, {"out": "parts/results"}, ("--out parts/results", "inside --test_dir")),
         (None, {"out": "TrainedModels"}, ("--out TrainedModels", "no result")),
         (None, {"out": "parts/test/good/0.png/deeper", "test_dir": "parts/test/dent"}, ("0.png is a file",)),
-        (None, {"out": "."}, ("--out .", "no name of its own")),
+        (None, {"out": "."}, ("--out .", "which is no result")),
         (None, {"fraction": 0.5}, ("--fraction",)),
         *[
             (None, {name: "x" * 300}, ("x" * 300, "name too long", "check the path"))
