@@ -424,10 +424,9 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
             a model, a file, the working directory, or of a name that is not UTF-8.
     """
     path = folder.path
-    if shown(str(path)) != str(path):
-        raise UserError(
-            f"{shown(str(path))}: is not UTF-8, as the names of a model's files must be; give another --name"
-        )
+    readable = shown(str(path))
+    if readable != str(path):
+        raise UserError(f"{readable}: is not UTF-8, as the names of a model's files must be; give another --name")
     for parent in (path, *path.parents):
         if parent.exists():
             if not parent.is_dir():

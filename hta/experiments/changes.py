@@ -42,6 +42,11 @@ class Comparison:
         """Classes and draws that were run both plain and changed."""
         return sorted({place for runs in self.changed.values() for place in runs} & self.plain.keys())
 
+    def add_scores(self, place: Place) -> None:
+        """Take the other ways to a score of a plain run for changes."""
+        for name, auroc in _other_scores(self.plain[place]).items():
+            self.changed[name][place] = auroc
+
     def differences(self, change: str) -> dict[Place, float]:
         """Changed minus plain, where both were run."""
         runs = self.changed[change]
@@ -72,8 +77,7 @@ def compare_changes(results: Iterable[Result]) -> list[Comparison]:
     compared = [comparisons[setup] for setup in sorted(comparisons, key=str) if comparisons[setup].places]
     for comparison in compared:
         for place in comparison.places:
-            for name, auroc in _other_scores(comparison.plain[place]).items():
-                comparison.changed[name][place] = auroc
+            comparison.add_scores(place)
     return compared
 
 
@@ -90,8 +94,7 @@ def compare_scores(results: Iterable[Result]) -> list[Comparison]:
             continue
         comparison = comparisons.setdefault(setup, Comparison(setup))
         comparison.plain[_place(result)] = result
-        for name, auroc in _other_scores(result).items():
-            comparison.changed[name][_place(result)] = auroc
+        comparison.add_scores(_place(result))
     several = [setup for setup in comparisons if len({name for name, _ in comparisons[setup].plain}) > 1]
     return [comparisons[setup] for setup in sorted(several, key=str)]
 

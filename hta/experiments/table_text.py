@@ -41,7 +41,8 @@ def to_brief_markdown(table: int, parts: Sequence[Part]) -> str:
         if part.setup and not part.setup.changes:
             columns = _brief_columns if len(part.columns) > 1 else _brief_rows
             lines += [f"**{part.setup.describe()}** ({part.hours:.2f} hours)", "", *columns(part), ""]
-            lines += [*_differences(part), ""] if _differences(part) else []
+            differences = _differences(part)
+            lines += [*differences, ""] if differences else []
     absent = [_absent_title(part) + _printed_averages(part) for part in parts if not part.setup]
     plain = {_absent_title(part) for part in parts if part.setup and not part.setup.changes}
     changed = dict.fromkeys(_absent_title(part) for part in parts if part.setup and part.setup.changes)
