@@ -28,7 +28,7 @@ from hta.evaluation.differences import InputComparison
 from hta.evaluation.held_out import HeldOut, check_enough
 from hta.evaluation.overlays import ColourScale, picture_of
 from hta.evaluation.report import write_report
-from hta.evaluation.report_text import METRIC_NAMES, shown
+from hta.evaluation.report_text import METRIC_NAMES
 from hta.evaluation.results import (
     BOOTSTRAP_SEED,
     REPORT_FILE,
@@ -39,7 +39,7 @@ from hta.evaluation.results import (
     write_metrics,
     write_scores,
 )
-from hta.files import new_folder
+from hta.files import new_folder, shown
 from hta.inputs import (
     InputOptions,
     Source,
@@ -50,6 +50,7 @@ from hta.inputs import (
     images_of_folder,
     refuse_mixture,
 )
+from hta.trained_model import Model, check_aggregate
 from hta.version import __version__
 
 logger = logging.getLogger("hta.main_eval")
@@ -87,7 +88,7 @@ GROUPS = {
 class Evaluation:
     """What is to be done, all of it checked."""
 
-    model: api.Model
+    model: Model
     source: Source
     test_set: TestSet
     good: HeldOut | None
@@ -139,7 +140,7 @@ def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     good_dir = Path(options.good_dir) if options.good_dir else None
     check_target(target, source.folder, overwrite=output.overwrite, good_dir=good_dir)
     test_set = check_images(source.images, skip_unreadable=options.skip_unreadable)
-    api.check_aggregate(parts[ScoringConfig].aggregate, len(test_set.items))
+    check_aggregate(parts[ScoringConfig].aggregate, len(test_set.items))
     scoring = model.resolve_scoring(parts[ScoringConfig], options.task)
     good = _hold_out(model, options, test_set, scoring, with_maps=not output.no_maps)
     threshold = model.threshold(scoring, options.task, with_maps=not output.no_maps, good=good)
@@ -147,7 +148,7 @@ def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
 
 
 def _hold_out(
-    model: api.Model, options: InputOptions, test_set: TestSet, scoring: ScoringConfig, *, with_maps: bool
+    model: Model, options: InputOptions, test_set: TestSet, scoring: ScoringConfig, *, with_maps: bool
 ) -> HeldOut | None:
     """Let the model score the good images that a threshold is to be made of, if there are any."""
     if options.good_dir is None:

@@ -15,15 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from hta import api
+from hta import api, training_runs
 from hta.cli import Parser, add_settings, run_command, take_settings
 from hta.config import Checked, Config, ModelConfig, RuntimeConfig, TrainingConfig, option
 from hta.data.folders import find_training_images, load_training_images, locate
 from hta.data.selection import BenchmarkOptions, default_model_name, default_task, select
 from hta.errors import UserError
-from hta.evaluation.report_text import shown
+from hta.files import shown
+from hta.models.pyramid import plan_of
 from hta.models.storage import RunFolder
 from hta.runtime import resolve
+from hta.trained_model import Model
 from hta.training.page import NEAR_CHANCE, write_train_page
 from hta.training.samples import SampleRequest, write_samples
 
@@ -199,22 +201,21 @@ def _train(
     """Train, then draw samples and check what was learnt."""
     folder = RunFolder(Path(options.models_dir) / _checked_name(source.name if options.name is None else options.name))
     if options.resume:
-        api.check_resumable(folder)
+        training_runs.check_resumable(folder)
         # "auto" asks for nothing: the run has settled its precision.
         given = {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
         config = _settings_of_run(folder, config, given)
-    training_set = api.prepare(*source.read(config))
+    training_set = training_runs.prepare(*source.read(config))
     if options.resume:
-        api.check_same_run(folder, training_set, tuple(given))
+        training_runs.check_same_run(folder, training_set, tuple(given))
     else:
-        api.check_vacant(folder, overwrite=options.overwrite)
+        training_runs.check_vacant(folder, overwrite=options.overwrite)
     if options.dry_run:
         _print_plan(folder, training_set)
         return
-    if not options.resume:
-        api.begin(folder, training_set, overwrite=options.overwrite)
-    with folder.locked():
-        model = api.go_on(folder, config.runtime if options.resume else None)
+    begun = training_runs.begun(folder, training_set, overwrite=options.overwrite)
+    with folder.locked() if options.resume else begun:
+        model = training_runs.go_on(folder, config.runtime if options.resume else None)
         request = SampleRequest(samples.num_samples, config.training.manualSeed)
         write_samples(model.pyramid, request, folder.path / SAMPLES_FOLDER, reconstruction=True)
         shares = model.training_vote_shares()
@@ -252,10 +253,10 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _print_plan(folder: RunFolder, training_set: api.TrainingSet) -> None:
+def _print_plan(folder: RunFolder, training_set: training_runs.TrainingSet) -> None:
     """Print what a run would do."""
     record = training_set.record
-    plan = api.plan_of(record.config.model, record.image_size)
+    plan = plan_of(record.config.model, record.image_size)
     print(json.dumps(record.config.to_dict(), indent=2))
     print(
         f"{len(record.sources)} training image(s) of {record.image_size[1]} x {record.image_size[0]} px: "
@@ -267,7 +268,7 @@ def _print_plan(folder: RunFolder, training_set: api.TrainingSet) -> None:
     print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {shown(str(folder.path))}")
 
 
-def _report(model: api.Model, options: InputOptions, test_words: Sequence[str], shares: np.ndarray, page: Path) -> None:
+def _report(model: Model, options: InputOptions, test_words: Sequence[str], shares: np.ndarray, page: Path) -> None:
     """Say what was learnt on each scale, and what to type next."""
     chance = 1 / model.record.config.model.num_transforms
     print(f"vote share of the right transformation on the training images (chance {chance:.3f}):")
@@ -280,7 +281,7 @@ def _report(model: api.Model, options: InputOptions, test_words: Sequence[str], 
     print(f"next: {shown(_next_command(model, options, test_words))}")
 
 
-def _next_command(model: api.Model, options: InputOptions, test_words: Sequence[str]) -> str:
+def _next_command(model: Model, options: InputOptions, test_words: Sequence[str]) -> str:
     words = ["python", "main_eval.py", "--input_name", model.folder.path.name]
     if Path(options.models_dir) != api.MODELS_DIR:
         words += ["--models_dir", options.models_dir]
@@ -304,7 +305,7 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
     if not samples.num_samples:
         raise UserError("--num_samples 0: leaves nothing to draw; give 1 or more")
     model = api.load(_name_of_model(options), options.models_dir, config.runtime)
-    api.check_told_apart(model.record.num_images, model.runtime)
+    training_runs.check_told_apart(model.record.num_images, model.runtime)
     last = model.pyramid.plan.num_scales - 1
     if samples.gen_start_scale > last:
         raise UserError(f"--gen_start_scale {samples.gen_start_scale}: the model's finest scale is {last}")
@@ -313,6 +314,11 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
     folder = model.folder.path / target
     if folder.exists() and not options.overwrite:
         raise UserError(f"{folder}: exists; give --overwrite to replace it, or another --manualSeed")
+    foreign = model.folder.foreign_files(target)
+    if foreign:
+        raise UserError(
+            f"{model.folder.path / foreign[0]}: --overwrite would delete it, and hta did not write it; move it away"
+        )
     request = SampleRequest(samples.num_samples, seed, samples.gen_start_scale, samples.scale_v, samples.scale_h)
     write_samples(model.pyramid, request, folder)
     print(f"{samples.num_samples} samples: {shown(str(folder))}")

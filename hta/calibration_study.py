@@ -30,6 +30,7 @@ from hta.evaluation.scoring import anomaly_scores
 from hta.evaluation.views import ALL_CHANGES, Changes, ViewRule, draw_views, view_rule
 from hta.models.pyramid import fresh_noise
 from hta.runtime import seeded_generator
+from hta.trained_model import Model
 from hta.training.trainer import train_pyramid
 
 STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 3.5, 4.0, 5.0)
@@ -67,7 +68,7 @@ class Row:
     recall: dict
 
 
-def candidates(model: api.Model, count: int, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+def candidates(model: Model, count: int, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Images that may stand in for other normal images, from the training images alone.
 
     Yields:
@@ -90,7 +91,7 @@ def candidates(model: api.Model, count: int, seed: int) -> Iterator[tuple[str, t
             yield name, rule.draw(images, count, seed, recognition)
 
 
-def _samples(model: api.Model, count: int, seed: int, start: int) -> torch.Tensor:
+def _samples(model: Model, count: int, seed: int, start: int) -> torch.Tensor:
     generator = seeded_generator("study", seed)
 
     def noise(n: int, size: tuple[int, int]) -> torch.Tensor:
@@ -117,7 +118,7 @@ class Results:
     fraction: float
 
 
-def study(model: api.Model, results: Results, options: StudyOptions) -> Iterator[Row]:
+def study(model: Model, results: Results, options: StudyOptions) -> Iterator[Row]:
     """Try every candidate.
 
     Args:
@@ -147,7 +148,7 @@ def _rows(name: str, batches: Sequence[BatchScores], results: Results, target_fp
         yield Row(name, by, threshold, false_alarms, proportion(counts["true_positives"], int(results.labels.sum())))
 
 
-def leave_one_out(model: api.Model, fraction: float, *, with_maps: bool) -> list[BatchScores]:
+def leave_one_out(model: Model, fraction: float, *, with_maps: bool) -> list[BatchScores]:
     """What models of all training images but one say about that one, trained as the model was.
 
     Args:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from hta.errors import RunError
+from hta.errors import RunError, UserError
 
 try:
     import fcntl
@@ -92,9 +92,24 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
                 parent.rmdir()
 
 
-def holds_working_folder(path: Path) -> bool:
-    """Whether the process works in a folder or below it, which then cannot be replaced without pulling it away."""
-    return Path.cwd().is_relative_to(os.path.realpath(path))
+def check_replaceable(path: Path, named: str, remedy: str) -> None:
+    """Refuse to replace a folder that the process works in or below: it would be pulled away.
+
+    Args:
+        path: the folder.
+        named: argument or folder, as the user knows it.
+        remedy: what to do instead.
+
+    Raises:
+        UserError: the process works there.
+    """
+    if Path.cwd().is_relative_to(os.path.realpath(path)):
+        raise UserError(f"{named}: is the folder that you work in, which cannot be replaced; {remedy}")
+
+
+def shown(name: str) -> str:
+    """A file name that can be printed: bytes of it that are not UTF-8 become `\\xff`."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def sweep(folder: Path) -> None:

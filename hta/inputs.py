@@ -8,12 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hta import api
 from hta.config import Checked, option
 from hta.data.folders import LABELS_RULE, TestItem, find_good_images, find_test_images, refuse_copies
 from hta.data.scored import ScoredImage, check_readable
 from hta.data.selection import BenchmarkOptions, Selection, default_task, select, select_again
 from hta.errors import UserError
+from hta.trained_model import Model
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def images_of_folder(options: InputOptions) -> Source:
 
 
 def images_of_dataset(
-    model: api.Model, options: InputOptions, benchmark: BenchmarkOptions, given: dict[str, Any]
+    model: Model, options: InputOptions, benchmark: BenchmarkOptions, given: dict[str, Any]
 ) -> Source:
     """Test images of a data set, labelled and prepared by the paper's protocol."""
     selection = _selection_of(model, options, benchmark, given)
@@ -128,9 +128,7 @@ def images_of_dataset(
     )
 
 
-def _selection_of(
-    model: api.Model, options: InputOptions, benchmark: BenchmarkOptions, given: dict[str, Any]
-) -> Selection:
+def _selection_of(model: Model, options: InputOptions, benchmark: BenchmarkOptions, given: dict[str, Any]) -> Selection:
     """The run of the protocol that a model is of."""
     sources, num_transforms = model.record.sources, model.record.config.model.num_transforms
     named = options.input_name and not {"num_images", "index_download", "random_images_download"} & set(given)
@@ -145,7 +143,7 @@ def _selection_of(
     return selection
 
 
-def _doubts(model: api.Model, selection: Selection, task: str | None) -> list[str]:
+def _doubts(model: Model, selection: Selection, task: str | None) -> list[str]:
     """Say why a model may not be made for this run of the protocol."""
     spec, own_task = selection.benchmark.spec, model.record.config.model.task
     doubts = []
@@ -161,14 +159,14 @@ def _doubts(model: api.Model, selection: Selection, task: str | None) -> list[st
     return doubts
 
 
-def _is_trained_on(model: api.Model, selection: Selection) -> bool:
+def _is_trained_on(model: Model, selection: Selection) -> bool:
     """Whether the model's training images are, but for rounding, those of the same names in the data set."""
     if len(selection.training) != model.record.num_images:
         return False
     return all(model.was_trained_on(image, _PIXEL_TOLERANCE) for image in selection.training_images())
 
 
-def good_images(model: api.Model, options: InputOptions, scored: Sequence[TestItem]) -> list[TestItem]:
+def good_images(model: Model, options: InputOptions, scored: Sequence[TestItem]) -> list[TestItem]:
     """The images of `--good_dir` that can be read and were not trained on.
 
     Args:

@@ -16,6 +16,7 @@ from hta import api
 from hta.cli import parse_for_model, run_command
 from hta.config import Checked, ScoringConfig, option
 from hta.demo import brick_wall, cut, draw_displaced, draw_stain, plan_crops, plant_defect
+from hta.trained_model import Model
 
 REACH_PX = 5
 # Of a crop of 128 px, which a model works on at 64 px.
@@ -83,7 +84,7 @@ def peak_hits(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], reach: fl
     return PlantedResult(hits, len(masks), float(np.mean([(distance <= reach).mean() for distance in distances])))
 
 
-def measure(model: api.Model, count: int, seed: int) -> PlantedResult:
+def measure(model: Model, count: int, seed: int) -> PlantedResult:
     """Plant defects and look for them at the model's working size."""
     pairs = plant(brick_wall(), count, seed)
     votes = list(model.stream([image for image, _ in pairs], ScoringConfig()))

@@ -15,6 +15,7 @@ from hta import api
 from hta.cli import parse_for_model, run_command
 from hta.config import Checked, option
 from hta.runtime import seeded_generator
+from hta.trained_model import Model
 from hta.training.samples import SampleRequest, draw_samples
 
 
@@ -71,7 +72,7 @@ def spectrum_ratios(samples: Tensor, images: Tensor, noise: Tensor) -> tuple[flo
     return (far / near).item(), (far_log / near_log).item()
 
 
-def measure(model: api.Model, count: int, seed: int) -> SampleStatistics:
+def measure(model: Model, count: int, seed: int) -> SampleStatistics:
     """Draw samples of a model, and measure them."""
     images, pyramid = model.training_images, model.pyramid
     coarse = torch.cat(list(draw_samples(pyramid, SampleRequest(count, seed)))).float().cpu()

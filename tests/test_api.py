@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 import hta
-from hta import api, runtime
+from hta import api, runtime, training_runs
 from hta.config import RuntimeConfig, ScoringConfig
 from hta.errors import UserError
 from hta.evaluation.scoring import AGGREGATES, anomaly_scores
 from hta.imaging import resize, to_tensor
+from hta.models.pyramid import plan_of
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
 CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 3, **RUNTIME}
@@ -138,10 +139,10 @@ def test_more_images_than_bfloat16_tells_apart_are_refused(monkeypatch, precisio
     monkeypatch.setattr(runtime, "has_native_bfloat16", lambda device: hardware)
     images, config = [picture(0) / np.float32(255)] * count, api.default_config(**CONFIG | {"precision": precision})
     if fits:
-        assert api.prepare(images, ["a.png"] * count, config).record.num_images == count
+        assert training_runs.prepare(images, ["a.png"] * count, config).record.num_images == count
     else:
         with pytest.raises(UserError, match=r"257 training images: .* 256 apart at most; give --precision float32"):
-            api.prepare(images, ["a.png"] * count, config)
+            training_runs.prepare(images, ["a.png"] * count, config)
 
 
 def test_training_images_are_prepared_one_at_a_time_as_all_at_once():
@@ -157,8 +158,8 @@ def test_training_images_are_prepared_one_at_a_time_as_all_at_once():
             assert sum(ref() is not None for ref in held) <= 1
 
     config = api.default_config(**CONFIG)
-    prepared = api.prepare(stream(), ["a", "b", "c"], config)
-    together = resize(to_tensor(images), api.plan_of(config.model, (70, 90)).working_size)
+    prepared = training_runs.prepare(stream(), ["a", "b", "c"], config)
+    together = resize(to_tensor(images), plan_of(config.model, (70, 90)).working_size)
     assert torch.equal(prepared.images, together)
     assert (prepared.record.image_size, prepared.record.is_gray) == ((70, 90), False)
 
@@ -170,7 +171,7 @@ def test_the_number_of_training_images_is_checked_before_they_are_read():
 
     config = api.default_config(**CONFIG | {"precision": "bfloat16"})
     with pytest.raises(UserError, match="257 training images"):
-        api.prepare(unread(), ["a.png"] * 257, config)
+        training_runs.prepare(unread(), ["a.png"] * 257, config)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from test_benchmarks import mvtec_class, paris_tree, write_mnist
 
 import main_eval
 import main_train
-from hta import api
+from hta import api, training_runs
 from hta.config import RuntimeConfig
 from hta.data.folders import find_test_images
 from hta.data.protocol import choose_test_images, draw_training_images
@@ -171,7 +171,7 @@ def test_a_stopped_run_is_resumed_with_the_same_images_only(place, capsys, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, "go_on", stop)
+        patch.setattr(training_runs, "go_on", stop)
         assert train(*FASHION, "--name", "mine") == 130
     assert not RunFolder(Path("TrainedModels/mine")).finished
     raises_one_line(capsys, train(*FASHION, "--name", "mine", "--index_download", 3, "--resume"), "train/3", "mine")

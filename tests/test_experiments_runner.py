@@ -20,7 +20,7 @@ from dask import distributed
 from experiments_helpers import make_tree, records, run_arguments
 from test_benchmarks import write_mnist
 
-from hta import api, runtime
+from hta import api, runtime, training_runs
 from hta.data.specs import benchmark_spec as spec_of
 from hta.errors import UserError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
@@ -169,7 +169,7 @@ def test_a_failed_run_is_recorded_the_others_go_on_and_it_is_tried_again(tree, t
 
 
 def test_images_are_counted_against_the_precision_of_the_run(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(api, "_TOLD_APART", {torch.bfloat16: 0})
+    monkeypatch.setattr(training_runs, "_TOLD_APART", {torch.bfloat16: 0})
     monkeypatch.setattr(runtime, "has_native_bfloat16", lambda device: True)
     arguments = run_arguments(tree, tmp_path, "--classes", "ant", "--variants", "f")
     assert main([*arguments, "--precision", "float32"]) == 0
@@ -376,7 +376,7 @@ def test_the_decision_is_the_products_views_and_threshold():
     run = spec.RunSpec("folder", "x", "x", 1, 1, "ours", "fast", 4, "", seed=5)
     images = [np.random.default_rng(n).random((20, 20, 3), dtype=np.float32) for n in range(2)]
     config = api.default_config(task="class", num_transforms=4, min_size=11, max_size=13)
-    training_set = api.prepare(images, ["a", "b"], config)
+    training_set = training_runs.prepare(images, ["a", "b"], config)
     share, seen = 1 / 3, []  # a score of 2 / 3, which rounded is above it
 
     def shares_of(views):
@@ -394,7 +394,8 @@ def test_the_decision_is_the_products_views_and_threshold():
 def test_the_decision_on_defects_takes_the_mirror_images_that_the_run_recognises():
     run = spec.RunSpec("defects", "x", "good", 1, 1, "ours", "fast", 4, "", fractions=(0.1, 1.0))
     images = [np.random.default_rng(n).random((20, 20, 3), dtype=np.float32) for n in range(2)]
-    training_set = api.prepare(images, ["a", "b"], api.default_config(task="defect", min_size=11, max_size=13))
+    config = api.default_config(task="defect", min_size=11, max_size=13)
+    training_set = training_runs.prepare(images, ["a", "b"], config)
     mirrors = torch.cat([training_set.images.flip(-1), training_set.images.flip(-2)])
     # Chance is 1 / 4, half of it 1 / 8: of the four mirror images the second alone is recognised, by all patches.
     of_mirrors, seen = np.array([[0.9, 0.1, 0.9, 0.9], [0.12, 0.13, 0.12, 0.12]]), []

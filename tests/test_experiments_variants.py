@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from helpers import copy_parameters, random_images
 
-from hta.api import prepare
 from hta.config import AblationConfig, Config, ModelConfig, TrainingConfig
 from hta.evaluation.evaluator import Evaluator
 from hta.experiments import variants
@@ -23,6 +22,7 @@ from hta.scales import image_pyramid
 from hta.training.losses import PatchTargets, fake_loss, plan_of_objective, transformation_loss
 from hta.training.scale import ScaleTrainer
 from hta.training.trainer import train_pyramid
+from hta.training_runs import prepare
 
 CPU = torch.device("cpu")
 SHAPE = (16, 19)

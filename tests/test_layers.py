@@ -26,6 +26,8 @@ FLOORS = {
     "hta.evaluation": 5,
     "hta": 6,  # the package itself: its names are looked up in hta.api
     "hta.api": 6,
+    "hta.trained_model": 6,
+    "hta.training_runs": 6,
     "hta.inputs": 6,
     "hta.cli": 6,
     "hta.experiments": 6,

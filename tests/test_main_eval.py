@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 
 import main_eval
-from hta import api, inputs
+from hta import api, inputs, training_runs
 from hta.config import RuntimeConfig
 from hta.evaluation.decision import Threshold, proportion
 from hta.models.storage import RunFolder
+from hta.trained_model import Model
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
@@ -55,8 +56,9 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     api.train(picture(), api.default_config(nfc=4, **TINY), folder=root / "TrainedModels" / "wall")
     api.train(picture(24, 20, 1), api.default_config(nfc=6, **TINY), folder=root / "TrainedModels" / "other")
-    begun = api.prepare([picture().astype(np.float32) / 255], ["wall.png"], api.default_config(nfc=4, **TINY))
-    api.begin(RunFolder(root / "TrainedModels" / "begun"), begun)
+    begun = training_runs.prepare([picture().astype(np.float32) / 255], ["wall.png"], api.default_config(nfc=4, **TINY))
+    with training_runs.begun(RunFolder(root / "TrainedModels" / "begun"), begun):
+        pass
     make_test_set(root / "parts")
     return root
 
@@ -429,7 +431,7 @@ def test_the_decision_is_counted_against_the_labels(place):
 
 def test_where_maps_decide_their_false_alarms_are_printed_once(place, capsys, monkeypatch):
     threshold = Threshold(None, source="calibrated", target_fpr=0.05, pixel_threshold=0.5, decided_by="map")
-    monkeypatch.setattr(api.Model, "threshold", lambda *_, **__: threshold)
+    monkeypatch.setattr(Model, "threshold", lambda *_, **__: threshold)
     assert run() == 0
     decision = document_of()["decision"]
     assert decision["pixel_false_alarms"] == decision["false_positive_rate"]
@@ -440,7 +442,7 @@ def test_good_images_that_touch_the_pixel_threshold_are_counted(place, capsys, m
     assert run() == 0
     peaks = sorted(pixels_of(f"out/maps/{name}.png").max() / 65535 for name in IMAGES[2:])
     threshold = Threshold(0.5, source="given", pixel_threshold=(peaks[1] + peaks[2]) / 2)
-    monkeypatch.setattr(api.Model, "threshold", lambda *_, **__: threshold)
+    monkeypatch.setattr(Model, "threshold", lambda *_, **__: threshold)
     assert run("--overwrite") == 0
     assert document_of()["decision"]["pixel_false_alarms"] == proportion(1, 3)
     assert "  false alarms of the maps: 33.3% (95 % interval 0.8% to 90.6%)" in capsys.readouterr().out
@@ -470,7 +472,7 @@ def test_minmax_decides_by_a_given_threshold_only(place, capsys):
 
 def test_scores_near_one_are_told_apart_and_kept_in_full(place, capsys, monkeypatch):
     shares = 1e-10 * np.arange(1, 6)
-    monkeypatch.setattr(api.Model, "anomaly_scores", lambda *_: 1 - shares)
+    monkeypatch.setattr(Model, "anomaly_scores", lambda *_: 1 - shares)
     assert run("--threshold", repr(1 - 2.5e-10), "--no_maps") == 0
     assert list(scores_of().values()) == (1 - shares).tolist()
     assert decisions_of() == ["reject"] * 2 + ["pass"] * 3
@@ -666,7 +668,7 @@ def test_minmax_counts_what_is_left_and_is_refused_before_scoring(place, capsys,
     (place / "parts/test/dent/1.png").write_text("no image")
     arguments = [*arguments_with(test_dir="parts/test/dent"), "--aggregate", "minmax", "--skip_unreadable"]
     before = snapshot()
-    monkeypatch.delattr(api.Model, "stream")
+    monkeypatch.delattr(Model, "stream")
     assert main_eval.main([*arguments, *QUICK]) == 2
     assert "--aggregate minmax" in capsys.readouterr().err
     assert snapshot() == before

@@ -19,11 +19,13 @@ from PIL import Image
 import hta
 import main_eval
 import main_train
-from hta import api
+from hta import api, training_runs
 from hta.data.folders import load_training_images
 from hta.errors import UserError
 from hta.evaluation.calibration import calibrate, kept_calibration
 from hta.evaluation.views import view_rule
+from hta.imaging import resize
+from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder
 from hta.runtime import RuntimeConfig
 from hta.training import samples
@@ -499,8 +501,18 @@ def test_samples_are_not_overwritten_unasked(copied, capsys):
     assert_refused(copied, in_samples("--num_samples", "2"), ["random_samples_scale0", "--overwrite"], capsys)
 
 
+def test_samples_with_a_file_of_the_user_s_are_not_overwritten(copied, capsys):
+    draw(["--num_samples", "1"])
+    (notes,) = [path / "notes.txt" for path in (copied / "TrainedModels" / "shots").glob("random_samples_*")]
+    notes.write_text("mine")
+    words = ["notes.txt", "hta did not write it", "move it away"]
+    assert_refused(copied, in_samples("--num_samples", "1", "--overwrite"), words, capsys)
+    notes.unlink()
+    draw(["--num_samples", "1", "--overwrite"])
+
+
 def test_samples_of_more_images_than_their_precision_tells_apart_are_refused(copied, capsys, monkeypatch):
-    monkeypatch.setattr(api, "_TOLD_APART", {torch.bfloat16: 1})
+    monkeypatch.setattr(training_runs, "_TOLD_APART", {torch.bfloat16: 1})
     words = ["2 training images", "--precision float32"]
     assert_refused(copied, in_samples("--precision", "bfloat16"), words, capsys)
     draw(["--num_samples", "1", "--precision", "float32"])
@@ -552,6 +564,25 @@ def test_a_model_in_training_is_not_overwritten(copied, begun, capsys):
             assert_refused(copied, arguments, [f"TrainedModels/{name}", "another process trains this"], capsys)
             assert (copied / "TrainedModels" / name / ".lock").is_file()
         assert not (copied / "TrainedModels" / name / ".lock").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_is_locked_from_its_beginning(begun, overwrite):
+    folder = RunFolder(begun / "TrainedModels" / ("photo" if overwrite else "new"))
+    images = load_training_images([begun / "photo.png"])
+    training_set = training_runs.prepare(images, ["photo.png"], api.default_config(min_size=14, max_size=22))
+    with training_runs.begun(folder, training_set, overwrite=overwrite):
+        assert folder.exists
+        with pytest.raises(UserError, match="another process trains this"), folder.locked():
+            pass
+        with (
+            pytest.raises(UserError, match="another process trains this"),
+            training_runs.begun(folder, training_set, overwrite=True),
+        ):
+            pass
+    assert not (folder.path / ".lock").exists()
+    with folder.locked():
+        pass
 
 
 def test_a_run_is_locked_until_it_is_finished(workspace, monkeypatch):
@@ -634,8 +665,9 @@ def test_a_reader_that_has_gone_leaves_a_finished_model(workspace, monkeypatch):
 def begun(workspace):
     """A working directory with an unfinished run."""
     config = api.default_config(min_size=14, max_size=22, nfc=4, niter=2, threads=1, precision="float32")
-    training_set = api.prepare(load_training_images([workspace / "photo.png"]), ["photo.png"], config)
-    api.begin(RunFolder(workspace / "TrainedModels" / "photo"), training_set)
+    training_set = training_runs.prepare(load_training_images([workspace / "photo.png"]), ["photo.png"], config)
+    with training_runs.begun(RunFolder(workspace / "TrainedModels" / "photo"), training_set):
+        pass
     return workspace
 
 
@@ -696,8 +728,8 @@ def test_resume_from_a_place_outside_the_run(begun, capsys, scale, iteration):
 def test_resume_from_a_state_that_is_none(begun, capsys, change, words):
     folder = RunFolder(begun / "TrainedModels" / "photo")
     record, images = folder.read_record(), folder.read_images()
-    planned = api.Pyramid.planned(record.config.model, record.image_size, 1, torch.device("cpu"), torch.float32)
-    trainer = ScaleTrainer(planned, api.resize(images, planned.plan.sizes[0]), record.config.training)
+    planned = Pyramid.planned(record.config.model, record.image_size, 1, torch.device("cpu"), torch.float32)
+    trainer = ScaleTrainer(planned, resize(images, planned.plan.sizes[0]), record.config.training)
     next(trainer.run())
     state = trainer.state()
     change(state)
@@ -786,10 +818,10 @@ def assert_same_files(folder, other):
 def state_bytes(image):
     """The size of a checkpoint in the middle of scale 0."""
     config = api.default_config(min_size=14, max_size=22, nfc=4, niter=2)
-    training_set = api.prepare(load_training_images([image]), ["photo.png"], config)
+    training_set = training_runs.prepare(load_training_images([image]), ["photo.png"], config)
     resolved = training_set.record.config
-    planned = api.Pyramid.planned(resolved.model, (20, 24), 1, torch.device("cpu"), torch.float32)
-    trainer = ScaleTrainer(planned, api.resize(training_set.images, planned.plan.sizes[0]), resolved.training)
+    planned = Pyramid.planned(resolved.model, (20, 24), 1, torch.device("cpu"), torch.float32)
+    trainer = ScaleTrainer(planned, resize(training_set.images, planned.plan.sizes[0]), resolved.training)
     next(trainer.run())
     return len(safetensors.torch.save({name: value.contiguous() for name, value in trainer.state().items()}))
 

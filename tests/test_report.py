@@ -37,9 +37,10 @@ from hta.evaluation.report_charts import (
     ticks,
     ticks_of_nines,
 )
-from hta.evaluation.report_text import reach, shown
+from hta.evaluation.report_text import reach
 from hta.evaluation.results import REPORT_FILE, ResultsWriter, check_target, summarize
 from hta.evaluation.thumbnails import THUMBNAIL_SIDE, Thumbnails, make_thumbnails
+from hta.files import shown
 
 SCALE = ColourScale(0.2, 0.6)
 HOSTILE = "<img src=x onerror=document.title=1>.png"

@@ -24,7 +24,8 @@ RECORD = RunRecord(Config(MODEL).resolved(is_gray=False), ("a.png", "b.png"), (2
 def folder(tmp_path):
     """A finished run whose scales hold random numbers, running statistics and amplitudes included."""
     folder = RunFolder(tmp_path / "runs" / "wall")
-    folder.create(RECORD, torch.rand(2, 3, 19, 22) * 2 - 1, replace=False)
+    with folder.created(RECORD, torch.rand(2, 3, 19, 22) * 2 - 1, replace=False):
+        pass
     for n, scale in enumerate(random_scales()):
         folder.save_scale(n, scale)
     folder.finish()
@@ -184,13 +185,14 @@ def test_values_that_are_not_finite_are_named(folder, value):
 
 
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path):
-    folder = RunFolder(tmp_path / "wall")
+    images = torch.zeros(2, 3, 19, 22)
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError):  # a file in the way of the parent
-        RunFolder(tmp_path / "file" / "wall").create(RECORD, torch.zeros(2, 3, 19, 22), replace=False)
+    below_a_file = RunFolder(tmp_path / "file" / "wall")
+    with pytest.raises(RunError), below_a_file.created(RECORD, images, replace=False):
+        pass
     bad = replace(RECORD, sources=(object(),))
-    with pytest.raises(TypeError):
-        folder.create(bad, torch.zeros(2, 3, 19, 22), replace=False)
+    with pytest.raises(TypeError), RunFolder(tmp_path / "wall").created(bad, images, replace=False):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -22,10 +22,9 @@ from hta.evaluation import report_text
 from hta.evaluation.decision import Threshold, decide, decision_words, score_text
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report_charts import colour_bar, colour_legend, histogram, roc
-from hta.evaluation.report_text import shown
 from hta.evaluation.results import MAP_SUFFIX, OVERLAYS_FOLDER, PLAIN_SUFFIX, REPORT_FILE
 from hta.evaluation.thumbnails import Thumbnails
-from hta.files import write_atomically
+from hta.files import shown, write_atomically
 
 _GROUPS = {"normal": 0, "anomalous": 1, "unlabelled": None}
 # What could end the script element that holds the rows, or a line of it.

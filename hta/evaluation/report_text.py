@@ -1,6 +1,5 @@
 """What a results page says in words, as HTML; every name and every reason goes through `escaped`."""
 
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import PurePath
@@ -9,6 +8,7 @@ from typing import Any
 from hta.config import ModelConfig
 from hta.evaluation.decision import score_text
 from hta.evaluation.overlays import ColourScale
+from hta.files import shown
 
 METRIC_NAMES = {
     "image_auroc": "image AUROC",
@@ -25,11 +25,6 @@ NO_OVERLAYS = "<p>The images were scored without maps, so there are no overlays.
 
 _LISTED = 10  # names that a list shows before it only counts them
 _TASKS = {"defect": "defects: few places decide", "class": "another class: the whole image decides"}
-
-
-def shown(name: str) -> str:
-    """A file name that can be printed: bytes of it that are not UTF-8 become `\\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def escaped(text: Any) -> str:

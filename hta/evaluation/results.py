@@ -27,7 +27,7 @@ from hta.evaluation.metrics import Metric, auroc_with_interval, summarize_image_
 from hta.evaluation.overlays import ColourScale, draw_overlay
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
 from hta.evaluation.thumbnails import Thumbnails, large_jpeg, make_thumbnails
-from hta.files import holds_working_folder, write_atomically
+from hta.files import check_replaceable, write_atomically
 from hta.imaging import write_png
 
 SCORES_FILE = "scores.csv"
@@ -79,10 +79,7 @@ def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_d
         raise UserError(f"--out {target}: exists and holds {foreign[0]}, which is no result; give another folder")
     if contents and not overwrite:
         raise UserError(f"--out {target}: holds results; give another folder, or --overwrite to replace them")
-    if holds_working_folder(target):
-        raise UserError(
-            f"--out {target}: is the folder that you work in, which cannot be replaced; give another folder"
-        )
+    check_replaceable(target, f"--out {target}", "give another folder")
 
 
 # --- what comes image by image ----------------------------------------------------------------------------------------

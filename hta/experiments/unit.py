@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hta import api
 from hta.config import RuntimeConfig
 from hta.data.image_sets import Benchmark
 from hta.data.protocol import draw_training_images
@@ -29,6 +28,7 @@ from hta.experiments.spec import Pairs, RunSpec
 from hta.experiments.variants import Shares, score_images, train_variant
 from hta.models.pyramid import plan_of
 from hta.runtime import set_up
+from hta.training_runs import TrainingSet, prepare
 
 FORMAT_VERSION = 1
 TARGET_FPR = 0.05
@@ -124,7 +124,7 @@ def execute(task: Task) -> Outcome:
     start = time.perf_counter()
     images = selection.training_images()
     config = replace(spec.config(), runtime=task.runtime)
-    training_set = api.prepare(images, selection.training_ids(), config)
+    training_set = prepare(images, selection.training_ids(), config)
     plan = plan_of(training_set.record.config.model, training_set.record.image_size)
     shares_of = train_variant(spec, training_set, runtime)
     trained = time.perf_counter()
@@ -197,7 +197,7 @@ def measure(spec: RunSpec, shares: np.ndarray, labels: np.ndarray) -> tuple[dict
 
 
 def decision_on_views(
-    spec: RunSpec, shares_of: Shares, training_set: api.TrainingSet, scores: np.ndarray, labels: np.ndarray
+    spec: RunSpec, shares_of: Shares, training_set: TrainingSet, scores: np.ndarray, labels: np.ndarray
 ) -> dict[str, Any]:
     """False alarms and recall at the threshold that views of the training images give, by the score.
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hta.api import TrainingSet
 from hta.evaluation.evaluator import Evaluator
 from hta.experiments.geom import Geom
 from hta.experiments.presets import PRESETS, VARIANTS
@@ -18,6 +17,7 @@ from hta.models.pyramid import Pyramid
 from hta.runtime import Runtime
 from hta.scales import image_pyramid
 from hta.training.trainer import train_pyramid
+from hta.training_runs import TrainingSet
 
 Shares = Callable[[Tensor], np.ndarray]
 """Scores images `(B, 3, h, w)` in [-1, 1] at the working size: `(F, B, S)`, higher = more normal."""

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -179,17 +179,20 @@ class RunFolder:
         """Whether the run here is complete."""
         return self.exists and not (self.path / CHECKPOINT_FILE).exists()
 
-    def foreign_files(self) -> list[str]:
-        """Paths below the folder that hta does not write there, sorted: they are somebody's own."""
-        below = (path.relative_to(self.path).as_posix() for path in self.path.rglob("*"))
+    def foreign_files(self, part: str = "") -> list[str]:
+        """Paths below the folder, or below a part of it, that hta does not write there, sorted: somebody's own."""
+        below = (path.relative_to(self.path).as_posix() for path in (self.path / part).rglob("*"))
         return sorted(path for path in below if not _OWN_FILES.fullmatch(path))
 
     def scale_file(self, n: int) -> Path:
         """The file of scale n."""
         return self.path / f"scale_{n}.safetensors"
 
-    def create(self, record: RunRecord, images: Tensor, *, replace: bool) -> None:
+    @contextmanager
+    def created(self, record: RunRecord, images: Tensor, *, replace: bool) -> Iterator[None]:
         """Begin a run: the folder appears with its record, its images and a first checkpoint, or not at all.
+
+        It appears locked, and stays so in the block.
 
         Args:
             record: of the run.
@@ -200,19 +203,25 @@ class RunFolder:
             UserError: another process trains here.
             RunError: the folder cannot be made, or is taken.
         """
-        with (
-            self.locked() if replace and self.exists else nullcontext(),
-            new_folder(self.path, replace=replace) as fresh,
-        ):
-            write_atomically(fresh / CONFIG_FILE, record.to_json().encode())
-            save_tensors(fresh / IMAGES_FILE, {"images": images})
-            save_tensors(fresh / CHECKPOINT_FILE, {}, {"scale": "0", "iteration": "0"})
+        with ExitStack() as own_lock:
+            with (
+                self.locked() if replace and self.exists else nullcontext(),
+                new_folder(self.path, replace=replace) as fresh,
+            ):
+                own_lock.enter_context(self.locked(fresh))
+                write_atomically(fresh / CONFIG_FILE, record.to_json().encode())
+                save_tensors(fresh / IMAGES_FILE, {"images": images})
+                save_tensors(fresh / CHECKPOINT_FILE, {}, {"scale": "0", "iteration": "0"})
+            yield
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, made_in: Path | None = None) -> Iterator[None]:
         """Keep other processes from training here at the same time; a killed process leaves no lock behind.
 
         Windows has no such locks: two runs in one folder are then the user's to avoid.
+
+        Args:
+            made_in: where the folder lies while it is made, before it comes to its place; by default it is there.
 
         Raises:
             UserError: another process trains here.
@@ -220,9 +229,9 @@ class RunFolder:
         if not HAS_LOCKS:
             yield
             return
-        place = self.path / LOCK_FILE
-        with place.open("w") as stream:
-            if not try_lock(stream) or not _is_at(stream, place):
+        place, now = self.path / LOCK_FILE, (made_in or self.path) / LOCK_FILE
+        with now.open("w") as stream:
+            if not try_lock(stream) or not _is_at(stream, now):
                 raise UserError(f"{self.path}: another process trains this model now; wait, or give another --name")
             try:
                 yield
