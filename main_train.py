@@ -54,8 +54,8 @@ class InputOptions(Checked):
     models_dir: str = option("TrainedModels", "folder of the models")
     overwrite: bool = option(
         False,
-        "replace what is there: the model with its samples and results, unless its folder holds anything else; or with "
-        "--mode random_samples the samples",
+        "replace what is there: the model with its samples and results, or with --mode random_samples the samples; not "
+        "a folder that holds anything else",
     )
     resume: bool = option(False, "go on where a stopped run left off")
     dry_run: bool = option(False, "print the settings and the scales, write nothing")
@@ -213,8 +213,8 @@ def _train(
     if options.dry_run:
         _print_plan(folder, training_set)
         return
-    begun = training_runs.begun(folder, training_set, overwrite=options.overwrite)
-    with folder.locked() if options.resume else begun:
+    overwrite = options.overwrite
+    with folder.locked() if options.resume else training_runs.begun(folder, training_set, overwrite=overwrite):
         model = training_runs.go_on(folder, config.runtime if options.resume else None)
         request = SampleRequest(samples.num_samples, config.training.manualSeed)
         write_samples(model.pyramid, request, folder.path / SAMPLES_FOLDER, reconstruction=True)
@@ -312,13 +312,12 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
     seed = config.training.manualSeed
     target = f"random_samples_scale{samples.gen_start_scale}_h{samples.scale_h:g}_v{samples.scale_v:g}_seed{seed}"
     folder = model.folder.path / target
-    if folder.exists() and not options.overwrite:
-        raise UserError(f"{folder}: exists; give --overwrite to replace it, or another --manualSeed")
-    foreign = model.folder.foreign_files(target)
-    if foreign:
-        raise UserError(
-            f"{model.folder.path / foreign[0]}: --overwrite would delete it, and hta did not write it; move it away"
-        )
+    if folder.exists():
+        if not folder.is_dir():
+            raise UserError(f"{folder}: is a file where the samples should go; move it away")
+        if not options.overwrite:
+            raise UserError(f"{folder}: exists; give --overwrite to replace it, or another --manualSeed")
+        training_runs.check_overwritable(model.folder, "give another --manualSeed", target)
     request = SampleRequest(samples.num_samples, seed, samples.gen_start_scale, samples.scale_v, samples.scale_h)
     write_samples(model.pyramid, request, folder)
     print(f"{samples.num_samples} samples: {shown(str(folder))}")

@@ -1,4 +1,4 @@
-"""The library: train a model, load a model, use a model."""
+"""The library: train a model, or load one, to be used as `hta.trained_model.Model`."""
 
 from collections.abc import Sequence
 from dataclasses import fields

@@ -1,4 +1,4 @@
-"""Writing files and folders so that a reader finds the old content or the new one, never a part."""
+"""Names of files, and writing files and folders so that a reader finds the old content or the new, never a part."""
 
 import os
 import secrets

@@ -304,7 +304,11 @@ def check_aggregate(aggregate: str, num_images: int) -> None:
 
 
 def as_several(images: ImageLike | Sequence[ImageLike]) -> Sequence[ImageLike]:
-    """One image or several as several."""
+    """One image or several as several.
+
+    Raises:
+        UserError: none.
+    """
     several = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not several:
         raise UserError("images: none given; give an image, or several")

@@ -105,14 +105,28 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
         raise UserError(f"{path}: exists and is not a model of hta; give another --name")
     if not overwrite:
         raise UserError(f"{path}: {_state_of(folder)}; give another --name, or --overwrite to replace it")
-    foreign = folder.foreign_files()
+    check_overwritable(folder, "give another --name")
+
+
+def check_overwritable(folder: RunFolder, remedy: str, part: str = "") -> None:
+    """Refuse to replace a run folder, or a folder in it, that holds more than hta wrote, or that one works in.
+
+    Args:
+        folder: of the run.
+        remedy: what to do instead.
+        part: the folder in it; by default the whole.
+
+    Raises:
+        UserError: names the first file, or the working directory.
+    """
+    foreign = folder.foreign_files(part)
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise UserError(
-            f"{path}: holds {foreign[0]}{more}, which --overwrite would delete and hta did not write; move it away, or "
-            "give another --name"
+            f"{folder.path}: holds {foreign[0]}{more}, which --overwrite would delete and hta did not write; move it "
+            f"away, or {remedy}"
         )
-    check_replaceable(path, str(path), "give another --name")
+    check_replaceable(folder.path / part, str(folder.path / part), remedy)
 
 
 def _state_of(folder: RunFolder) -> str:
@@ -128,8 +142,13 @@ def _state_of(folder: RunFolder) -> str:
 def begun(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = False) -> Iterator[None]:
     """Make the run folder of a new training, with a first checkpoint, and keep other processes from training in it.
 
+    Args:
+        folder: its place.
+        training_set: what it will be trained on.
+        overwrite: replace a run that is there, unless a process trains it.
+
     Raises:
-        UserError: the folder is taken, or another process trains in it.
+        UserError: as `check_vacant`, or another process trains in it.
         RunError: it cannot be written.
     """
     check_vacant(folder, overwrite=overwrite)
@@ -194,6 +213,10 @@ def go_on(folder: RunFolder, runtime_config: RuntimeConfig | None = None) -> Mod
 
     Returns:
         The model.
+
+    Raises:
+        UserError: a file of the run is damaged.
+        RunError: the training broke, or a file cannot be written.
     """
     record, images = folder.read_record(), folder.read_images()
     if runtime_config is not None:

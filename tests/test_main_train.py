@@ -505,10 +505,13 @@ def test_samples_with_a_file_of_the_user_s_are_not_overwritten(copied, capsys):
     draw(["--num_samples", "1"])
     (notes,) = [path / "notes.txt" for path in (copied / "TrainedModels" / "shots").glob("random_samples_*")]
     notes.write_text("mine")
-    words = ["notes.txt", "hta did not write it", "move it away"]
-    assert_refused(copied, in_samples("--num_samples", "1", "--overwrite"), words, capsys)
+    again = in_samples("--num_samples", "1", "--overwrite")
+    assert_refused(copied, again, ["notes.txt", "hta did not write", "another --manualSeed"], capsys)
     notes.unlink()
     draw(["--num_samples", "1", "--overwrite"])
+    shutil.rmtree(notes.parent)
+    notes.parent.write_text("mine")
+    assert_refused(copied, again, [notes.parent.name, "is a file", "move it away"], capsys)
 
 
 def test_samples_of_more_images_than_their_precision_tells_apart_are_refused(copied, capsys, monkeypatch):

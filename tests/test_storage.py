@@ -196,6 +196,15 @@ def test_a_run_that_cannot_begin_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_run_that_came_in_the_meantime_is_not_replaced(folder, monkeypatch):
+    before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
+    monkeypatch.setattr(RunFolder, "exists", False)  # as it was a moment before
+    with pytest.raises(RunError), folder.created(RECORD, torch.zeros(2, 3, 19, 22), replace=True):
+        pass
+    assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
+    assert [path.name for path in folder.path.parent.iterdir()] == [folder.path.name]
+
+
 def test_tensors_and_metadata_come_back(tmp_path):
     tensors = {"a": torch.arange(6.0).view(2, 3).t(), "b": torch.tensor(3)}
     save_tensors(tmp_path / "x.safetensors", tensors, {"scale": "1"})

@@ -180,7 +180,14 @@ class RunFolder:
         return self.exists and not (self.path / CHECKPOINT_FILE).exists()
 
     def foreign_files(self, part: str = "") -> list[str]:
-        """Paths below the folder, or below a part of it, that hta does not write there, sorted: somebody's own."""
+        """Paths that hta does not write there, sorted: somebody's own.
+
+        Args:
+            part: a folder in this one, to look at alone.
+
+        Returns:
+            Paths relative to the run folder.
+        """
         below = (path.relative_to(self.path).as_posix() for path in (self.path / part).rglob("*"))
         return sorted(path for path in below if not _OWN_FILES.fullmatch(path))
 
@@ -203,11 +210,10 @@ class RunFolder:
             UserError: another process trains here.
             RunError: the folder cannot be made, or is taken.
         """
+        # Looked at once: what another process puts there from now on is not replaced.
+        taken = replace and self.exists
         with ExitStack() as own_lock:
-            with (
-                self.locked() if replace and self.exists else nullcontext(),
-                new_folder(self.path, replace=replace) as fresh,
-            ):
+            with self.locked() if taken else nullcontext(), new_folder(self.path, replace=taken) as fresh:
                 own_lock.enter_context(self.locked(fresh))
                 write_atomically(fresh / CONFIG_FILE, record.to_json().encode())
                 save_tensors(fresh / IMAGES_FILE, {"images": images})
