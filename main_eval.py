@@ -281,8 +281,8 @@ def _report(evaluation: Evaluation, document: dict[str, Any], ranking: np.ndarra
     for index in np.argsort(-ranking, kind="stable")[:_MOST_ANOMALOUS]:
         print(f"  {score_text(ranking[index])}  {shown(items[index].relative)}")
     # A name that is no UTF-8 must not end the run now.
-    print(f"results: {shown(str(evaluation.target))}")
-    print(f"report: {shown(str(evaluation.target / REPORT_FILE))}")
+    print(f"results: {shown(evaluation.target)}")
+    print(f"report: {shown(evaluation.target / REPORT_FILE)}")
 
 
 def _decision_text(decision: dict[str, Any]) -> str:

@@ -265,7 +265,7 @@ def _print_plan(folder: RunFolder, training_set: training_runs.TrainingSet) -> N
     print(f"{plan.num_scales} scales of {plan.describe()} px, networks of {' '.join(map(str, plan.widths))} channels")
     print(f"{record.config.model.num_transforms} transformations, {record.config.training.niter} iterations a scale")
     runtime = resolve(record.config.runtime)
-    print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {shown(str(folder.path))}")
+    print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {shown(folder.path)}")
 
 
 def _report(model: Model, options: InputOptions, test_words: Sequence[str], shares: np.ndarray, page: Path) -> None:
@@ -276,8 +276,8 @@ def _report(model: Model, options: InputOptions, test_words: Sequence[str], shar
         height, width = model.pyramid.plan.sizes[n]
         remark = "  near chance: little was learnt here, try more --niter" if share < NEAR_CHANCE * chance else ""
         print(f"  scale {n} ({width} x {height} px): {share:.3f}{remark}")
-    print(f"model: {shown(str(model.folder.path))}")
-    print(f"page: {shown(str(page))}")
+    print(f"model: {shown(model.folder.path)}")
+    print(f"page: {shown(page)}")
     print(f"next: {shown(_next_command(model, options, test_words))}")
 
 
@@ -320,7 +320,7 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
         training_runs.check_overwritable(model.folder, "give another --manualSeed", target)
     request = SampleRequest(samples.num_samples, seed, samples.gen_start_scale, samples.scale_v, samples.scale_h)
     write_samples(model.pyramid, request, folder)
-    print(f"{samples.num_samples} samples: {shown(str(folder))}")
+    print(f"{samples.num_samples} samples: {shown(folder)}")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,7 @@ from hta.imaging import IMAGE_SUFFIXES, to_array
 from hta.models.storage import IMAGES_FILE, RunFolder
 from hta.runtime import set_up
 from hta.trained_model import ImageLike, Model, as_several
-from hta.training.trainer import train_pyramid
-from hta.training_runs import begun, go_on, prepare
+from hta.training_runs import begun, go_on, prepare, train_model
 
 MODELS_DIR = Path("TrainedModels")
 
@@ -42,9 +41,7 @@ def train(
     sources = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(several)]
     training_set = prepare((to_array(image) for image in several), sources, config or Config())
     if folder is None:
-        runtime = set_up(training_set.record.config.runtime)
-        pyramid = train_pyramid(training_set.images, training_set.record, runtime)
-        return Model(training_set.record, pyramid, runtime, training_set.images)
+        return train_model(training_set)
     run_folder = RunFolder(Path(folder))
     with begun(run_folder, training_set, overwrite=overwrite):
         model = go_on(run_folder)

@@ -89,7 +89,7 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
             a model, a file, the working directory, or of a name that is not UTF-8.
     """
     path = folder.path
-    readable = shown(str(path))
+    readable = shown(path)
     if readable != str(path):
         raise UserError(f"{readable}: is not UTF-8, as the names of a model's files must be; give another --name")
     for parent in (path, *path.parents):
@@ -221,6 +221,23 @@ def go_on(folder: RunFolder, runtime_config: RuntimeConfig | None = None) -> Mod
     record, images = folder.read_record(), folder.read_images()
     if runtime_config is not None:
         record = replace(record, config=replace(record.config, runtime=runtime_config))
+    return train_model(TrainingSet(record, images), folder)
+
+
+def train_model(training_set: TrainingSet, folder: RunFolder | None = None) -> Model:
+    """Train a model on the device and in the precision that its settings ask for.
+
+    Args:
+        training_set: images and settings.
+        folder: of the run, which may hold a checkpoint; None trains in memory.
+
+    Returns:
+        The model.
+
+    Raises:
+        UserError: a file of the run is damaged.
+        RunError: the training broke, or a file cannot be written.
+    """
+    record, images = training_set.record, training_set.images
     runtime = set_up(record.config.runtime)
-    pyramid = train_pyramid(images, record, runtime, folder)
-    return Model(record, pyramid, runtime, images, folder)
+    return Model(record, train_pyramid(images, record, runtime, folder), runtime, images, folder)
