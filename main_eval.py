@@ -17,13 +17,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hta import api
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
-from hta.config import Checked, RuntimeConfig, ScoringConfig, option
+from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.scored import ScoredImage
 from hta.data.selection import BenchmarkOptions, default_model_name
 from hta.errors import UserError
-from hta.evaluation.decision import Threshold, decide, pixel_false_alarms, score_text, summarize_decision
 from hta.evaluation.differences import InputComparison
 from hta.evaluation.held_out import HeldOut, check_enough
 from hta.evaluation.overlays import ColourScale, picture_of
@@ -39,7 +37,8 @@ from hta.evaluation.results import (
     write_metrics,
     write_scores,
 )
-from hta.files import new_folder, shown
+from hta.evaluation.thresholds import Threshold, decide, pixel_false_alarms, score_text, summarize_decision
+from hta.files import new_folder, printable
 from hta.inputs import (
     InputOptions,
     Source,
@@ -50,7 +49,8 @@ from hta.inputs import (
     images_of_folder,
     refuse_mixture,
 )
-from hta.trained_model import Model, check_aggregate
+from hta.model import Model, check_aggregate, load
+from hta.settings import Checked, option
 from hta.version import __version__
 
 logger = logging.getLogger("hta.main_eval")
@@ -131,7 +131,7 @@ def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
                 raise UserError(f"--{missing} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
     elif not name:
         name = default_model_name(benchmark, options.num_images or 1)
-    model = api.load(name, options.models_dir, parts[RuntimeConfig])
+    model = load(name, options.models_dir, parts[RuntimeConfig])
     if benchmark.dataset is None:
         source = images_of_folder(options)
     else:
@@ -279,10 +279,10 @@ def _report(evaluation: Evaluation, document: dict[str, Any], ranking: np.ndarra
     by = "maximum of its map" if document["decision"]["decided_by"] == "map" else "score"
     print(f"most anomalous ({by}, image):")
     for index in np.argsort(-ranking, kind="stable")[:_MOST_ANOMALOUS]:
-        print(f"  {score_text(ranking[index])}  {shown(items[index].relative)}")
+        print(f"  {score_text(ranking[index])}  {printable(items[index].relative)}")
     # A name that is no UTF-8 must not end the run now.
-    print(f"results: {shown(evaluation.target)}")
-    print(f"report: {shown(evaluation.target / REPORT_FILE)}")
+    print(f"results: {printable(evaluation.target)}")
+    print(f"report: {printable(evaluation.target / REPORT_FILE)}")
 
 
 def _decision_text(decision: dict[str, Any]) -> str:

@@ -15,18 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from hta import api, training_runs
+from hta import runs
 from hta.cli import Parser, add_settings, run_command, take_settings
-from hta.config import Checked, Config, ModelConfig, RuntimeConfig, TrainingConfig, option
+from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
 from hta.data.folders import find_training_images, load_training_images, locate
 from hta.data.selection import BenchmarkOptions, default_model_name, default_task, select
 from hta.errors import UserError
-from hta.files import shown
+from hta.files import printable
+from hta.model import MODELS_DIR, Model, load
 from hta.models.pyramid import plan_of
 from hta.models.storage import RunFolder
 from hta.runtime import resolve
-from hta.trained_model import Model
-from hta.training.page import NEAR_CHANCE, write_train_page
+from hta.settings import Checked, option
+from hta.training.report import NEAR_CHANCE, write_train_page
 from hta.training.samples import SampleRequest, write_samples
 
 logger = logging.getLogger("hta.main_train")
@@ -201,21 +202,21 @@ def _train(
     """Train, then draw samples and check what was learnt."""
     folder = RunFolder(Path(options.models_dir) / _checked_name(source.name if options.name is None else options.name))
     if options.resume:
-        training_runs.check_resumable(folder)
+        runs.check_resumable(folder)
         # "auto" asks for nothing: the run has settled its precision.
         given = {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
         config = _settings_of_run(folder, config, given)
-    training_set = training_runs.prepare(*source.read(config))
+    training_set = runs.prepare(*source.read(config))
     if options.resume:
-        training_runs.check_same_run(folder, training_set, tuple(given))
+        runs.check_same_run(folder, training_set, tuple(given))
     else:
-        training_runs.check_vacant(folder, overwrite=options.overwrite)
+        runs.check_vacant(folder, overwrite=options.overwrite)
     if options.dry_run:
         _print_plan(folder, training_set)
         return
     overwrite = options.overwrite
-    with folder.locked() if options.resume else training_runs.begun(folder, training_set, overwrite=overwrite):
-        model = training_runs.go_on(folder, config.runtime if options.resume else None)
+    with folder.locked() if options.resume else runs.begun(folder, training_set, overwrite=overwrite):
+        model = runs.go_on(folder, config.runtime if options.resume else None)
         request = SampleRequest(samples.num_samples, config.training.manualSeed)
         write_samples(model.pyramid, request, folder.path / SAMPLES_FOLDER, reconstruction=True)
         shares = model.training_vote_shares()
@@ -253,19 +254,19 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _print_plan(folder: RunFolder, training_set: training_runs.TrainingSet) -> None:
+def _print_plan(folder: RunFolder, training_set: runs.TrainingSet) -> None:
     """Print what a run would do."""
     record = training_set.record
     plan = plan_of(record.config.model, record.image_size)
     print(json.dumps(record.config.to_dict(), indent=2))
     print(
         f"{len(record.sources)} training image(s) of {record.image_size[1]} x {record.image_size[0]} px: "
-        f"{shown(', '.join(record.sources))}"
+        f"{printable(', '.join(record.sources))}"
     )
     print(f"{plan.num_scales} scales of {plan.describe()} px, networks of {' '.join(map(str, plan.widths))} channels")
     print(f"{record.config.model.num_transforms} transformations, {record.config.training.niter} iterations a scale")
     runtime = resolve(record.config.runtime)
-    print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {shown(folder.path)}")
+    print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {printable(folder.path)}")
 
 
 def _report(model: Model, options: InputOptions, test_words: Sequence[str], shares: np.ndarray, page: Path) -> None:
@@ -276,14 +277,14 @@ def _report(model: Model, options: InputOptions, test_words: Sequence[str], shar
         height, width = model.pyramid.plan.sizes[n]
         remark = "  near chance: little was learnt here, try more --niter" if share < NEAR_CHANCE * chance else ""
         print(f"  scale {n} ({width} x {height} px): {share:.3f}{remark}")
-    print(f"model: {shown(model.folder.path)}")
-    print(f"page: {shown(page)}")
-    print(f"next: {shown(_next_command(model, options, test_words))}")
+    print(f"model: {printable(model.folder.path)}")
+    print(f"page: {printable(page)}")
+    print(f"next: {printable(_next_command(model, options, test_words))}")
 
 
 def _next_command(model: Model, options: InputOptions, test_words: Sequence[str]) -> str:
     words = ["python", "main_eval.py", "--input_name", model.folder.path.name]
-    if Path(options.models_dir) != api.MODELS_DIR:
+    if Path(options.models_dir) != MODELS_DIR:
         words += ["--models_dir", options.models_dir]
     return shlex.join([*words, *test_words])
 
@@ -304,8 +305,8 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
     """Draw more samples from a trained model, into a folder of their own."""
     if not samples.num_samples:
         raise UserError("--num_samples 0: leaves nothing to draw; give 1 or more")
-    model = api.load(_name_of_model(options), options.models_dir, config.runtime)
-    training_runs.check_told_apart(model.record.num_images, model.runtime)
+    model = load(_name_of_model(options), options.models_dir, config.runtime)
+    runs.check_told_apart(model.record.num_images, model.runtime)
     last = model.pyramid.plan.num_scales - 1
     if samples.gen_start_scale > last:
         raise UserError(f"--gen_start_scale {samples.gen_start_scale}: the model's finest scale is {last}")
@@ -317,10 +318,10 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
             raise UserError(f"{folder}: is a file where the samples should go; move it away")
         if not options.overwrite:
             raise UserError(f"{folder}: exists; give --overwrite to replace it, or another --manualSeed")
-        training_runs.check_overwritable(model.folder, "give another --manualSeed", target)
+        runs.check_overwritable(model.folder, "give another --manualSeed", target)
     request = SampleRequest(samples.num_samples, seed, samples.gen_start_scale, samples.scale_v, samples.scale_h)
     write_samples(model.pyramid, request, folder)
-    print(f"{samples.num_samples} samples: {shown(folder)}")
+    print(f"{samples.num_samples} samples: {printable(folder)}")
 
 
 if __name__ == "__main__":

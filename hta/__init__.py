@@ -4,15 +4,17 @@ model = hta.train(images)
 model = hta.load("brick")
 """
 
+import importlib
+
 from hta.version import __version__
+
+_HOMES = {"Model": "hta.model", "default_config": "hta.config", "load": "hta.model", "train": "hta.runs"}
 
 __all__ = ["Model", "__version__", "default_config", "load", "train"]
 
 
 def __getattr__(name: str):
     """Import the library on first use, so that `hta.__version__` and the small modules stay light."""
-    if name in __all__:
-        from hta import api
-
-        return getattr(api, name)
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'hta' has no attribute {name!r}")

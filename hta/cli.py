@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hta.config import RuntimeConfig, describe_range, field_type
+from hta.config import RuntimeConfig
 from hta.errors import HtaError, RunError, UserError
+from hta.settings import describe_range, field_type
 
 EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141
 

@@ -107,7 +107,7 @@ def check_replaceable(path: Path, named: str, remedy: str) -> None:
         raise UserError(f"{named}: is the folder that you work in, which cannot be replaced; {remedy}")
 
 
-def shown(name: str | Path) -> str:
+def printable(name: str | Path) -> str:
     """A file name or path that can be printed: bytes of it that are not UTF-8 become `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hta.config import Checked, option
 from hta.data.folders import LABELS_RULE, TestItem, find_good_images, find_test_images, refuse_copies
 from hta.data.scored import ScoredImage, check_readable
 from hta.data.selection import BenchmarkOptions, Selection, default_task, select, select_again
 from hta.errors import UserError
-from hta.trained_model import Model
+from hta.model import Model
+from hta.settings import Checked, option
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,10 @@
 """What several test files share: models with the oracle's random parameters."""
 
-import oracle
 import torch
 
 from hta.config import ModelConfig
 from hta.models.pyramid import Pyramid
+from tests import oracle
 
 
 def copy_parameters(params, network):

@@ -5,8 +5,7 @@ from dataclasses import FrozenInstanceError, fields
 
 import pytest
 
-from hta.api import default_config
-from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
+from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig, default_config
 from hta.errors import UserError
 
 

@@ -8,20 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from experiments_helpers import make_tree, records, run_arguments
 from PIL import Image
-from test_benchmarks import mvtec_class, paris_tree, write_mnist
 
+import hta
 import main_eval
 import main_train
-from hta import api, training_runs
+from hta import runs
 from hta.config import RuntimeConfig
+from hta.data.clahe import clahe
 from hta.data.folders import find_test_images
 from hta.data.protocol import choose_test_images, draw_training_images
 from hta.data.selection import BenchmarkOptions, load_dataset, select
 from hta.experiments.__main__ import main as experiments
-from hta.imaging import clahe, resize, to_tensor
+from hta.images import resize, to_tensor
 from hta.models.storage import RunFolder
+from tests.data.test_benchmarks import mvtec_class, paris_tree, write_mnist
+from tests.experiments_helpers import make_tree, records, run_arguments
 
 SIZES = ["--min_size", "11", "--max_size", "13", "--nfc", "3", "--niter", "1", "--Gsteps", "1", "--Dsteps", "1"]
 MACHINE = ["--threads", "1", "--not_cuda", "--precision", "float32"]
@@ -55,7 +57,7 @@ def record_of(name):
 
 
 def load(name):
-    return api.load(name, "TrainedModels", RuntimeConfig(threads=1, not_cuda=True, precision="float32"))
+    return hta.load(name, "TrainedModels", RuntimeConfig(threads=1, not_cuda=True, precision="float32"))
 
 
 def prepared(pixels, mode):
@@ -171,7 +173,7 @@ def test_a_stopped_run_is_resumed_with_the_same_images_only(place, capsys, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_runs, "go_on", stop)
+        patch.setattr(runs, "go_on", stop)
         assert train(*FASHION, "--name", "mine") == 130
     assert not RunFolder(Path("TrainedModels/mine")).finished
     raises_one_line(capsys, train(*FASHION, "--name", "mine", "--index_download", 3, "--resume"), "train/3", "mine")

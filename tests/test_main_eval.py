@@ -15,12 +15,13 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+import hta
 import main_eval
-from hta import api, inputs, training_runs
-from hta.config import RuntimeConfig
-from hta.evaluation.decision import Threshold, proportion
+from hta import inputs, runs
+from hta.config import RuntimeConfig, default_config
+from hta.evaluation.thresholds import Threshold, proportion
+from hta.model import Model
 from hta.models.storage import RunFolder
-from hta.trained_model import Model
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
@@ -54,10 +55,10 @@ def make_test_set(folder):
 def trained(tmp_path_factory):
     """Models `wall`, `other` (wider, other images) and `begun` (unfinished), and a test set; only to be read."""
     root = tmp_path_factory.mktemp("trained")
-    api.train(picture(), api.default_config(nfc=4, **TINY), folder=root / "TrainedModels" / "wall")
-    api.train(picture(24, 20, 1), api.default_config(nfc=6, **TINY), folder=root / "TrainedModels" / "other")
-    begun = training_runs.prepare([picture().astype(np.float32) / 255], ["wall.png"], api.default_config(nfc=4, **TINY))
-    with training_runs.begun(RunFolder(root / "TrainedModels" / "begun"), begun):
+    hta.train(picture(), default_config(nfc=4, **TINY), folder=root / "TrainedModels" / "wall")
+    hta.train(picture(24, 20, 1), default_config(nfc=6, **TINY), folder=root / "TrainedModels" / "other")
+    begun = runs.prepare([picture().astype(np.float32) / 255], ["wall.png"], default_config(nfc=4, **TINY))
+    with runs.begun(RunFolder(root / "TrainedModels" / "begun"), begun):
         pass
     make_test_set(root / "parts")
     return root
@@ -107,7 +108,7 @@ def snapshot(folder="."):
 
 
 def load():
-    return api.load("wall", "TrainedModels", RuntimeConfig(**RUNTIME))
+    return hta.load("wall", "TrainedModels", RuntimeConfig(**RUNTIME))
 
 
 _PICTURES = (("maps", "png"), ("overlays", "png"), ("overlays", "jpg"))

@@ -19,12 +19,14 @@ from PIL import Image
 import hta
 import main_eval
 import main_train
-from hta import api, training_runs
+from hta import runs
+from hta.config import default_config
 from hta.data.folders import load_training_images
 from hta.errors import UserError
 from hta.evaluation.calibration import calibrate, kept_calibration
 from hta.evaluation.views import view_rule
-from hta.imaging import resize
+from hta.images import resize
+from hta.model import find_model, load
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder
 from hta.runtime import RuntimeConfig
@@ -84,7 +86,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def model(trained):
-    return api.load("shots", trained / "TrainedModels", RuntimeConfig(not_cuda=True, threads=1, precision="float32"))
+    return load("shots", trained / "TrainedModels", RuntimeConfig(not_cuda=True, threads=1, precision="float32"))
 
 
 @pytest.fixture
@@ -515,7 +517,7 @@ def test_samples_with_a_file_of_the_user_s_are_not_overwritten(copied, capsys):
 
 
 def test_samples_of_more_images_than_their_precision_tells_apart_are_refused(copied, capsys, monkeypatch):
-    monkeypatch.setattr(training_runs, "_TOLD_APART", {torch.bfloat16: 1})
+    monkeypatch.setattr(runs, "_TOLD_APART", {torch.bfloat16: 1})
     words = ["2 training images", "--precision float32"]
     assert_refused(copied, in_samples("--precision", "bfloat16"), words, capsys)
     draw(["--num_samples", "1", "--precision", "float32"])
@@ -573,14 +575,14 @@ def test_a_model_in_training_is_not_overwritten(copied, begun, capsys):
 def test_a_run_is_locked_from_its_beginning(begun, overwrite):
     folder = RunFolder(begun / "TrainedModels" / ("photo" if overwrite else "new"))
     images = load_training_images([begun / "photo.png"])
-    training_set = training_runs.prepare(images, ["photo.png"], api.default_config(min_size=14, max_size=22))
-    with training_runs.begun(folder, training_set, overwrite=overwrite):
+    training_set = runs.prepare(images, ["photo.png"], default_config(min_size=14, max_size=22))
+    with runs.begun(folder, training_set, overwrite=overwrite):
         assert folder.exists
         with pytest.raises(UserError, match="another process trains this"), folder.locked():
             pass
         with (
             pytest.raises(UserError, match="another process trains this"),
-            training_runs.begun(folder, training_set, overwrite=True),
+            runs.begun(folder, training_set, overwrite=True),
         ):
             pass
     assert not (folder.path / ".lock").exists()
@@ -644,14 +646,14 @@ def test_a_mistyped_name_does_not_find_another_model(copied, capsys, name):
     "name", ["shots", "shots/", "shots.png", "gone/shots.JPG", "TrainedModels/shots", "TrainedModels/shots/", "./shots"]
 )
 def test_a_model_is_found_by_its_name_its_folder_and_its_image(copied, name):
-    assert api.find_model(name).path == Path("TrainedModels/shots")
+    assert find_model(name).path == Path("TrainedModels/shots")
 
 
 def test_a_name_may_end_like_an_image_or_hold_a_dot(copied):
     for name in ("wall.png", "wall.v7"):
         shutil.copytree("TrainedModels/shots", f"TrainedModels/{name}")
-        assert api.find_model(name).path == Path("TrainedModels") / name
-    assert api.find_model("Input/wall.v7.png").path == Path("TrainedModels/wall.v7")
+        assert find_model(name).path == Path("TrainedModels") / name
+    assert find_model("Input/wall.v7.png").path == Path("TrainedModels/wall.v7")
 
 
 def test_a_reader_that_has_gone_leaves_a_finished_model(workspace, monkeypatch):
@@ -667,9 +669,9 @@ def test_a_reader_that_has_gone_leaves_a_finished_model(workspace, monkeypatch):
 @pytest.fixture
 def begun(workspace):
     """A working directory with an unfinished run."""
-    config = api.default_config(min_size=14, max_size=22, nfc=4, niter=2, threads=1, precision="float32")
-    training_set = training_runs.prepare(load_training_images([workspace / "photo.png"]), ["photo.png"], config)
-    with training_runs.begun(RunFolder(workspace / "TrainedModels" / "photo"), training_set):
+    config = default_config(min_size=14, max_size=22, nfc=4, niter=2, threads=1, precision="float32")
+    training_set = runs.prepare(load_training_images([workspace / "photo.png"]), ["photo.png"], config)
+    with runs.begun(RunFolder(workspace / "TrainedModels" / "photo"), training_set):
         pass
     return workspace
 
@@ -820,8 +822,8 @@ def assert_same_files(folder, other):
 
 def state_bytes(image):
     """The size of a checkpoint in the middle of scale 0."""
-    config = api.default_config(min_size=14, max_size=22, nfc=4, niter=2)
-    training_set = training_runs.prepare(load_training_images([image]), ["photo.png"], config)
+    config = default_config(min_size=14, max_size=22, nfc=4, niter=2)
+    training_set = runs.prepare(load_training_images([image]), ["photo.png"], config)
     resolved = training_set.record.config
     planned = Pyramid.planned(resolved.model, (20, 24), 1, torch.device("cpu"), torch.float32)
     trainer = ScaleTrainer(planned, resize(training_set.images, planned.plan.sizes[0]), resolved.training)

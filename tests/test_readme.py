@@ -17,7 +17,7 @@ from hta.experiments.paper import TABLES
 from hta.experiments.results import ResultsFolder
 
 ROOT = Path(__file__).parents[1]
-README, RESULTS = ROOT / "README.md", ROOT / "hta" / "experiments" / "results"
+README, RESULTS = ROOT / "README.md", ROOT / "docs" / "results"
 _MADE = re.compile(r"<!-- python -m hta\.experiments (.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
 
 

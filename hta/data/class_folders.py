@@ -6,7 +6,7 @@ from pathlib import Path
 from hta.data.image_sets import Benchmark, FileImages, images_in, labelled_benchmark
 from hta.data.specs import CIFAR, FOLDER, FOLDER_GRAY, BenchmarkSpec
 from hta.errors import UserError
-from hta.imaging import is_gray, read_image
+from hta.images import is_gray, read_image
 
 
 def load_class_folders(data_root: Path) -> Benchmark:

@@ -14,7 +14,7 @@ from typing import NoReturn
 import numpy as np
 
 from hta.errors import UserError
-from hta.imaging import IMAGE_SUFFIXES, image_size, read_image, resize, to_tensor
+from hta.images import IMAGE_SUFFIXES, image_size, read_image, resize, to_tensor
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from hta.data.folders import read_mask
 from hta.data.preparation import prepare_mask, prepare_test_image, prepare_training_image
 from hta.data.specs import BenchmarkSpec, class_index
 from hta.errors import UserError
-from hta.imaging import IMAGE_SUFFIXES, image_size, read_image, to_array
+from hta.images import IMAGE_SUFFIXES, image_size, read_image, to_array
 
 NO_CLASS = -1
 

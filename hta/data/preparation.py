@@ -7,8 +7,8 @@ has a = -0.5; all filters widen when shrinking). CLAHE comes after the resamplin
 import numpy as np
 from PIL import Image
 
+from hta.data.clahe import clahe
 from hta.data.specs import BenchmarkSpec, Filter, Geometry
-from hta.imaging import clahe
 
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from hta.config import Checked, option
 from hta.data.benchmarks import load_benchmark
 from hta.data.defect_folder import DEFECTS, load_defect_folder
 from hta.data.image_sets import Benchmark
 from hta.data.protocol import choose_test_images, draw_training_images
 from hta.data.specs import SPECS, benchmark_spec, class_index
 from hta.errors import UserError
+from hta.settings import Checked, option
 
 ROTATIONS = 4
 """The number of transformations for which MVTec AD, and defects like its, have a preparation of their own."""

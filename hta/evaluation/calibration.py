@@ -13,14 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hta.config import require_keys
 from hta.errors import UserError
-from hta.evaluation.decision import NO_MINMAX, Threshold
-from hta.evaluation.evaluator import Evaluator
-from hta.evaluation.scoring import anomaly_scores, calibrated_scores
+from hta.evaluation.scorer import Evaluator
+from hta.evaluation.scores import anomaly_scores, calibrated_scores
+from hta.evaluation.thresholds import NO_MINMAX, Threshold
 from hta.evaluation.views import ViewRule
 from hta.files import write_atomically
 from hta.models.storage import IMAGES_FILE, RunFolder
+from hta.settings import require_keys
 
 CALIBRATION_FILE = "calibration.json"
 FORMAT_VERSION = 3

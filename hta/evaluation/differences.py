@@ -3,7 +3,7 @@
 import numpy as np
 from torch import Tensor
 
-from hta.imaging import is_gray
+from hta.images import is_gray
 
 _ASPECT_TOLERANCE = 0.02
 _BRIGHTNESS_TOLERANCE = 0.15

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hta.errors import UserError
-from hta.evaluation.decision import NO_MINMAX, Threshold
+from hta.evaluation.thresholds import NO_MINMAX, Threshold
 
 GOOD_IMAGES = "good images"
 """What `Threshold.source` says of such a threshold."""

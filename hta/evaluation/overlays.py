@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from hta.errors import UserError
-from hta.evaluation.localization import upsample_map
-from hta.imaging import resize, to_tensor, to_uint8
+from hta.evaluation.maps import upsample_map
+from hta.images import resize, to_tensor, to_uint8
 
 _SHORT_SIDE, _LONG_SIDE = 256, 512
 _COLORMAP = "inferno"  # perceptually uniform: equal steps of the map look equal

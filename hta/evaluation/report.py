@@ -19,12 +19,12 @@ import numpy as np
 
 from hta.data.scored import ScoredImage
 from hta.evaluation import report_text
-from hta.evaluation.decision import Threshold, decide, decision_words, score_text
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report_charts import colour_bar, colour_legend, histogram, roc
 from hta.evaluation.results import MAP_SUFFIX, OVERLAYS_FOLDER, PLAIN_SUFFIX, REPORT_FILE
+from hta.evaluation.thresholds import Threshold, decide, decision_words, score_text
 from hta.evaluation.thumbnails import Thumbnails
-from hta.files import shown, write_atomically
+from hta.files import printable, write_atomically
 
 _GROUPS = {"normal": 0, "anomalous": 1, "unlabelled": None}
 # What could end the script element that holds the rows, or a line of it.
@@ -129,9 +129,9 @@ def _rows(
         has_overlay = small is not None and small.overlay is not None
         rows.append(
             {
-                "name": shown(item.relative),
+                "name": printable(item.relative),
                 "label": groups[item.label],
-                "kind": shown(item.defect or ""),
+                "kind": printable(item.defect or ""),
                 "score": float(score),
                 "shown": score_text(score),
                 "decision": decision,

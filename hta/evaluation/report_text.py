@@ -6,9 +6,9 @@ from pathlib import PurePath
 from typing import Any
 
 from hta.config import ModelConfig
-from hta.evaluation.decision import score_text
 from hta.evaluation.overlays import ColourScale
-from hta.files import shown
+from hta.evaluation.thresholds import score_text
+from hta.files import printable
 
 METRIC_NAMES = {
     "image_auroc": "image AUROC",
@@ -29,7 +29,7 @@ _TASKS = {"defect": "defects: few places decide", "class": "another class: the w
 
 def escaped(text: Any) -> str:
     """Anything as HTML text."""
-    return escape(shown(str(text)))
+    return escape(printable(str(text)))
 
 
 def threshold_of(document: dict[str, Any]) -> float | None:

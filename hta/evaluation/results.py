@@ -21,14 +21,14 @@ import numpy as np
 
 from hta.data.scored import ScoredImage
 from hta.errors import UserError
-from hta.evaluation.decision import decision_words
-from hta.evaluation.evaluator import ImageVotes
 from hta.evaluation.metrics import Metric, auroc_with_interval, summarize_image_metrics
 from hta.evaluation.overlays import ColourScale, draw_overlay
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
+from hta.evaluation.scorer import ImageVotes
+from hta.evaluation.thresholds import decision_words
 from hta.evaluation.thumbnails import Thumbnails, large_jpeg, make_thumbnails
 from hta.files import check_replaceable, write_atomically
-from hta.imaging import write_png
+from hta.images import write_png
 
 SCORES_FILE = "scores.csv"
 METRICS_FILE = "metrics.json"

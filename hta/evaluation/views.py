@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hta.models.transforms import TRANSFORMATION_SETS
 from hta.runtime import seeded_generator
-from hta.transforms import TRANSFORMATION_SETS
 
 _KNOTS = 4  # of a bend, per side; between them the displacement is smooth
 _MOST_ZOOM = 0.5

@@ -1,7 +1,8 @@
 """Votes of frozen discriminators: how likely every patch of an image finds each transformation (paper, section 3.3).
 
-The windows of all transformations share canvases (`hta.canvas`). Batch norm is folded into the convolutions once a
-model, the class "fake" is never computed, and drawing the canvases and reading the windows is one gather each.
+The windows of all transformations share canvases (`hta.models.canvas`). Batch norm is folded into the
+convolutions once per model, the class "fake" is never computed, and drawing the canvases and reading the
+windows is one gather each.
 """
 
 from collections.abc import Sequence
@@ -11,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hta.canvas import Canvas, CanvasGroup, CanvasPlan, plan_canvases
 from hta.models.blocks import ConvNormLeaky
+from hta.models.canvas import Canvas, CanvasGroup, CanvasPlan, plan_canvases
 from hta.models.discriminator import Discriminator
 from hta.models.kernels import LEAKY_SLOPE, statistics_dtype
 from hta.models.pyramid import Pyramid
-from hta.transforms import to_grayscale
+from hta.models.transforms import to_grayscale
 
 # Matrix units work on so many channels at once: fewer logits cost more time, not less.
 _CHANNEL_BLOCK = 16
@@ -243,6 +244,6 @@ class VoteScorer:
         """Votes at every scale.
 
         Args:
-            pyramid_images: one `(B, 3, h, w)` tensor a scale, from `hta.scales.image_pyramid`.
+            pyramid_images: one `(B, 3, h, w)` tensor a scale, from `hta.models.scales.image_pyramid`.
         """
         return [voter.votes(images) for voter, images in zip(self._voters, pyramid_images, strict=True)]

@@ -61,7 +61,7 @@ def _parser() -> Parser:
             type=Path,
             default=default_folder(),
             metavar="DIR",
-            help="folder of the results; by default hta/experiments/results of the source checkout, or ./results where "
+            help="folder of the results; by default docs/results of the source checkout, or ./results where "
             "there is none that can be written (default here: %(default)s)",
         )
     return parser

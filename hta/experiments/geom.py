@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hta.imaging import resize
+from hta.images import resize
 from hta.models.pyramid import Pyramid
+from hta.models.transforms import mirror_pad
 from hta.runtime import Runtime, seeded_generator
 from hta.training.samples import SampleRequest, draw_samples
-from hta.transforms import mirror_pad
 
 SIDE = 32
 NUM_TRANSFORMS = 72

@@ -6,15 +6,16 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any
 
-from hta.config import ModelConfig, RuntimeConfig, TrainingConfig, field_type
+from hta.config import ModelConfig, RuntimeConfig, TrainingConfig
 from hta.data.selection import ROTATIONS, is_defect_set
 from hta.data.specs import MVTEC, BenchmarkSpec, benchmark_spec
 from hta.errors import UserError
-from hta.evaluation.scoring import default_fraction
+from hta.evaluation.scores import default_fraction
 from hta.experiments.paper import paper_datasets
 from hta.experiments.presets import VARIANTS
 from hta.experiments.spec import Pairs, RunSpec
 from hta.experiments.unit import Task, digest_images, prepared_dataset, select_images
+from hta.settings import field_type
 
 DEFECT_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Table 7's fractions of the patches."""

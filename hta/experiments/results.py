@@ -27,12 +27,12 @@ from hta.files import write_atomically
 logger = logging.getLogger(__name__)
 
 FAILED_FOLDER = "failed"
-_PACKAGED = Path(__file__).parent / "results"
+_CHECKOUT = Path(__file__).parents[2] / "docs" / "results"
 
 
 def default_folder() -> Path:
-    """The results of the source checkout where they can be written, else `results` in the working directory."""
-    return _PACKAGED if os.access(_PACKAGED, os.W_OK) else Path("results")
+    """`docs/results` of a source checkout where it can be written, else `results` in the working directory."""
+    return _CHECKOUT if os.access(_CHECKOUT, os.W_OK) else Path("results")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hta.errors import UserError
 from hta.experiments.results import FAILED_FOLDER, ResultsFolder
 from hta.experiments.unit import Outcome, Task, attempt
 from hta.runtime import available_cores
-from hta.training.journal import format_duration
+from hta.training.progress import format_duration
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,12 @@ import re
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from hta.api import default_config
-from hta.config import AblationConfig, Config, require_keys
+from hta.config import AblationConfig, Config, default_config
 from hta.data.selection import is_defect_set
 from hta.errors import UserError
-from hta.evaluation.scoring import default_fraction
+from hta.evaluation.scores import default_fraction
 from hta.experiments.presets import METHOD_VERSION, PRESETS, VARIANTS
+from hta.settings import require_keys
 
 Pairs = tuple[tuple[str, Any], ...]
 

@@ -18,17 +18,17 @@ from hta.data.protocol import draw_training_images
 from hta.data.selection import Selection, load_dataset
 from hta.errors import RunError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
-from hta.evaluation.decision import Threshold, decide, summarize_decision
 from hta.evaluation.metrics import bootstrap_auroc, image_auroc
-from hta.evaluation.scoring import AGGREGATES, anomaly_scores
+from hta.evaluation.scores import AGGREGATES, anomaly_scores
+from hta.evaluation.thresholds import Threshold, decide, summarize_decision
 from hta.evaluation.views import view_rule
 from hta.experiments.machine import describe_machine, describe_versions
 from hta.experiments.presets import METHOD_VERSION
 from hta.experiments.spec import Pairs, RunSpec
 from hta.experiments.variants import Shares, score_images, train_variant
 from hta.models.pyramid import plan_of
+from hta.runs import TrainingSet, prepare
 from hta.runtime import set_up
-from hta.training_runs import TrainingSet, prepare
 
 FORMAT_VERSION = 1
 TARGET_FPR = 0.05

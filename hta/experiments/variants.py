@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hta.evaluation.evaluator import Evaluator
+from hta.evaluation.scorer import Evaluator
 from hta.experiments.geom import Geom
 from hta.experiments.presets import PRESETS, VARIANTS
 from hta.experiments.spec import RunSpec
-from hta.imaging import resize, to_tensor
+from hta.images import resize, to_tensor
 from hta.models.pyramid import Pyramid
+from hta.models.scales import image_pyramid
+from hta.runs import TrainingSet
 from hta.runtime import Runtime
-from hta.scales import image_pyramid
 from hta.training.trainer import train_pyramid
-from hta.training_runs import TrainingSet
 
 Shares = Callable[[Tensor], np.ndarray]
 """Scores images `(B, 3, h, w)` in [-1, 1] at the working size: `(F, B, S)`, higher = more normal."""

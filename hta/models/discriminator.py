@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hta.canvas import CanvasPlan
 from hta.models.blocks import ConvBody
+from hta.models.canvas import CanvasPlan
 from hta.models.kernels import PLAIN_KERNELS, Coverage, Kernels
 
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from hta.config import ModelConfig
-from hta.imaging import resize
+from hta.images import resize
 from hta.models.blocks import init_weights
 from hta.models.discriminator import Discriminator
 from hta.models.generator import Generator
 from hta.models.kernels import PLAIN_KERNELS, Kernels
-from hta.scales import ScalePlan, guarded_ceil, plan_scales
+from hta.models.scales import ScalePlan, guarded_ceil, plan_scales
 
 NoiseSource = Callable[[int, tuple[int, int]], Tensor]
 """Draws the noise of a scale: (scale, (height, width)) -> `(B, 3, height, width)` of unit variance."""

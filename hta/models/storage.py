@@ -22,11 +22,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hta.config import Config, require_keys
+from hta.config import Config
 from hta.errors import UserError
 from hta.files import HAS_LOCKS, new_folder, sweep, try_lock, write_atomically
 from hta.models.pyramid import Pyramid, Scale
 from hta.runtime import Runtime, seeded_generator
+from hta.settings import require_keys
 from hta.version import __version__
 
 FORMAT_VERSION = 2

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hta.canvas import Canvas, CanvasGroup, CanvasPlan, Window, plan_canvases
 from hta.config import ModelConfig
+from hta.models.canvas import Canvas, CanvasGroup, CanvasPlan, Window, plan_canvases
 from hta.models.kernels import PLAIN_KERNELS, Kernels, statistics_dtype
 
 

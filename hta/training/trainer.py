@@ -9,10 +9,10 @@ from hta.errors import UserError
 from hta.files import sweep
 from hta.models.native import choose_kernels
 from hta.models.pyramid import Pyramid
+from hta.models.scales import image_pyramid
 from hta.models.storage import CHECKPOINT_FILE, RunFolder, RunRecord
 from hta.runtime import Runtime
-from hta.scales import image_pyramid
-from hta.training.journal import Journal
+from hta.training.progress import Journal
 from hta.training.scale import ScaleTrainer
 
 logger = logging.getLogger(__name__)

@@ -1,1 +1,0 @@
-"""How fast hta is, and how that grows: `python -m hta.benchmark`."""

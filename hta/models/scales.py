@@ -1,0 +1,130 @@
+"""The scales of a pyramid: a pure function of the image's size and three settings (paper, section 3.2)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hta.config import MAX_WIDTH
+from hta.errors import UserError
+from hta.images import resize
+
+
+@dataclass(frozen=True)
+class ScalePlan:
+    """Sizes and widths of every scale, 0 the coarsest.
+
+    Attributes:
+        sizes: (height, width) in pixels of every scale; the last is the working size.
+        widths: channels of the networks of every scale.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    widths: tuple[int, ...]
+
+    @property
+    def num_scales(self) -> int:
+        """The number of scales S."""
+        return len(self.sizes)
+
+    @property
+    def working_size(self) -> tuple[int, int]:
+        """(height, width) of the finest scale, to which every image is resized first."""
+        return self.sizes[-1]
+
+    def describe(self) -> str:
+        """One line for a person: the sizes, coarsest first."""
+        return " ".join(f"{h}" if h == w else f"{h}x{w}" for h, w in self.sizes)
+
+
+def guarded_ceil(value: float) -> int:
+    """The ceiling, where a value within 1e-6 of an integer is that integer (float noise must not add a pixel)."""
+    nearest = round(value)
+    return nearest if abs(value - nearest) < 1e-6 else math.ceil(value)
+
+
+def network_width(scale: int, nfc: int) -> int:
+    """Channels of the networks of a scale: doubled every four scales, at most 128."""
+    return min(nfc * 2 ** (scale // 4), MAX_WIDTH)
+
+
+def _num_scales(height: int, width: int, min_size: int, max_size: int, scale_factor: float) -> int:
+    """S of the paper: shrink steps down to min_size, less those above max_size."""
+    if min_size == max_size:
+        return 1
+    longest = max(height, width)
+    steps = guarded_ceil(math.log(min_size / min(height, width)) / math.log(scale_factor)) + 1
+    skipped = guarded_ceil(math.log(min(max_size, longest) / longest) / math.log(scale_factor))
+    # The ceilings of h and w may leave an image exactly at min_size with one step less than none.
+    return max(steps - skipped, 0) + 1
+
+
+def _too_long(height: int, width: int, working: tuple[int, int], min_size: int, max_size: int) -> str:
+    """What is wrong with an image whose working size is below min_size, and what helps."""
+    if min(height, width) < min_size:
+        return f"image of {width} x {height} px: a side is below --min_size {min_size}; give a larger image"
+    needed = math.ceil(min_size * max(height, width) / min(height, width))
+    return (
+        f"image of {width} x {height} px: at --max_size {max_size} it is {working[1]} x {working[0]} px, below "
+        f"--min_size {min_size}; give --max_size {needed} or more, or a crop that is less long"
+    )
+
+
+def plan_scales(
+    height: int,
+    width: int,
+    *,
+    min_size: int = 25,
+    max_size: int = 64,
+    scale_factor: float = 0.75,
+    nfc: int = 32,
+    receptive_field: int = 11,
+) -> ScalePlan:
+    """Plan the scales of a pyramid (paper, section 3.2).
+
+    Args:
+        height, width: of the training image, pixels.
+        min_size: shorter side of the coarsest scale, pixels.
+        max_size: longer side of the finest scale, pixels; a smaller image is not enlarged.
+        scale_factor: nominal ratio between two scales, in (0, 1).
+        nfc: channels of the coarsest scale, at most 128.
+        receptive_field: side of the discriminator's patch, pixels; no scale may be smaller.
+
+    Returns:
+        The plan; its factor is re-solved so that the coarsest scale is exactly min_size.
+
+    Raises:
+        UserError: a side of the working image is below min_size, or a scale is below the receptive field.
+    """
+    shrink = min(max_size / max(height, width), 1.0)
+    working = guarded_ceil(height * shrink), guarded_ceil(width * shrink)
+    if min(working) < min_size:
+        raise UserError(_too_long(height, width, working, min_size, max_size))
+    last = _num_scales(height, width, min_size, max_size, scale_factor) - 1
+    factor = (min_size / min(working)) ** (1 / last) if last else 1.0
+    sizes = tuple(
+        (guarded_ceil(working[0] * factor ** (last - n)), guarded_ceil(working[1] * factor ** (last - n)))
+        for n in range(last + 1)
+    )
+    smallest = min(min(size) for size in sizes)
+    if smallest < receptive_field:
+        raise UserError(
+            f"--min_size {min_size}: the coarsest scale would be {smallest} px, below the {receptive_field} px of one "
+            f"patch; give --min_size {receptive_field} or more"
+        )
+    return ScalePlan(sizes, tuple(network_width(n, nfc) for n in range(last + 1)))
+
+
+def image_pyramid(images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
+    """Resize images to every scale, each directly from the working size (paper, section 3.2).
+
+    Args:
+        images: `(N, 3, H, W)` in [-1, 1], any size.
+        sizes: (height, width) of every scale; the last is the working size.
+
+    Returns:
+        One `(N, 3, h, w)` tensor a scale, coarsest first.
+    """
+    working = resize(images, sizes[-1])
+    return [resize(working, size) for size in sizes[:-1]] + [working]

@@ -1,0 +1,1 @@
+"""How fast hta is, and how that grows: `python -m hta.speed`."""

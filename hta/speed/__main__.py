@@ -1,0 +1,74 @@
+"""How fast hta is: python -m hta.speed [--quick] [--json FILE] [--chart FILE], or --growth
+
+One run on one machine times two ways of computing the same, in turns: `explicit`, the method as plainly as it is
+usually written (hta/benchmark/explicit.py), in a process of its own, and `hta`, the product with its default settings:
+with compiled kernels where there is a C compiler; and, unless --quick, with --no-compile.
+The ratios are what counts: the seconds are this machine's, on this day. The discriminator's arithmetic is held against
+the machine's own forward convolution, the fastest of several layouts and batch shapes, measured in the same run.
+
+`--growth` times hta alone, on images, training images, transformations and test images of several sizes and numbers.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hta.cli import Parser, add_settings, run_command, take_settings
+from hta.errors import UserError
+from hta.files import write_atomically
+from hta.settings import Checked, option
+from hta.speed.growth import format_growth, measure_growth
+from hta.speed.measure import run_benchmark
+from hta.speed.report import draw_chart, format_report
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions(Checked):
+    """What is measured."""
+
+    quick: bool = option(False, "fewer repetitions, and without --no-compile: about a minute and a half")
+    growth: bool = option(False, "how time and memory grow, instead")
+    json: str | None = option(None, "write all figures to this file")
+    chart: str | None = option(None, "write a bar chart to this PNG (not with --growth)")
+    threads: int = option(0, "CPU threads, 0 for one a core", low=0, high=1024)
+    precision: str = option("auto", "of hta", choices=("auto", "float32", "bfloat16"))
+
+
+def _command(argv: Sequence[str] | None) -> None:
+    parser = Parser(prog="python -m hta.speed", description=__doc__)
+    add_settings(parser, "options", BenchmarkOptions)
+    options = take_settings(BenchmarkOptions, vars(parser.parse_args(argv)))
+    for flag in ("json", "chart"):
+        path = getattr(options, flag)
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise UserError(f"--{flag} {path}: its folder does not exist; make it first")
+    if options.growth and options.chart is not None:
+        raise UserError(f"--chart {options.chart}: there is no chart of --growth; leave it out")
+    figures = _growth(options) if options.growth else _comparison(options)
+    if options.json is not None:
+        write_atomically(Path(options.json), (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def _comparison(options: BenchmarkOptions) -> dict:
+    report = run_benchmark(options.threads, options.precision, options.quick)
+    print(format_report(report))
+    if options.chart is not None:
+        draw_chart(report, Path(options.chart))
+    return report.summary()
+
+
+def _growth(options: BenchmarkOptions) -> dict:
+    rows = list(measure_growth(options.threads, options.precision))
+    print(format_growth(rows))
+    return {"growth": [asdict(row) for row in rows]}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark and return its exit status."""
+    return run_command(_command, argv, "nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

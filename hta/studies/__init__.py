@@ -1,0 +1,1 @@
+"""Studies of what the method does on the demo and elsewhere."""

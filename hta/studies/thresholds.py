@@ -1,0 +1,238 @@
+"""What would other calibrations have given? python -m hta.studies.thresholds --input_name brick --results DIR
+
+Reads the results of main_eval.py on a labelled test set, and compares ways of making a threshold from the training
+images alone: each kind of view by itself, all together at several strengths, of the images as they are and mirrored,
+reconstructions and random samples; with --leave_one_out, for a model of several images, each of them under a model of
+the others. For each it prints the share of normal images rejected (false alarms) and of anomalous ones (recall), with
+exact 95 % intervals: by the scores, and where the results hold maps by these.
+"""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from hta.cli import parse_for_model, run_command
+from hta.errors import UserError
+from hta.evaluation.pixel_metrics import LEVELS
+from hta.evaluation.results import MAPS_FOLDER, METRICS_FILE, SCORES_FILE
+from hta.evaluation.scorer import BatchScores, Evaluator
+from hta.evaluation.scores import anomaly_scores
+from hta.evaluation.thresholds import confusion, proportion, score_text
+from hta.evaluation.views import ALL_CHANGES, Changes, ViewRule, draw_views, view_rule
+from hta.model import Model, load
+from hta.models.pyramid import fresh_noise
+from hta.runtime import seeded_generator
+from hta.settings import Checked, option
+from hta.training.trainer import train_pyramid
+
+STRENGTHS = (0.5, 1.0, 1.5, 2.0, 3.0, 3.5, 4.0, 5.0)
+_BATCH = 16
+
+
+@dataclass(frozen=True)
+class StudyOptions(Checked):
+    """Which model, and which results."""
+
+    input_name: str = option("", "the model that made the results")
+    models_dir: str = option("TrainedModels", "folder of the models")
+    results: str = option("", "results folder of main_eval.py on a labelled test set")
+    target_fpr: float = option(0.05, "share of the candidates' images that may be rejected", above=0, below=1)
+    num_views: int = option(200, "images of each candidate", low=2, high=10_000)
+    seed: int = option(0, "of the candidates", low=0)
+    leave_one_out: bool = option(False, "train a model without each training image too: takes as long as N trainings")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one candidate would have given.
+
+    Attributes:
+        name: of the candidate.
+        by: "score" or "map": what is held against the threshold.
+        threshold: of the anomaly score, or of the map's maximum.
+        false_positive_rate, recall: from `hta.evaluation.thresholds.proportion`.
+    """
+
+    name: str
+    by: str
+    threshold: float
+    false_positive_rate: dict
+    recall: dict
+
+
+def candidates(model: Model, count: int, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Images that may stand in for other normal images, from the training images alone.
+
+    Yields:
+        Name of a candidate, and its `(B, 3, h, w)` images in [-1, 1].
+    """
+    images, config = model.training_images, model.record.config.model
+    recognition = model.evaluator(with_maps=False).recognition
+    own = view_rule(config.task, config.num_transforms)
+    yield "training images", images
+    yield "reconstructions", model.pyramid.reconstruct().clamp(-1, 1)
+    for start in range(min(2, model.pyramid.plan.num_scales)):
+        yield f"random samples from scale {start} on", _samples(model, count, seed, start)
+    for name, value in asdict(ALL_CHANGES).items():
+        yield f"{name} alone, strength 3.5", draw_views(images, count, 3.5, seed, Changes(**{name: value}))
+    for mirrored in (False, True):
+        for strength in STRENGTHS:
+            rule = ViewRule(strength, mirrored)
+            mark = " (the product's)" if rule == own else ""
+            name = f"{'mirrored' if mirrored else 'views'}, strength {strength:g}{mark}"
+            yield name, rule.draw(images, count, seed, recognition)
+
+
+def _samples(model: Model, count: int, seed: int, start: int) -> torch.Tensor:
+    generator = seeded_generator("study", seed)
+
+    def noise(n: int, size: tuple[int, int]) -> torch.Tensor:
+        return fresh_noise(n, count, size, generator)
+
+    index = torch.arange(count) % model.record.num_images
+    return model.pyramid.sample(noise, index, gen_start_scale=start).clamp(-1, 1).cpu()
+
+
+@dataclass(frozen=True)
+class Results:
+    """What main_eval.py found.
+
+    Attributes:
+        labels: `(N,)`, 1 = anomalous.
+        scores: `(N,)` anomaly scores, aggregate "mean".
+        peaks: `(N,)` maxima of the maps, written at the working size; None if there are none.
+        fraction: part of the patches that voted.
+    """
+
+    labels: np.ndarray
+    scores: np.ndarray
+    peaks: np.ndarray | None
+    fraction: float
+
+
+def study(model: Model, results: Results, options: StudyOptions) -> Iterator[Row]:
+    """Try every candidate.
+
+    Args:
+        model: that made the results.
+        results: on a labelled test set.
+        options: target and number of images.
+    """
+    evaluator = model.evaluator((results.fraction,), with_maps=results.peaks is not None)
+    for name, images in candidates(model, options.num_views, options.seed):
+        batches = [evaluator.score(batch) for batch in images.split(_BATCH)]
+        yield from _rows(name, batches, results, options.target_fpr)
+    if options.leave_one_out:
+        batches = leave_one_out(model, results.fraction, with_maps=results.peaks is not None)
+        yield from _rows("leave one out", batches, results, options.target_fpr)
+
+
+def _rows(name: str, batches: Sequence[BatchScores], results: Results, target_fpr: float) -> Iterator[Row]:
+    """What thresholds from a candidate's scores and maps would have given."""
+    shares = np.concatenate([batch.shares[0] for batch in batches])
+    found = {"score": (anomaly_scores(torch.from_numpy(shares)).numpy(), results.scores)}
+    if results.peaks is not None:
+        found["map"] = (np.concatenate([batch.maps.max(axis=(1, 2)) for batch in batches]), results.peaks)
+    for by, (of_candidate, of_images) in found.items():
+        threshold = float(np.quantile(of_candidate, 1 - target_fpr))
+        counts = confusion(results.labels, of_images > threshold)
+        false_alarms = proportion(counts["false_positives"], int((results.labels == 0).sum()))
+        yield Row(name, by, threshold, false_alarms, proportion(counts["true_positives"], int(results.labels.sum())))
+
+
+def leave_one_out(model: Model, fraction: float, *, with_maps: bool) -> list[BatchScores]:
+    """What models of all training images but one say about that one, trained as the model was.
+
+    Args:
+        model: of N >= 2 images.
+        fraction: part of the patches that vote.
+        with_maps: whether to make anomaly maps.
+
+    Returns:
+        N batches of one image.
+    """
+    images, record, batches = model.training_images, model.record, []
+    for n in range(len(images)):
+        others = [i for i in range(len(images)) if i != n]
+        part = replace(record, sources=tuple(record.sources[i] for i in others))
+        pyramid = train_pyramid(images[others], part, model.runtime)
+        batches.append(Evaluator(pyramid, (fraction,), with_maps=with_maps).score(images[n : n + 1]))
+    return batches
+
+
+def read_results(folder: Path, working_size: tuple[int, int]) -> Results:
+    """Read a results folder of main_eval.py; maps of another size than the model's are left alone.
+
+    Raises:
+        UserError: no results there, no labels, or another aggregate than "mean".
+    """
+    try:
+        scoring = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["scoring"]
+        with (folder / SCORES_FILE).open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        labels = [row["label"] for row in rows]
+        scores = np.array([float(row["anomaly_score"]) for row in rows])
+        fraction, aggregate = float(scoring["fraction_defect"]), scoring["aggregate"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--results {folder}: not a results folder of main_eval.py ({error})") from error
+    if set(labels) != {"0", "1"}:
+        raise UserError(f"--results {folder}: needs normal and anomalous images with labels")
+    if aggregate != "mean":
+        raise UserError(f"--results {folder}: scored with --aggregate {aggregate}; score again with --aggregate mean")
+    peaks = _peaks([folder / MAPS_FOLDER / f"{row['path']}.png" for row in rows], working_size)
+    return Results(np.array(labels).astype(int), scores, peaks, fraction)
+
+
+def _peaks(files: Sequence[Path], working_size: tuple[int, int]) -> np.ndarray | None:
+    """Maxima of maps, `(N,)` in [0, 1]; None if one is missing or of another size."""
+    peaks = []
+    for file in files:
+        if not file.exists():
+            return None
+        with Image.open(file) as levels:
+            if levels.size != working_size[::-1]:
+                return None
+            peaks.append(np.asarray(levels).max() / (LEVELS - 1))
+    return np.array(peaks)
+
+
+def _percent(value: dict) -> str:
+    low, high = value["interval_95"]
+    return f"{value['value']:6.1%} ({low:.1%} to {high:.1%})"
+
+
+def _print_rows(rows: Iterator[Row], write: Callable[[str], None]) -> None:
+    write(f"{'threshold made of':40} {'by':5} {'threshold':>12}  {'false alarms':24}{'recall'}")
+    for row in rows:
+        limit, rates = score_text(row.threshold), f"{_percent(row.false_positive_rate):24}{_percent(row.recall)}"
+        write(f"{row.name:40} {row.by:5} {limit:>12}  {rates}")
+
+
+def _command(argv: Sequence[str] | None) -> None:
+    options, runtime = parse_for_model("python -m hta.studies.thresholds", __doc__, StudyOptions, argv)
+    for name in ("input_name", "results"):
+        if not getattr(options, name):
+            raise UserError(f"--{name} is missing; see --help")
+    model = load(options.input_name, options.models_dir, runtime)
+    if options.leave_one_out and model.record.num_images < 2:
+        raise UserError("--leave_one_out: the model has one training image only; it needs two or more")
+    results = read_results(Path(options.results), model.pyramid.plan.working_size)
+    normal, anomalous = int((results.labels == 0).sum()), int(results.labels.sum())
+    print(f"{normal} normal and {anomalous} anomalous images, target {options.target_fpr:.0%}")
+    _print_rows(study(model, results, options), print)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study and return its exit status."""
+    return run_command(_command, argv, "nothing was written")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

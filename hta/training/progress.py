@@ -1,0 +1,163 @@
+"""What a training run tells: losses in metrics.csv, curves, progress bars and the time that is left."""
+
+import csv
+import io
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import astuple, fields
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from hta.config import ModelConfig
+from hta.errors import UserError
+from hta.files import write_atomically
+from hta.models.canvas import plan_canvases
+from hta.models.scales import ScalePlan
+from hta.training.scale import IterationLosses
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.csv"
+CURVES_FILE = "curves.png"
+
+_LOSSES = tuple(f.name for f in fields(IterationLosses))
+_HEADER = ("scale", "iteration", *_LOSSES)
+# The first iterations of a scale warm up caches and allocators; the estimate is made from the next ones.
+_WARM_UP, _TIMED = 2, 5
+# What an iteration costs whatever its size, in multiplications of one layer: fitted to seconds at 25 ... 64 px.
+_FIXED_COST = 9e7
+
+
+class Journal:
+    """Keeps the losses of a run, and reports while it goes on.
+
+    Args:
+        plan: scales of the pyramid.
+        config: of the model.
+        niter: iterations a scale.
+        folder: where metrics.csv is kept; None keeps it in memory.
+    """
+
+    def __init__(self, plan: ScalePlan, config: ModelConfig, niter: int, folder: Path | None = None):
+        self.plan, self.niter, self.folder = plan, niter, folder
+        self.rows: list[tuple] = []
+        self._costs = [_relative_cost(plan, config, n) for n in range(plan.num_scales)]
+        self._bar: tqdm | None = None
+        self._times: list[float] = []
+
+    def resume(self, scale: int, iteration: int) -> None:
+        """Take up the rows of metrics.csv, if there is one, that lie before a checkpoint, and drop the later ones.
+
+        Raises:
+            UserError: metrics.csv is damaged.
+        """
+        self.rows = [row for row in read_losses(self.folder / METRICS_FILE) if row[:2] < (scale, iteration)]
+
+    def begin_scale(self, n: int, iteration: int) -> None:
+        """Show the bar of a scale, from an iteration on."""
+        height, width = self.plan.sizes[n]
+        title = f"scale {n} of 0-{self.plan.num_scales - 1} ({width} x {height} px)"
+        # disable=None: quiet where stderr is no terminal.
+        self._bar = tqdm(total=self.niter, initial=iteration, desc=title, unit="it", disable=None, dynamic_ncols=True)
+        self._times = [time.perf_counter()]
+
+    def record(self, n: int, iteration: int, losses: IterationLosses) -> None:
+        """Take the losses of one iteration."""
+        self.rows.append((n, iteration, *astuple(losses)))
+        self._bar.set_postfix(
+            {name: f"{value:.3f}" for name, value in zip(_LOSSES, astuple(losses), strict=True)}, refresh=False
+        )
+        self._bar.update()
+        self._times.append(time.perf_counter())
+        if len(self._times) == 1 + _WARM_UP + _TIMED:
+            seconds = float(np.median(np.diff(self._times[1 + _WARM_UP :])))
+            self._announce_time(n, iteration, seconds)
+
+    def end_scale(self) -> None:
+        """Close the bar of a scale."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def save(self) -> None:
+        """Write metrics.csv."""
+        if self.folder is None:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(_HEADER)
+        writer.writerows((*row[:2], *(f"{value:.6g}" for value in row[2:])) for row in self.rows)
+        write_atomically(self.folder / METRICS_FILE, text.getvalue().encode())
+
+    def draw_curves(self) -> None:
+        """Write curves.png: every loss over the iterations, one panel a scale."""
+        picture = io.BytesIO()
+        curves_figure(self.plan, self.rows).savefig(picture, format="png", dpi=100)
+        write_atomically(self.folder / CURVES_FILE, picture.getvalue())
+
+    def _announce_time(self, n: int, iteration: int, seconds: float) -> None:
+        """Say how long the rest of the run takes, if the coming scales cost what their size says."""
+        here = (self.niter - iteration - 1) * seconds
+        later = sum(self.niter * seconds * cost / self._costs[n] for cost in self._costs[n + 1 :])
+        logger.info("scale %d: %.2f s an iteration; roughly %s left in all", n, seconds, format_duration(here + later))
+
+
+def read_losses(path: Path) -> list[tuple]:
+    """The rows of a metrics.csv: scale, iteration and the losses in the order of `IterationLosses`; none without it.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            table = list(csv.reader(stream))[1:]
+        if any(len(row) != len(_HEADER) for row in table):
+            raise ValueError(f"not {len(_HEADER)} columns in every row")
+        return [(int(scale), int(iteration), *map(float, losses)) for scale, iteration, *losses in table]
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); remove it to go on without the earlier losses") from error
+
+
+def curves_figure(plan: ScalePlan, rows: Sequence[tuple]) -> Figure:
+    """Draw every loss over the iterations, a column a scale: cross-entropies above, squared error below.
+
+    Args:
+        plan: scales of the pyramid.
+        rows: as `read_losses` gives them, in order.
+    """
+    figure = Figure(figsize=(3.2 * plan.num_scales, 5), layout="constrained")
+    panels = figure.subplots(2, plan.num_scales, squeeze=False, sharey="row", sharex=True)
+    for n, (height, width) in enumerate(plan.sizes):
+        table = np.array([row for row in rows if row[0] == n]).reshape(-1, len(_HEADER))
+        panels[0, n].set_title(f"scale {n}: {width} x {height} px")
+        for column, name in enumerate(_LOSSES, start=2):
+            panels[int(name == "g_reconstruction"), n].plot(table[:, 1], table[:, column], label=name, linewidth=0.8)
+        panels[1, n].set_yscale("log")
+        panels[1, n].set_xlabel("iteration")
+    panels[0, 0].set_ylabel("cross-entropy")
+    panels[1, 0].set_ylabel("mean squared error")
+    for row in panels:
+        row[0].legend(fontsize="small", frameon=False)
+    return figure
+
+
+def _relative_cost(plan: ScalePlan, config: ModelConfig, n: int) -> float:
+    """Multiplications of the discriminator on its canvases, and a share for what does not depend on the size."""
+    width = plan.widths[n]
+    canvases = plan_canvases(*plan.sizes[n], config.num_transforms)
+    pixels = sum(len(group.canvases) * group.size[0] * group.size[1] for group in canvases.groups)
+    hidden = (config.num_layer - 2) * width * width
+    return pixels * (3 * width + hidden + width * (config.num_transforms + 1)) + _FIXED_COST
+
+
+def format_duration(seconds: float) -> str:
+    """A duration for a person, such as "2 h 05 min", "3 min 20 s" or "12 s"."""
+    seconds = round(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 60} min {seconds % 60:02d} s" if seconds >= 60 else f"{seconds} s"

@@ -1,0 +1,404 @@
+"""Finding and reading training images, test folders, labels and masks."""
+
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hta.data import folders
+from hta.data.folders import (
+    find_test_images,
+    find_training_images,
+    load_training_images,
+    read_mask,
+)
+from hta.data.scored import check_readable
+from hta.errors import UserError
+from hta.images import is_gray, read_image
+
+
+def make(root, *names, size=(4, 6)):
+    """Write a small gray PNG, whatever the suffix, at each path below `root`; returns their paths."""
+    paths = [root / name for name in names]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", size[::-1], 90).save(path, format="PNG")
+    return paths
+
+
+def load(paths, size_image=None):
+    return np.stack(list(load_training_images(paths, size_image)))
+
+
+def table(items):
+    return [(item.relative, item.label, item.defect) for item in items]
+
+
+def masks(items, root):
+    return {item.relative: item.mask.relative_to(root).as_posix() for item in items if item.mask}
+
+
+@pytest.fixture
+def mvtec(tmp_path):
+    """A class folder in MVTec's layout, with equal stems in different folders and both spellings of masks."""
+    root = tmp_path / "brick"
+    make(root, "train/good/000.png", "test/good/000.png", "test/good/001.png", "test/stain/000.png")
+    make(root, "test/scratch/000.png", "test/scratch/001.png", "ground_truth/scratch/000_mask.png")
+    make(root, "ground_truth/scratch/001.png", "ground_truth/stain/000_mask.png")
+    (root / "readme.txt").write_text("text")
+    return root
+
+
+def rejected(message, call, *arguments, **options):
+    """The call ends in one line that holds the message."""
+    with pytest.raises(UserError) as error:
+        call(*arguments, **options)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+class TestFindTrainingImages:
+    def test_a_name_of_the_input_folder_goes_before_a_path(self, tmp_path, monkeypatch):
+        inside, outside = make(tmp_path, "Input/a.png", "b.png")
+        make(tmp_path, "a.png")
+        monkeypatch.chdir(tmp_path)
+        assert find_training_images(["a.png", str(outside)], tmp_path / "Input") == [inside, outside]
+        assert [path.resolve() for path in find_training_images(["b.png"], tmp_path / "Input")] == [outside]
+
+    def test_a_path_goes_before_the_same_place_in_the_input_folder(self, tmp_path, monkeypatch):
+        inside, outside, below = make(tmp_path, "Input/a.png", "a.png", "Input/deeper/b.png")
+        (folder,) = {path.parent for path in make(tmp_path, "Input/shots/c.png")}
+        make(tmp_path, "shots/d.png")
+        monkeypatch.chdir(tmp_path)
+        for name, expected in (("./a.png", outside), ("a.png", inside), ("deeper/b.png", below)):
+            (found,) = find_training_images([name], tmp_path / "Input")
+            assert found.resolve() == expected
+        assert folders.locate("shots/", tmp_path / "Input") == folder
+        assert folders.locate("./shots", tmp_path / "Input").resolve() == tmp_path / "shots"
+
+    def test_files_keep_their_order(self, tmp_path):
+        make(tmp_path, "a.png", "b.png", "c.png")
+        names = ["c.png", "a.png", "b.png"]
+        assert [path.name for path in find_training_images(names, tmp_path)] == names
+
+    def test_folder_is_sorted_and_not_recursive(self, tmp_path):
+        make(tmp_path, "f/b.PNG", "f/a.jpg", "f/c.tiff", "f/._a.jpg", "f/deeper/d.png")
+        (tmp_path / "f" / "notes.txt").write_text("text")
+        found = find_training_images(["f"], tmp_path)
+        assert [path.name for path in found] == ["a.jpg", "b.PNG", "c.tiff"]
+
+    def test_num_images_caps_a_folder_with_a_notice(self, tmp_path, caplog):
+        make(tmp_path, "f/b.png", "f/a.png", "f/c.png")
+        with caplog.at_level(logging.INFO):
+            assert [path.name for path in find_training_images(["f"], tmp_path, 2)] == ["a.png", "b.png"]
+        assert "the first 2 of its 3 images" in caplog.text
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert len(find_training_images(["f"], tmp_path, 3)) == 3
+        assert not caplog.messages
+
+    @pytest.mark.parametrize(
+        ("names", "num_images", "message"),
+        [
+            ([], None, "none given"),
+            (["brik.png"], None, "did you mean brick.png?"),
+            (["brick"], None, "did you mean brick.png?"),
+            (["zzz"], None, "check the name"),
+            ([""], None, "check the name"),
+            (["x" * 300], None, "check the name"),
+            (["empty"], None, "holds no image file"),
+            (["brick.png", "many"], None, "one folder, or files only"),
+            (["many"], 3, "3 asked"),
+            (["many"], 0, "--num_images: 0"),
+            (["brick.png"], 2, "2 asked, 1 files named"),
+            (["brick.png", "many/../brick.png"], None, "given twice"),
+        ],
+    )
+    def test_mistakes(self, tmp_path, names, num_images, message):
+        make(tmp_path, "brick.png", "many/a.png", "many/b.png")
+        (tmp_path / "empty").mkdir()
+        rejected(message, find_training_images, names, tmp_path, num_images)
+
+    def test_missing_input_folder(self, tmp_path):
+        rejected(str(tmp_path / "none"), find_training_images, ["a.png"], tmp_path / "none")
+
+
+class TestLoadTrainingImages:
+    def test_one_size_stays_as_read(self, tmp_path, caplog):
+        paths = make(tmp_path, "a.png", "b.png")
+        images = load(paths)
+        assert images.dtype == np.float32
+        np.testing.assert_array_equal(images, [read_image(path) for path in paths])
+        assert not caplog.messages
+
+    def test_each_is_read_when_it_is_asked_for(self, tmp_path, monkeypatch):
+        read = []
+        monkeypatch.setattr(folders, "read_image", lambda path: read.append(path) or read_image(path))
+        paths = make(tmp_path, "a.png", "b.png")
+        images = load_training_images(paths)
+        assert read == []
+        next(images)
+        assert read == paths[:1]
+
+    def test_others_take_the_size_of_the_first_with_a_notice(self, tmp_path, caplog):
+        paths = make(tmp_path, "a.png") + make(tmp_path, "b.png", "c.png", size=(8, 8))
+        images = load(paths)
+        assert images.shape == (3, 4, 6, 3)
+        np.testing.assert_allclose(images, 90 / 255, atol=1e-6)
+        assert len(caplog.messages) == 1
+        assert "2 of 3 training images" in caplog.text
+        assert "4 x 6" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("size", "expected"), [((20, 20), (10, 10)), ((20, 31), (10, 16)), ((40, 20), (20, 10)), ((5, 5), (10, 10))]
+    )
+    def test_size_image_is_the_shorter_side(self, tmp_path, size, expected):
+        images = load(make(tmp_path, "a.png", size=size), size_image=10)
+        assert images.shape == (1, *expected, 3)
+
+    def test_gray_stays_gray_and_in_range(self, tmp_path):
+        noise = np.random.default_rng(0).integers(0, 2, (37, 53), dtype=np.uint8) * 255
+        Image.fromarray(noise).save(tmp_path / "a.png")
+        images = load([tmp_path / "a.png"], size_image=29)
+        assert is_gray(images)
+        assert (images.min(), images.max()) == (0, 1)
+
+    def test_colour_keeps_its_channels(self, tmp_path):
+        Image.new("RGB", (20, 20), (255, 0, 51)).save(tmp_path / "a.png")
+        images = load([tmp_path / "a.png"], size_image=10)
+        np.testing.assert_allclose(images[0, 5, 5], [1, 0, 0.2], atol=1e-6)
+
+    def test_mistakes(self, tmp_path):
+        paths = make(tmp_path, "a.png")
+        rejected("--size_image: 0", load_training_images, paths, 0)
+        paths[0].write_text("text")
+        rejected("not an image", load_training_images, paths)
+
+
+class TestFindTestImages:
+    def test_one_file(self, tmp_path):
+        (path,) = make(tmp_path, "a.png")
+        assert find_test_images(path) == [folders.TestItem(path, "a.png")]
+
+    def test_plain_folder_is_recursive_without_labels_and_masks(self, tmp_path):
+        make(tmp_path, "b.png", "a/z.jpg", "a.png", ".hidden/c.png", "a/ground_truth/z_mask.png", "ground_truth/b.png")
+        assert table(find_test_images(tmp_path)) == [(name, None, None) for name in ("a.png", "a/z.jpg", "b.png")]
+
+    def test_class_folder_and_test_folder(self, mvtec):
+        expected = [
+            ("good/000.png", 0, None),
+            ("good/001.png", 0, None),
+            ("scratch/000.png", 1, "scratch"),
+            ("scratch/001.png", 1, "scratch"),
+            ("stain/000.png", 1, "stain"),
+        ]
+        matches = {
+            "scratch/000.png": "scratch/000_mask.png",
+            "scratch/001.png": "scratch/001.png",
+            "stain/000.png": "stain/000_mask.png",
+        }
+        items = find_test_images(mvtec / "test")
+        assert table(items) == expected
+        assert masks(items, mvtec / "ground_truth") == matches
+        items = find_test_images(mvtec)
+        assert table(items) == [(f"test/{name}", label, defect) for name, label, defect in expected]
+        assert masks(items, mvtec / "ground_truth") == {f"test/{name}": mask for name, mask in matches.items()}
+        assert all(item.path == mvtec / item.relative for item in items)
+
+    def test_test_folder_as_the_working_directory(self, mvtec, monkeypatch):
+        monkeypatch.chdir(mvtec / "test")
+        items = find_test_images(folders.Path("."))
+        assert len(items) == 5
+        assert len(masks(items, mvtec / "ground_truth")) == 3
+
+    def test_any_folder_with_good_and_masks_inside(self, tmp_path):
+        make(tmp_path, "good/a.png", "bad/deep/a.png", "ground_truth/bad/deep/a_mask.png")
+        items = find_test_images(tmp_path)
+        assert table(items) == [("bad/deep/a.png", 1, "bad"), ("good/a.png", 0, None)]
+        assert masks(items, tmp_path) == {"bad/deep/a.png": "ground_truth/bad/deep/a_mask.png"}
+
+    def test_class_folder_without_good_or_masks(self, tmp_path):
+        make(tmp_path, "test/a.png", "train/b.png")
+        assert table(find_test_images(tmp_path)) == [("test/a.png", None, None)]
+
+    def test_defects_with_masks_but_no_good(self, mvtec):
+        for path in (mvtec / "test" / "good").iterdir():
+            path.unlink()
+        (mvtec / "test" / "good").rmdir()
+        (mvtec / "train").rename(mvtec / "other")
+        for given in (mvtec, mvtec / "test"):
+            items = find_test_images(given)
+            assert [item.label for item in items] == [1, 1, 1]
+            assert len(masks(items, mvtec)) == 3
+
+    def test_mask_of_other_suffix_than_the_image(self, tmp_path):
+        make(tmp_path, "good/a.jpg", "bad/a.jpg", "ground_truth/bad/a.png")
+        assert masks(find_test_images(tmp_path), tmp_path) == {"bad/a.jpg": "ground_truth/bad/a.png"}
+
+    def test_order_does_not_depend_on_creation(self, tmp_path):
+        names = ["b/1.png", "a.b/1.png", "a/1.png", "a-b/1.png", "10.png", "9.png"]
+        make(tmp_path, *names)
+        assert [item.relative for item in find_test_images(tmp_path)] == sorted(names)
+
+    def test_links_in_a_circle_end(self, tmp_path):
+        make(tmp_path, "one/a.png", "two/b.png")
+        for link in ("one/up", "one/again", "two/up", "self"):
+            (tmp_path / link).symlink_to(tmp_path)
+        assert [item.relative for item in find_test_images(tmp_path)] == ["one/a.png", "two/b.png"]
+
+    def test_a_linked_folder_is_searched(self, tmp_path):
+        make(tmp_path, "elsewhere/a.png")
+        (tmp_path / "given").mkdir()
+        (tmp_path / "given" / "link").symlink_to(tmp_path / "elsewhere")
+        assert [item.relative for item in find_test_images(tmp_path / "given")] == ["link/a.png"]
+
+    @pytest.mark.parametrize(
+        ("extra", "message"),
+        [
+            ("ground_truth/scratch/007_mask.png", "ground_truth/scratch/007_mask.png; remove it or add the image"),
+            ("ground_truth/unknown/000_mask.png", "mask without an image"),
+            ("ground_truth/scratch/000.png", "two masks"),
+            ("ground_truth/scratch/000_mask.bmp", "a second mask"),
+            ("test/scratch/000.jpg", "the mask of both"),
+            ("test/loose.png", "lies beside"),
+        ],
+    )
+    def test_mistakes_in_the_layout(self, mvtec, extra, message):
+        make(mvtec, extra)
+        rejected(message, find_test_images, mvtec)
+        rejected(message, find_test_images, mvtec / "test")
+
+    def test_missing_and_empty(self, tmp_path):
+        rejected("no file or folder", find_test_images, tmp_path / "none")
+        rejected("holds no image file", find_test_images, tmp_path)
+        make(tmp_path, "ground_truth/bad/a.png")
+        rejected("holds no image file", find_test_images, tmp_path)
+
+
+class TestLabelsCsv:
+    def write(self, path, *rows, header="path,label", **options):
+        path.write_text("\n".join([header, *rows]) + "\n", **options)
+        return path
+
+    def test_spellings_of_labels(self, tmp_path):
+        make(tmp_path, "a.png", "b.png", "c/d.png", "e.png")
+        labels = self.write(tmp_path / "labels.csv", "c/d.png,crack", "a.png,0", "b.png, 1 ", "e.png,good")
+        expected = [("a.png", 0, None), ("b.png", 1, None), ("c/d.png", 1, "crack"), ("e.png", 0, None)]
+        assert table(find_test_images(tmp_path, labels)) == expected
+
+    @pytest.mark.parametrize(
+        ("label", "expected"),
+        [
+            *[(word, (0, None)) for word in ("0.0", "Good", "NORMAL", "ok", "OK ")],
+            *[("1.0", (1, None)), ("Crack", (1, "Crack")), ("3 holes", (1, "3 holes"))],
+        ],
+    )
+    def test_numbers_as_others_write_them_and_words_in_any_case(self, tmp_path, label, expected):
+        make(tmp_path, "a.png")
+        (item,) = find_test_images(tmp_path, self.write(tmp_path / "labels.csv", f"a.png,{label}"))
+        assert (item.label, item.defect) == expected
+
+    @pytest.mark.parametrize("label", ["2", "-1", "0.5", "nan", "inf"])
+    def test_another_number_is_refused(self, tmp_path, label):
+        make(tmp_path, "a.png")
+        labels = self.write(tmp_path / "labels.csv", f"a.png,{label}")
+        message = f"{labels}: label {label} of a.png; 0, good or normal or ok is normal, 1 or the name of a defect"
+        rejected(message, find_test_images, tmp_path, labels)
+
+    def test_a_name_may_begin_with_a_space(self, tmp_path):
+        make(tmp_path, " 3.png", "3.png")
+        labels = self.write(tmp_path / "labels.csv", " 3.png,1", "3.png,0")
+        assert table(find_test_images(tmp_path, labels)) == [(" 3.png", 1, None), ("3.png", 0, None)]
+
+    def test_paths_may_count_from_the_csv(self, tmp_path):
+        make(tmp_path, "images/a.png", "images/b.png")
+        (tmp_path / "lists").mkdir()
+        labels = self.write(tmp_path / "lists" / "labels.csv", "../images/a.png,1", "b.png,0")
+        assert [item.label for item in find_test_images(tmp_path / "images", labels)] == [1, 0]
+        labels = self.write(tmp_path / "lists" / "labels.csv", "a.png,1")
+        assert find_test_images(tmp_path / "images" / "a.png", labels)[0].label == 1
+
+    def test_replaces_the_labels_of_the_layout_and_keeps_masks(self, mvtec):
+        names = [item.relative for item in find_test_images(mvtec)]
+        labels = self.write(mvtec / "labels.csv", *(f"{name},1" for name in names[:-1]), f"{names[-1]},0")
+        items = find_test_images(mvtec, labels)
+        assert [(item.label, item.defect) for item in items] == [
+            *[(1, None), (1, None), (1, "scratch"), (1, "scratch"), (0, None)]
+        ]
+        assert items[2].mask is not None
+
+    def test_other_columns_quotes_and_a_byte_order_mark(self, tmp_path):
+        make(tmp_path, "a, b.png")
+        labels = self.write(tmp_path / "l.csv", '"a, b.png",x,1', header="path,note,label", encoding="utf-8-sig")
+        assert find_test_images(tmp_path, labels)[0].label == 1
+
+    @pytest.mark.parametrize(
+        ("rows", "message"),
+        [
+            (["a.png,1"], "no row for b.png"),
+            (["a.png,1", "b.png,0", "x.png,0", "y.png,1"], "no such test image: x.png, y.png;"),
+            (["a.png,1", *(f"x{n}.png,0" for n in range(7))], "x0.png, x1.png, x2.png, x3.png, x4.png and 2 more"),
+            (["a.png,1", "b.png,0", "./a.png,1"], "two rows for ./a.png"),
+            (["a.png,1", "b.png"], "line 3 lacks"),
+            (["a.png,"], "line 2 lacks"),
+        ],
+    )
+    def test_mistakes_in_rows(self, tmp_path, rows, message):
+        make(tmp_path, "a.png", "b.png")
+        rejected(message, find_test_images, tmp_path, self.write(tmp_path / "labels.csv", *rows))
+
+    def test_mistakes_in_the_file(self, tmp_path):
+        make(tmp_path, "a.png")
+        rejected("cannot be read", find_test_images, tmp_path, tmp_path / "none.csv")
+        rejected("lacks path,label", find_test_images, tmp_path, self.write(tmp_path / "l.csv", header="file,label"))
+        rejected("cannot be read", find_test_images, tmp_path, tmp_path / "a.png")
+        (tmp_path / "l.csv").write_text("")
+        rejected("lacks path,label", find_test_images, tmp_path, tmp_path / "l.csv")
+
+
+class TestMasks:
+    def test_non_zero_is_anomalous(self, tmp_path):
+        Image.fromarray(np.array([[0, 1, 255]], dtype=np.uint8)).save(tmp_path / "gray.png")
+        mask = read_mask(tmp_path / "gray.png")
+        assert mask.dtype == bool
+        np.testing.assert_array_equal(mask, [[False, True, True]])
+        Image.fromarray(np.array([[[0, 0, 0], [0, 0, 9]]], dtype=np.uint8)).save(tmp_path / "rgb.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / "rgb.png"), [[False, True]])
+
+    def test_transparent_pixels_are_normal(self, tmp_path):
+        pixels = np.array([[[0, 0, 0, 0], [255, 255, 255, 0], [255, 255, 255, 255]]], dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "a.png")
+        np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), [[False, False, True]])
+
+    def test_size_must_be_that_of_the_image(self, tmp_path):
+        image, mask = make(tmp_path, "a.png", "a_mask.png")
+        item = folders.TestItem(image, "a.png", mask=mask)
+        assert item.read_mask().shape == (4, 6)
+        assert folders.TestItem(image, "a.png").read_mask() is None
+        Image.new("L", (4, 6)).save(mask)
+        with pytest.raises(UserError, match="6 x 4") as error:
+            item.read_mask()
+        assert str(image) in str(error.value)
+        assert str(mask) in str(error.value)
+
+
+class TestCheckReadable:
+    def test_lists_every_broken_file_with_its_reason(self, mvtec):
+        items = find_test_images(mvtec)
+        assert check_readable(items) == {}
+        text, cut, mask = items[0].path, items[2].path, items[4].mask
+        text.write_text("text")
+        cut.write_bytes(cut.read_bytes()[:50])
+        mask.write_bytes(b"")
+        reasons = check_readable(items)
+        assert list(reasons) == [items[number].relative for number in (0, 2, 4)]
+        for path, reason in zip((text, cut, mask), reasons.values(), strict=True):
+            assert str(path) in reason
+        assert "not an image" in reasons[items[0].relative]
+        assert "empty" in reasons[items[4].relative]
+
+    def test_a_dangling_link_is_listed(self, tmp_path):
+        make(tmp_path, "a.png")
+        (tmp_path / "b.png").symlink_to(tmp_path / "none.png")
+        assert list(check_readable(find_test_images(tmp_path))) == ["b.png"]

@@ -1,0 +1,121 @@
+"""Anomaly maps against the explicit definition, and planted votes that must land on their pixel."""
+
+import numpy as np
+import pytest
+import torch
+
+from hta.evaluation.maps import anomaly_maps, scale_map, upsample_map
+from hta.evaluation.votes import ScaleVotes, VoteScorer
+from hta.models.scales import image_pyramid
+from hta.models.transforms import TRANSFORMATION_SETS
+from tests import oracle
+from tests.helpers import random_images, random_pyramid
+
+CASES = [((22, 22), 14, 22), ((16, 22), 14, 22), ((22, 16), 14, 22)]
+# From 74 px on a shift outgrows the margin, and a patch can be centred on a mirrored pixel.
+LARGE = [((18, 80), 18, 80), ((80, 18), 18, 80)]
+
+
+def surprise(probabilities):
+    return probabilities.clamp(min=1e-12).log() / np.log(1e-12)
+
+
+def assert_close_to(actual, expected):
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_transforms", [54, 42, 4])
+@pytest.mark.parametrize(("size", "min_size", "max_size"), CASES)
+def test_maps_equal_the_explicit_definition(size, min_size, max_size, num_transforms):
+    pyramid, all_params = random_pyramid(size, num_transforms, min_size=min_size, max_size=max_size)
+    images = image_pyramid(random_images(size, 2), pyramid.plan.sizes)
+    t_list = oracle.transformation_list(num_transforms)
+    votes = VoteScorer(pyramid).votes(images)
+    for n, params in enumerate(all_params):
+        for b, image in enumerate(images[n]):
+            assert_close_to(scale_map(votes[n])[b], oracle.localization(params, image, t_list))
+    for b in range(2):
+        resized = [
+            np.clip(oracle.localization(params, x[b], t_list, size), 0, 1)
+            for params, x in zip(all_params, images, strict=True)
+        ]
+        assert_close_to(anomaly_maps(votes, size)[b], np.mean(resized, axis=0))
+
+
+@pytest.mark.parametrize("num_transforms", [54, 42, 4])
+@pytest.mark.parametrize(("size", "min_size", "max_size"), LARGE)
+def test_mirrored_patches_are_left_out_of_large_images(size, min_size, max_size, num_transforms):
+    pyramid, all_params = random_pyramid(size, num_transforms, min_size=min_size, max_size=max_size)
+    finest = pyramid.plan.num_scales - 1
+    image = random_images(size, 1)
+    expected = oracle.localization(all_params[finest], image[0], oracle.transformation_list(num_transforms))
+    assert_close_to(scale_map(VoteScorer(pyramid).scale_votes(image, finest))[0], expected)
+
+
+@pytest.mark.parametrize("index", range(54))
+def test_a_planted_vote_lands_on_its_pixel(index):
+    height, width, y, x = 26, 30, 12, 17
+    marker = torch.zeros(1, 1, height, width)
+    marker[..., y, x] = 1
+    t = TRANSFORMATION_SETS[54][index]
+    moved = oracle.transform_by_pixels(marker[0].expand(3, -1, -1).numpy(), (0, t.flip, t.tx, t.ty, 0))[0]
+    if t.flip:
+        moved = moved[:, ::-1]
+    ((row, column),) = np.argwhere(moved)
+    probabilities = torch.ones(1, 54, height - 10, width - 10)
+    probabilities[0, index, row - 5, column - 5] = 0
+    result = scale_map(ScaleVotes(probabilities, (height, width), 5))[0]
+    assert (result > 0).nonzero().tolist() == [[y, x]]
+
+
+def test_one_pixel_more_than_a_patch_and_shifts_beyond_it():
+    # 21 px shift by 3, 11 px by 1: a row of a single patch has no clean shifted one.
+    votes = torch.rand(2, 54, 1, 11, dtype=torch.float64)
+    result = scale_map(ScaleVotes(votes, (11, 21), 5))
+    expected = [
+        oracle.localization_from_maps(
+            [
+                np.rot90(p[:, ::-1] if t[1] else p, t[4])
+                for p, t in zip(image.numpy(), oracle.transformation_list(54), strict=True)
+            ],
+            11,
+            21,
+            oracle.transformation_list(54),
+        )
+        for image in votes
+    ]
+    assert_close_to(result, np.stack(expected))
+
+
+def test_shifts_larger_than_the_map_leave_the_untranslated_votes():
+    # 40 px and a margin of 18 leave 4 x 4 patches, and every translation by 6 px carries them into the mirror.
+    votes = torch.rand(1, 54, 4, 4)
+    still = [not (t.tx or t.ty) for t in TRANSFORMATION_SETS[54]]
+    result = scale_map(ScaleVotes(votes, (40, 40), 18))
+    torch.testing.assert_close(result[0, 18:22, 18:22], surprise(votes[0, still]).mean(dim=0))
+
+
+def test_the_frame_takes_the_nearest_value():
+    votes = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]).expand(1, 4, 2, 3)
+    result = scale_map(ScaleVotes(votes, (12, 13), 5))[0]
+    torch.testing.assert_close(result[5:7, 5:8], surprise(votes[0, 0]))
+    torch.testing.assert_close(result[0, [0, 6, 12]], surprise(votes[0, 0, 0]))
+    torch.testing.assert_close(result[11, [0, 6, 12]], surprise(votes[0, 0, 1]))
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(1, 0.0), (0.1, 1 / 12), (1e-6, 0.5), (1e-12, 1.0), (0, 1.0)])
+def test_surprise_by_hand(probability, expected):
+    votes = torch.full((1, 4, 2, 3), probability, dtype=torch.float32)
+    torch.testing.assert_close(scale_map(ScaleVotes(votes, (12, 13), 5)), torch.full((1, 12, 13), expected))
+
+
+def test_resized_maps_stay_in_range():
+    step = torch.zeros(2, 10, 12)
+    step[..., 6:] = 1
+    large = upsample_map(step, (40, 31))
+    assert large.shape == (2, 40, 31)
+    assert large.min() == 0
+    assert large.max() == 1
+    assert upsample_map(step[0], (7, 5)).shape == (7, 5)
+    expected = np.clip(oracle.resize_bicubic(step[0].numpy(), (40, 31)), 0, 1)
+    np.testing.assert_allclose(large[0].numpy(), expected, atol=1e-5)

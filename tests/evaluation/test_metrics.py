@@ -1,0 +1,154 @@
+"""Metrics against hand-computed values, brute force, and the undefined cases."""
+
+import json
+
+import numpy as np
+import pytest
+
+from hta.errors import UserError
+from hta.evaluation import metrics
+from tests.metric_references import auroc_by_pairs, f1_by_loop
+
+
+def random_labels(rng, n, levels=8):
+    labels = rng.integers(0, 2, n)
+    labels[:2] = 0, 1
+    return labels, (rng.integers(0, levels, n) + labels) / levels
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_image_metrics_equal_hand_computed_values_with_ties():
+    labels, scores = [0, 0, 1, 1, 1], [0.1, 0.5, 0.5, 0.9, 0.3]
+    # six pairs: 0.5 beats 0.1, ties 0.5; 0.9 beats both; 0.3 beats 0.1
+    assert metrics.image_auroc(labels, scores).value == pytest.approx(4.5 / 6)
+    # recall 1/3 at precision 1, 2/3 at 2/3 (the tie enters together), 1 at 3/4
+    assert metrics.average_precision(labels, scores).value == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
+    best = metrics.f1_max(labels, scores)
+    assert (best.value, best.threshold) == (pytest.approx(6 / 7), 0.3)
+    counts = metrics.confusion_at(labels, scores, 0.5)
+    assert counts == metrics.Confusion(true_positives=2, false_positives=1, false_negatives=1, true_negatives=1)
+
+
+def test_equally_good_thresholds_give_the_highest():
+    # at 0.9: tp 1, fn 1, F1 2/3; at 0.1: tp 2, fp 2, F1 2/3
+    best = metrics.f1_max([1, 0, 0, 1], [0.9, 0.5, 0.4, 0.1])
+    assert (best.value, best.threshold) == (pytest.approx(2 / 3), 0.9)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_image_metrics_equal_brute_force(seed):
+    labels, scores = random_labels(np.random.default_rng(seed), 40)
+    assert metrics.image_auroc(labels, scores).value == pytest.approx(auroc_by_pairs(labels, scores), abs=1e-12)
+    value, threshold = f1_by_loop(labels, scores)
+    best = metrics.f1_max(labels, scores)
+    assert (best.value, best.threshold) == (pytest.approx(value, abs=1e-12), threshold)
+
+
+def test_image_metrics_follow_ranks_alone_and_not_the_order():
+    rng = np.random.default_rng(3)
+    labels, scores = random_labels(rng, 60)
+    kinds = [f"kind{i % 3}" for i in range(60)]
+    plain = metrics.summarize_image_metrics(labels, scores, kinds)
+    order = rng.permutation(60)
+    shuffled = metrics.summarize_image_metrics(labels[order], scores[order], [kinds[i] for i in order])
+    assert shuffled == plain
+    stretched = metrics.summarize_image_metrics(labels, np.exp(5 * scores) - 7, kinds)
+    assert stretched["f1_max"].pop("threshold") != plain["f1_max"].pop("threshold")
+    assert stretched == plain
+
+
+def test_auroc_by_kind_takes_each_kind_against_all_good():
+    labels, scores = [0, 0, 1, 1, 1], [0.2, 0.4, 0.3, 0.9, 0.1]
+    by_kind = metrics.auroc_by_kind(labels, scores, ["good", "good", "dent", "dent", "crack"])
+    assert {kind: metric.value for kind, metric in by_kind.items()} == {"crack": 0.0, "dent": 0.75}
+    alone = metrics.auroc_by_kind([1, 1], [0.1, 0.2], ["dent", "crack"])
+    assert alone["dent"] == metrics.Metric(None, "no normal images")
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_interval_contains_the_estimate_and_narrows():
+    rng = np.random.default_rng(0)
+    widths = []
+    for n in (20, 200, 2000):
+        labels = np.repeat([0, 1], n // 2)
+        scores = rng.normal(labels, 1.0)
+        interval = metrics.bootstrap_auroc(labels, scores, np.random.default_rng(1))
+        assert interval.low < metrics.image_auroc(labels, scores).value < interval.high
+        widths.append(interval.high - interval.low)
+    assert widths[0] > 2 * widths[1] > 4 * widths[2]
+
+
+def test_bootstrap_equals_resampling_by_hand(monkeypatch):
+    labels, scores = random_labels(np.random.default_rng(5), 30)
+    groups = scores[labels == 0], scores[labels == 1]
+    rng = np.random.default_rng(6)
+    areas = []
+    for _ in range(3000):
+        normal, anomalous = (rng.choice(group, group.size) for group in groups)
+        areas.append(auroc_by_pairs(np.repeat([0, 1], [normal.size, anomalous.size]), [*normal, *anomalous]))
+    monkeypatch.setattr(metrics, "_BOOTSTRAP_CELLS", 1000)  # several chunks
+    interval = metrics.bootstrap_auroc(labels, scores, np.random.default_rng(7), resamples=3000)
+    assert (interval.low, interval.high) == pytest.approx(tuple(np.quantile(areas, [0.025, 0.975])), abs=0.02)
+
+
+def test_bootstrap_is_seeded():
+    labels, scores = random_labels(np.random.default_rng(5), 50, levels=1000)
+    draws = [metrics.bootstrap_auroc(labels, scores, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+# --- undefined, and wrong input ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [([0, 0], "no anomalous images"), ([1, 1], "no normal images"), ([], "no normal and no anomalous images")],
+)
+def test_one_class_gives_null_and_a_reason(labels, reason):
+    summary = metrics.summarize_image_metrics(labels, [0.5] * len(labels), ["x"] * len(labels))
+    for name in ("image_auroc", "average_precision", "f1_max"):
+        assert summary[name]["value"] is None
+        assert summary[name]["reason"] == reason
+    assert summary["image_auroc"]["interval_95"]["low"] is None
+    assert "confusion" not in summary["f1_max"]
+    json.dumps(summary, allow_nan=False)
+
+
+def test_the_summary_survives_json():
+    labels, scores = random_labels(np.random.default_rng(0), 20)
+    summary = metrics.summarize_image_metrics(labels, scores, ["dent"] * 20)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert metrics.summarize_image_metrics(labels, scores)["f1_max"].keys() == {"value", "threshold", "confusion"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "message"),
+    [
+        ([0, 1], [0.1, np.nan], "scores: 1 of 2 .* index 1"),
+        ([0, 1], [np.inf, 0.1], "scores: 1 of 2 .* index 0"),
+        ([0, 2], [0.1, 0.2], "labels: only 0"),
+        (["good", "bad"], [0.1, 0.2], "labels: only 0"),
+        ([0, 1, 1], [0.1, 0.2], "labels: shape"),
+    ],
+)
+def test_wrong_labels_and_scores_are_named(labels, scores, message):
+    with pytest.raises(UserError, match=message):
+        metrics.summarize_image_metrics(labels, scores)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.auroc_by_kind([0, 1], [0.1, 0.2], ["dent"]), "kinds: 1 names for 2"),
+        (lambda: metrics.bootstrap_auroc([0, 1], [0.1, 0.2], np.random.default_rng(0), resamples=0), "resamples: 0"),
+        (lambda: metrics.bootstrap_auroc([0, 1], [0.1, 0.2], np.random.default_rng(0), level=95), "level: 95"),
+        (lambda: metrics.confusion_at([0, 1], [0.1, 0.2], float("nan")), "threshold: nan"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(UserError, match=message):
+        call()

@@ -1,0 +1,699 @@
+"""report.html: its texts and drawings by hand, its size, and the page itself in a browser."""
+
+import base64
+import io
+import json
+import os
+import re
+import time
+from pathlib import Path
+from urllib.parse import unquote_to_bytes
+
+import numpy as np
+import pytest
+from PIL import Image
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+from skimage import data
+
+import hta
+import main_eval
+from hta.data import folders
+from hta.errors import UserError
+from hta.evaluation.overlays import ColourScale
+from hta.evaluation.report import as_script_data, overlay_link, plain_link, write_report
+from hta.evaluation.report_charts import (
+    colour_bar,
+    colour_legend,
+    crowd_at_one,
+    histogram,
+    labelled_ticks,
+    nines,
+    roc,
+    ticks,
+    ticks_of_nines,
+)
+from hta.evaluation.report_text import reach
+from hta.evaluation.results import REPORT_FILE, ResultsWriter, check_target, summarize
+from hta.evaluation.scorer import ImageVotes
+from hta.evaluation.thresholds import Threshold, decide, proportion, summarize_decision
+from hta.evaluation.thumbnails import THUMBNAIL_SIDE, Thumbnails, make_thumbnails
+from hta.files import printable
+from tests.browser import assert_quiet_and_from_disk, boxes, headless_chromium, requested, resize_window
+
+SCALE = ColourScale(0.2, 0.6)
+HOSTILE = "<img src=x onerror=document.title=1>.png"
+SCRIPT = "<script>document.title=1<script>.png"
+LATIN_1 = os.fsdecode(b"caf\xe9 #1?%41.png")  # no UTF-8, and characters that mean something in an address
+
+
+# --- texts and drawings ---------------------------------------------------------------------------------------------
+
+
+def test_data_in_the_page_cannot_end_its_element():
+    value = {"name": "</script><!--&\u2028\u2029é\udcff"}
+    text = as_script_data(value)
+    assert text == r'{"name":"\u003c/script\u003e\u003c!--\u0026\u2028\u2029\u00e9\udcff"}'
+    assert json.loads(text) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "link"),
+    [
+        ("good/0.png", "overlays/good/0.png.png"),
+        ("a b#c?d%41&é.png", "overlays/a%20b%23c%3Fd%2541%26%C3%A9.png.png"),
+        (os.fsdecode(b"\xff.png"), "overlays/%FF.png.png"),
+        ('"><script>', "overlays/%22%3E%3Cscript%3E.png"),
+    ],
+)
+def test_links_lead_to_the_bytes_of_the_name(name, link):
+    assert overlay_link(name) == link
+    assert unquote_to_bytes(link) == b"overlays/" + os.fsencode(name) + b".png"
+    assert plain_link(name) == link.removesuffix("png") + "jpg"
+
+
+def test_names_that_are_no_utf_8_can_be_shown():
+    assert printable(LATIN_1) == r"caf\xe9 #1?%41.png"
+    assert printable("café") == "café"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "expected"),
+    [
+        ((0, 1), [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        ((0.91, 0.99), [0.92, 0.94, 0.96, 0.98]),
+        ((-0.01, 0.01), [-0.01, -0.005, 0, 0.005, 0.01]),
+        ((3.0, 47.0), [10, 20, 30, 40]),
+    ],
+)
+def test_ticks_are_round(bounds, expected):
+    assert ticks(*bounds) == expected
+
+
+@pytest.mark.parametrize(
+    ("bounds", "labels"),
+    [
+        ((0.91, 0.99), ["0.92", "0.94", "0.96", "0.98"]),
+        ((-0.01, 1.01), ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        ((1 - 1.1e-7, 1.0), ["0.9999999", "0.99999995", "1"]),
+    ],
+)
+def test_labels_of_ticks_differ_and_keep_apart(bounds, labels):
+    assert [label for _, label in labelled_ticks(*bounds, 340)] == labels
+
+
+def places(svg, element, names):
+    """The attributes of all such elements of a drawing, as numbers."""
+    return [
+        tuple(float(re.search(f' {name}="([^"]*)"', found)[1]) for name in names)
+        for found in re.findall(f"<{element}[^>]*>", svg)
+    ]
+
+
+def test_bars_are_as_high_as_the_counts():
+    groups = {"normal": np.array([0.0, 0.0, 0.0, 1.0]), "anomalous": np.array([1.0]), "unlabelled": np.array([])}
+    svg = histogram(groups, 0.5)
+    # 4 % of the range is room; 30 bins over 340 px; the first and the last one hold the scores
+    bars = places(svg, "rect", ("x", "y", "width", "height"))
+    assert bars == [(40.0, 28.0, 11.3, 80.0), (368.7, 81.3, 11.3, 26.7), (368.7, 136.0, 11.3, 80.0)]
+    assert re.findall('class="bar ([a-z]*)"', svg) == ["normal", "normal", "anomalous"]
+    assert re.search('class="threshold" x1="210.0" y1="16.0" x2="210.0" y2="216.0"', svg)
+    assert "unlabelled" not in svg
+    assert "threshold" not in histogram(groups, None)
+
+
+def test_equal_scores_are_drawn():
+    (bar,) = places(histogram({"unlabelled": np.full(3, 0.25)}, 0.25), "rect", ("height",))
+    assert bar == (80.0,)
+
+
+def test_scores_closer_than_a_float_can_divide_are_drawn():
+    scores = np.array([1 - 2**-52, 1 - 2**-53])  # no decades apart
+    svg = histogram({"anomalous": scores}, scores[0])
+    assert "nan" not in svg
+    assert [height for (height,) in places(svg, "rect", ("height",))] == [80.0]
+
+
+@pytest.mark.parametrize(
+    ("scores", "crowd"),
+    [
+        (1 - np.array([1e-3, 1e-6, 1e-9]), True),
+        ([0.2, 0.9999, 1.0], True),
+        (1 - np.array([1e-6, 2e-6, 9e-6]), False),  # less than two decades
+        ([0.2, 0.5, 1.0], False),
+        ([0.999, 1.0, 1.001], False),
+        ([-0.1, 0.9999, 0.99999], False),
+    ],
+)
+def test_scores_that_crowd_at_one(scores, crowd):
+    assert crowd_at_one(np.asarray(scores)) == crowd
+
+
+def test_scores_that_crowd_at_one_are_drawn_by_their_distance_from_it():
+    scores = 1 - np.array([1e-2, 1e-4, 1e-6, 1e-8])
+    svg = histogram({"normal": scores[:2], "anomalous": scores[2:]}, 1 - 1e-5)
+    # 2 to 8 nines and 2 % room: 6.24 nines over 30 bins of 11.33 px; 4 and 6 nines fall in bins 10 and 19
+    assert 'class="threshold" x1="210.0"' in svg
+    labels = [">0.99<", ">1 - 1e-04<", ">1 - 1e-06<", ">1 - 1e-08<"]
+    assert all(label in svg for label in labels)
+    lefts = [left for (left,) in places(svg, "rect", ("x",))]
+    assert lefts == pytest.approx([40, 153.3, 255.3, 368.7], abs=0.1)
+    assert "by its distance from 1" in svg
+
+
+def test_ticks_of_nines_are_scores():
+    assert ticks_of_nines(-0.1, 3.4) == [(0, "0"), (1, "0.9"), (2, "0.99"), (3, "0.999")]
+    assert ticks_of_nines(1.5, 16) == [(5, "1 - 1e-05"), (10, "1 - 1e-10"), (15, "1 - 1e-15")]
+    np.testing.assert_allclose(nines(np.array([0, 0.9, 1 - 1e-8, 1])), [0, 1, 8, 16], rtol=1e-8)
+
+
+def test_the_roc_curve_passes_through_its_steps():
+    svg = roc([0, 1, 0, 1], np.array([0.1, 0.4, 0.5, 0.9]), (0.5, 1.0))
+    # (0, 0), (0, 1/2), (1/2, 1/2), (1/2, 1), (1, 1) on a square of 300 px whose lower left corner is (50, 312)
+    assert 'points="50.0,312.0 50.0,162.0 200.0,162.0 200.0,12.0 350.0,12.0"' in svg
+    assert places(svg, "circle", ("cx", "cy")) == [(200.0, 12.0)]
+    assert "<circle" not in roc([0, 1], np.array([0.1, 0.4]), None)
+
+
+@pytest.mark.parametrize("point", [(0.0, 0.0), (0.05, 0.02), (0.9, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.12)])
+def test_the_name_of_the_operating_point_lies_within_the_square(point):
+    svg = roc([0, 1, 0, 1], np.array([0.1, 0.4, 0.5, 0.9]), point)
+    x, y, side = re.search('x="([^"]*)" y="([^"]*)" text-anchor="([^"]*)">at the threshold<', svg).groups()
+    assert 12 < float(y) < 312  # the numbers of the ticks stand below
+    assert side == ("end" if point[0] > 0.6 else "start")
+    assert 50 < float(x) < 350
+
+
+def test_the_colour_bar_shows_what_is_laid_over_the_images():
+    svg = colour_bar(SCALE)
+    assert re.findall(r">(\d\.\d{3})<", svg) == ["0.200", "0.400", "0.600"]
+    stops = re.findall(r'stop-color="rgb\((\d+),(\d+),(\d+)\)" stop-opacity="([\d.]+)"', svg)
+    assert stops[0] == ("87", "16", "110", "0.000")
+    assert stops[5][3] == "0.562"  # 3/4 of 1 - (1 - 1/2) ** 2
+    assert stops[-1] == ("252", "255", "164", "0.750")
+    legend = colour_legend(SCALE)
+    assert re.findall(r"<span>([\d.]*)</span>", legend) == ["0.200", "0.600"]
+    assert re.findall(r"rgb\((\d+) (\d+) (\d+) / ([\d.]+)\)", legend) == stops
+
+
+def test_reach_is_said_in_pixels_of_the_image():
+    network = {"num_layer": 5, "ker_size": 3}
+    model = {"image_size": [256, 320], "scales": [[25, 32], [51, 64]], "config": {"model": network}}
+    text = reach(model).replace("&nbsp;", " ").replace("&times;", "x")
+    # 256 / 51 = 5.02; 11 px there are 55.2 px; at the coarsest scale 256 / 25 * 11 = 112.6
+    for said in ("5.0 x 5.0 px", "10.0 px", "11 x 11 px", "55 px of the image", "113 px at the coarsest"):
+        assert said in text
+
+
+# --- the page as text -------------------------------------------------------------------------------------------------
+
+
+def make_document(items, scores, threshold=None, **changes):
+    """What metrics.json holds."""
+    decision = threshold or Threshold(None, "the model was not calibrated")
+    return {
+        "metrics": summarize(items, scores, None),
+        "decision": summarize_decision([item.label for item in items], decide(scores, decision), decision),
+        "warnings": ["test images are <brighter>"],
+        "colour_scale": {"low": 0.2, "high": 0.6},
+        "seconds": {"total": 1.5, "per_image": 0.5},
+        "images": len(items),
+        "test_dir": "parts & more",
+        "labels_csv": None,
+        "skipped": {LATIN_1: f"{LATIN_1}: truncated"},
+        "scoring": {"fraction_defect": 0.05, "aggregate": "mean", "batch_size": 16, "task": "defect"},
+        "model": {
+            "path": "TrainedModels/wall",
+            "training_images": [HOSTILE, LATIN_1],
+            "image_size": [128, 128],
+            "scales": [[25, 25], [64, 64]],
+            "hta_version": "0.1.0",
+            "config": {
+                "model": {"task": "defect", "num_transforms": 4, "num_layer": 5, "ker_size": 3},
+                "training": {"niter": 2000, "manualSeed": 0},
+            },
+        },
+        "machine": {"device": "cpu", "dtype": "float32", "threads": 1},
+        "versions": {"hta": "0.1.0", "torch": "2.0"},
+    } | changes
+
+
+def page_of(folder, labels, scores, threshold=None, *, with_overlays=True, **changes):
+    """A report of images that are all the same, and the rows in it."""
+    items = [folders.TestItem(Path(f"{n}.png"), f"{n}.png", label) for n, label in enumerate(labels)]
+    small = Thumbnails(b"image", b"overlay" if with_overlays else None)
+    scores = np.array(scores)
+    document = make_document(items, scores, threshold, **changes)
+    path = write_report(folder, document, items, scores, [np.array([0.5])] * len(items), [small] * len(items))
+    return read(path)
+
+
+def read(path):
+    page = path.read_text(encoding="utf-8")
+    return page, json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', page)[1])["rows"]
+
+
+def test_the_peaks_of_the_maps_stand_beside_the_decisions(tmp_path):
+    items = [folders.TestItem(Path(f"{n}.png"), f"{n}.png", 0) for n in range(2)]
+    scores, small = np.array([0.1, 0.2]), Thumbnails(b"image", b"overlay")
+    arguments = (make_document(items, scores, None), items, scores, [np.array([0.5])] * 2, [small] * 2)
+    path = write_report(tmp_path, *arguments, np.array([True, False]), np.array([0.71249, 0.3]))
+    rows = read(path)[1]
+    assert [(row["decision"], row["peak"]) for row in rows] == [("reject", 0.71249), ("pass", 0.3)]
+    assert [row["peak"] for row in page_of(tmp_path, [0, 0], [0.1, 0.4])[1]] == [None, None]
+
+
+def test_an_image_above_the_threshold_is_rejected(tmp_path):
+    page, rows = page_of(
+        tmp_path, [0, 0, 1, 1], [0.1, 0.3, 0.3, 0.31], Threshold(0.3, None, "calibrated", target_fpr=0.05)
+    )
+    assert [row["decision"] for row in rows] == ["pass", "pass", "pass", "reject"]
+    assert [row["label"] for row in rows] == ["normal", "normal", "anomalous", "anomalous"]
+    assert rows[0]["link"] == "overlays/0.png.png"
+    assert base64.b64decode(rows[0]["overlay"]) == b"overlay"
+    assert "about 5 % of normal images are rejected" in page
+    # 0 of 2 and 1 of 2: Clopper-Pearson, 1 - 0.025 ** (1 / 2) and 1 - 0.975 ** (1 / 2)
+    assert "95 % interval 0 % to 84.2 %" in page
+    assert "95 % interval 1.3 % to 98.7 %" in page
+    assert "image AUROC" in page
+    assert "<polyline" in page
+
+
+def test_false_alarms_of_the_maps_are_said(tmp_path):
+    threshold = Threshold(0.3, None, "calibrated", 0.05, pixel_threshold=0.8)
+    decision = summarize_decision([0, 0], np.array([False, True]), threshold)
+    page, _ = page_of(tmp_path, [0, 0], [0.1, 0.4], decision=decision | {"pixel_false_alarms": proportion(1, 2)})
+    assert "A pixel of a map counts as anomalous above 0.800000." in page
+    assert "Of the normal images, 50 % have such a pixel anywhere (95 % interval 1.3 % to 98.7 %)." in page
+    page, _ = page_of(tmp_path, [0, 0], [0.1, 0.4], decision=decision | {"pixel_false_alarms": proportion(0, 0)})
+    assert "Of the normal images" not in page
+
+
+def test_scores_near_one_are_told_from_the_threshold(tmp_path):
+    scores = [1 - 5e-10, 1 - 4e-10, 0.25, 1 - 2e-10]
+    page, rows = page_of(tmp_path, [0, 0, 1, 1], scores, Threshold(1 - 3e-10, None, "given"))
+    assert [row["shown"] for row in rows] == ["1 - 5.00e-10", "1 - 4.00e-10", "0.250000", "1 - 2.00e-10"]
+    assert [row["score"] for row in rows] == scores
+    assert "<dd>1 - 3.00e-10</dd>" in page
+    assert "threshold 1 - 3.00e-10<" in page
+    assert "1.000000" not in page
+
+
+def test_without_labels_and_maps_the_page_says_what_is_missing(tmp_path):
+    page, rows = page_of(tmp_path, [None, None], [0.1, 0.3], with_overlays=False, colour_scale=None)
+    assert [(row["decision"], row["label"], row["link"]) for row in rows] == [("", "unlabelled", None)] * 2
+    assert "no image is rejected or passed: the model was not calibrated." in page
+    assert "Not defined: no labels." in page
+    assert "scored without maps" in page
+
+
+def test_a_document_without_a_decision_makes_a_page(tmp_path):
+    page, _ = page_of(tmp_path, [0, 0], [0.1, 0.3], decision=None)
+    assert "No threshold, so no image is rejected or passed.</p>" in page
+    assert "not defined: no anomalous images" in page
+
+
+def test_names_and_warnings_are_text(tmp_path):
+    page, _ = page_of(tmp_path, [None], [0.1])
+    assert "<img src=x" not in page
+    assert "&lt;img src=x onerror" in page
+    assert r"caf\xe9 #1?%41.png: truncated" in page
+    assert "test images are &lt;brighter&gt;" in page
+    assert "wall: results on parts &amp; more" in page
+
+
+def test_the_image_lies_beside_its_overlay(tmp_path):
+    picture = np.full((40, 30, 3), 200, dtype=np.uint8)
+    votes = ImageVotes(np.array([0.5]), np.ones((8, 8), dtype=np.float32), (8, 8))
+    with ResultsWriter(tmp_path, SCALE, masked=False) as writer:
+        writer.add(folders.TestItem(Path("x"), f"bad/{LATIN_1}"), votes, picture)
+    for link, equal in ((plain_link, True), (overlay_link, False)):
+        with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(link(f"bad/{LATIN_1}")))) as image:
+            assert (np.abs(np.asarray(image).astype(int) - picture).max() <= 2) == equal
+
+
+def test_the_results_folder_knows_the_report(tmp_path):
+    target = tmp_path / "results"
+    target.mkdir()
+    (target / REPORT_FILE).touch()
+    check_target(target, tmp_path / "images", overwrite=True)
+    with pytest.raises(UserError, match="--overwrite"):
+        check_target(target, tmp_path / "images", overwrite=False)
+
+
+# --- thumbnails -------------------------------------------------------------------------------------------------------
+
+
+def pixels_of(jpeg):
+    return np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
+
+
+def test_thumbnails_show_image_map_and_outline():
+    picture = np.full((256, 512, 3), 90, dtype=np.uint8)
+    anomaly_map, mask = np.zeros((32, 64), dtype=np.float32), np.zeros((256, 512), dtype=bool)
+    anomaly_map[:, 32:], mask[64:192, 64:192] = 1, True
+    image, overlay = map(pixels_of, make_thumbnails(picture, anomaly_map, SCALE, mask))
+    assert image.shape == overlay.shape == (THUMBNAIL_SIDE // 2, THUMBNAIL_SIDE, 3)
+    assert np.abs(image - 90).max() <= 2
+    # a quarter of the grey, three quarters of the last colour, far from the edge
+    np.testing.assert_allclose(overlay[:, 60:].mean(axis=(0, 1)), 22.5 + 0.75 * np.array([252, 255, 164]), atol=4)
+    outlined = overlay[..., 2] - overlay[..., 0] > 60  # cyan: blue without red
+    assert outlined[22, 9:12].any()
+    assert not outlined[22, 16:28].any()
+    assert make_thumbnails(picture).overlay is None
+
+
+@pytest.mark.parametrize("with_maps", [True, False])
+def test_the_writer_keeps_thumbnails_in_order(tmp_path, with_maps):
+    anomaly_map = np.zeros((8, 8), dtype=np.float32) if with_maps else None
+    with ResultsWriter(tmp_path, SCALE, masked=False) as writer:
+        for n in range(20):
+            votes = ImageVotes(np.array([0.5]), anomaly_map, (8, 8))
+            writer.add(folders.TestItem(Path("x"), f"{n}.png"), votes, np.full((64, 64, 3), 10 * n, dtype=np.uint8))
+    levels = [pixels_of(small.image).mean() for small in writer.thumbnails]
+    np.testing.assert_allclose(levels, 10 * np.arange(20), atol=1.5)
+    assert all((small.overlay is not None) == with_maps for small in writer.thumbnails)
+
+
+# --- the page in a browser ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A report of 2,000 images of noise, which JPEG is worst at, with maps of noise."""
+    folder = tmp_path_factory.mktemp("large")
+    rng = np.random.default_rng(0)
+    kept = []
+    for _ in range(20):
+        noise = rng.integers(0, 256, (THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), dtype=np.uint8)
+        kept.append(make_thumbnails(noise, rng.random((64, 64), dtype=np.float32), SCALE))
+    items = [folders.TestItem(Path("x"), f"test/some kind of defect/{n:06d}.png", n % 2) for n in range(2000)]
+    scores = rng.random(2000)
+    document = make_document(items, scores, Threshold(0.5, None, "given"))
+    return write_report(folder, document, items, scores, [rng.random(5)] * 2000, kept * 100)
+
+
+def test_2000_images_stay_below_30_mb(large):
+    assert large.stat().st_size < 30e6
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """What main_eval.py makes of 63 crops of a brick wall, some of hostile names, with a model of a few iterations.
+
+    The threshold lies in the middle of the scores, so that both decisions are there.
+    """
+    root = tmp_path_factory.mktemp("report")
+    brick = data.brick()
+    config = hta.default_config(niter=5, max_size=32, nfc=4, threads=1, not_cuda=True)
+    hta.train(brick[:64, :64], config, folder=root / "models" / "wall")
+    names = [f"good/{n}.png" for n in range(60)] + [f"bad/{name}" for name in (HOSTILE, SCRIPT, LATIN_1)]
+    for n, name in enumerate(names):
+        path = root / "parts" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row, column = divmod(n, 8)
+        Image.fromarray(brick[56 * row : 56 * row + 48, 56 * column : 56 * column + 48]).save(path)
+    arguments = ["--input_name", str(root / "models" / "wall"), "--test_dir", str(root / "parts"), "--threads", "1"]
+    assert main_eval.main([*arguments, "--not_cuda", "--no_maps", "--out", str(root / "scores")]) == 0
+    rows = (root / "scores" / "scores.csv").read_text(encoding="utf-8", errors="surrogateescape").splitlines()[1:]
+    middle = np.median([float(row.split(",")[2]) for row in rows])
+    arguments += ["--threshold", str(middle)]
+    assert main_eval.main([*arguments, "--not_cuda", "--out", str(root / "out")]) == 0
+    assert (root / "out" / REPORT_FILE).is_file()
+    return root / "out" / REPORT_FILE
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with headless_chromium() as driver:
+        yield driver
+
+
+@pytest.fixture
+def page(chromium, report):
+    """The report, opened from disk at the size of a desktop; at its end no error, and no request but to the disk."""
+    resize_window(chromium, 1280, 900)
+    chromium.get(report.as_uri())
+    yield chromium
+    assert_quiet_and_from_disk(chromium, report)
+
+
+def press(driver, *keys):
+    ActionChains(driver).send_keys(*keys).perform()
+
+
+def tab_to(driver, selector):
+    """Press Tab until an element has the focus."""
+    for _ in range(100):
+        press(driver, Keys.TAB)
+        if driver.execute_script("return document.activeElement.matches(arguments[0])", selector):
+            return
+    raise AssertionError(f"Tab does not reach {selector}")
+
+
+def column(driver, number):
+    return [cell.text for cell in driver.find_elements("css selector", f"#images tbody td:nth-child({number})")]
+
+
+def sorting(driver, key):
+    script = "return document.querySelector(`[data-key=${arguments[0]}]`).closest('th').getAttribute('aria-sort')"
+    return driver.execute_script(script, key)
+
+
+def test_the_table_sorts_by_keyboard(page):
+    assert len(column(page, 3)) == 50  # of 63
+    scores = [float(text) for text in column(page, 5)]
+    assert scores == sorted(scores, reverse=True)
+    assert sorting(page, "score") == "descending"
+    tab_to(page, "[data-key=score]")
+    press(page, Keys.ENTER)
+    lowest = [float(text) for text in column(page, 5)]
+    assert lowest == sorted(lowest)
+    assert lowest != scores
+    assert sorting(page, "score") == "ascending"
+    tab_to(page, "[data-key=name]")  # round the page once
+    press(page, Keys.ENTER)
+    assert column(page, 3)[:5] == [
+        f"bad/{HOSTILE}",
+        f"bad/{SCRIPT}",
+        r"bad/caf\xe9 #1?%41.png",
+        "good/0.png",
+        "good/1.png",
+    ]
+    assert sorting(page, "name") == "ascending"
+    assert sorting(page, "score") == "none"
+
+
+@pytest.mark.parametrize("decided_by", ["map", "score"])
+def test_first_come_the_images_that_are_most_anomalous_by_what_decides(chromium, tmp_path, decided_by):
+    items = [folders.TestItem(Path(f"{n}.png"), f"{n}.png", 0) for n in range(3)]
+    scores, peaks = np.array([0.1, 0.2, 0.3]), np.array([0.9, 0.0956, 0.5])
+    threshold = Threshold(0.25, source="calibrated", target_fpr=0.05, pixel_threshold=0.6, decided_by=decided_by)
+    document, small = make_document(items, scores), make_thumbnails(np.zeros((8, 8, 3), dtype=np.uint8))
+    rejected = decide(scores, threshold, peaks)
+    document["decision"] = summarize_decision([0] * 3, rejected, threshold)
+    arguments = (document, items, scores, [np.array([0.5])] * 3, [small] * 3, rejected)
+    resize_window(chromium, 1280, 900)
+    chromium.get(write_report(tmp_path, *arguments, peaks).as_uri())
+    first = {"map": ["0.png", "2.png", "1.png"], "score": ["2.png", "1.png", "0.png"]}[decided_by]
+    assert column(chromium, 2) == first  # without overlays there is one picture
+    assert sorting(chromium, "peak" if decided_by == "map" else "score") == "descending"
+    assert sorted(column(chromium, 5)) == ["0.096", "0.500", "0.900"]
+    chromium.get(write_report(tmp_path, *arguments).as_uri())
+    assert column(chromium, 2) == ["2.png", "1.png", "0.png"]
+    assert not chromium.find_elements("css selector", "[data-key=peak]")
+
+
+@pytest.mark.parametrize(
+    ("key", "place", "first", "last"),
+    [("label", 4, "anomalous: bad", "normal"), ("decision", 7, "pass", "reject")],
+)
+def test_the_table_sorts_by_words(page, key, place, first, last):
+    tab_to(page, f"[data-key={key}]")
+    press(page, Keys.ENTER)
+    assert sorting(page, key) == "ascending"
+    forth = [re.split("[: ]", text)[0] if key == "decision" else text for text in column(page, place)]
+    assert forth == sorted(forth)
+    assert (forth[0], forth[-1]) == (first, last)
+    press(page, Keys.ENTER)
+    assert sorting(page, key) == "descending"
+    back = [re.split("[: ]", text)[0] if key == "decision" else text for text in column(page, place)]
+    assert back == sorted(back, reverse=True)
+    assert back[0] == last
+
+
+@pytest.mark.parametrize(("typed", "name"), [("<IMG", HOSTILE), ("<script>", SCRIPT)])
+def test_a_hostile_name_is_text(page, typed, name):
+    tab_to(page, "[name=text]")
+    press(page, typed)
+    assert column(page, 3) == [f"bad/{name}"]
+    tab_to(page, "#images tbody button")
+    press(page, Keys.ENTER)
+    assert page.find_element("id", "viewed").text == f"bad/{name}"
+    WebDriverWait(page, 5).until(picture_is_loaded)
+    assert page.find_elements("css selector", "img[src=x]") == []
+    assert len(page.find_elements("css selector", "script")) == 2  # the rows, and the page's own
+    assert page.title == "wall: results on parts"
+
+
+def gap_near(scores, place):
+    """A number in the widest gap between descending scores around a place."""
+    around = scores[place - 5 : place + 5]
+    gap = int(np.argmax(-np.diff(around)))
+    return (around[gap] + around[gap + 1]) / 2
+
+
+def test_the_table_filters_by_keyboard(page):
+    status = page.find_element("id", "count")
+    assert status.text == "1 to 50 of 63 images"
+    tab_to(page, "[name=text]")
+    press(page, "good/1")
+    assert sorted(column(page, 3)) == sorted(f"good/{n}.png" for n in (1, *range(10, 20)))
+    assert status.text == "1 to 11 of 11 images, chosen from 63"
+    press(page, Keys.BACKSPACE * 6)
+    tab_to(page, "[name=label]")
+    press(page, "a")
+    press(page, "n")  # an, of anomalous
+    assert column(page, 4) == ["anomalous: bad"] * 3
+    press(page, Keys.HOME)
+    assert status.text == "1 to 50 of 63 images"
+    tab_to(page, "[name=decision]")
+    press(page, "r")  # of reject
+    assert {re.split("[: ]", text)[0] for text in column(page, 7)} == {"reject"}
+    assert status.text == "1 to 31 of 31 images, chosen from 63"  # the one in the middle is not above itself
+    press(page, Keys.ARROW_DOWN)  # pass
+    assert {re.split("[: ]", text)[0] for text in column(page, 7)} == {"pass"}
+    press(page, Keys.ARROW_DOWN)  # reject: false alarm
+    assert set(column(page, 7)) == {"reject: false alarm"}
+    press(page, Keys.HOME)
+    assert status.text == "1 to 50 of 63 images"
+    scores = [float(text) for text in column(page, 5)]
+    low, high = (gap_near(scores, place) for place in (30, 10))
+    tab_to(page, "[name=low]")
+    press(page, str(low))
+    assert column(page, 5) == [f"{score:.6f}" for score in scores if score > low]
+    tab_to(page, "[name=high]")
+    press(page, str(high))
+    assert column(page, 5) == [f"{score:.6f}" for score in scores if low < score < high]
+    tab_to(page, "[type=reset]")
+    press(page, Keys.ENTER)
+    WebDriverWait(page, 5).until(lambda _: status.text == "1 to 50 of 63 images")
+    tab_to(page, "#on")
+    press(page, Keys.ENTER)
+    assert status.text == "51 to 63 of 63 images"
+
+
+def picture_is_loaded(driver, name="picture"):
+    return driver.execute_script(f"return {name}.complete && {name}.naturalWidth > 0 && !{name}.hidden")
+
+
+def test_the_viewer_opens_steps_and_closes_by_keyboard(page):
+    assert not any("/overlays/" in url for url in requested_so_far(page))
+    tab_to(page, "[data-key=name]")
+    press(page, Keys.ENTER)
+    tab_to(page, "#images tbody button")
+    press(page, Keys.ENTER)
+    heading = page.find_element("id", "viewed")
+    for name in (f"bad/{HOSTILE}", f"bad/{SCRIPT}", r"bad/caf\xe9 #1?%41.png", "good/0.png"):
+        assert heading.text == name
+        WebDriverWait(page, 5).until(lambda driver: picture_is_loaded(driver) and picture_is_loaded(driver, "plain"))
+        press(page, Keys.ARROW_RIGHT)
+    press(page, Keys.ARROW_LEFT)
+    assert heading.text == "good/0.png"
+    press(page, Keys.ESCAPE)
+    assert not page.execute_script("return viewer.open")
+    focused = "return document.activeElement.textContent"
+    WebDriverWait(page, 5).until(lambda driver: driver.execute_script(focused) == "good/0.png")
+
+
+def test_the_viewer_shows_the_image_beside_its_overlay_and_what_the_colours_mean(page, report):
+    page.find_element("css selector", "#images tbody button").send_keys(Keys.ENTER)
+    WebDriverWait(page, 5).until(lambda driver: picture_is_loaded(driver) and picture_is_loaded(driver, "plain"))
+    sides = page.execute_script("return [plain, picture].map(image => [image.naturalWidth, image.naturalHeight])")
+    assert sides == [[256, 256]] * 2
+    (plain,), (overlay,) = boxes(page, "#plain"), boxes(page, "#picture")
+    assert plain[2:] == overlay[2:]
+    assert plain[1] < overlay[0]
+    scale = json.loads((report.parent / "metrics.json").read_text())["colour_scale"]
+    rows = read(report)[1]
+    votes = page.find_element("id", "shares").text.split(": ")[1].split(", ")
+    assert [float(text) for text in votes] == pytest.approx(max(rows, key=lambda row: row["score"])["shares"], rel=0.05)
+    assert page.find_element("id", "legend").text.split() == [f"{scale[end]:.3f}" for end in ("low", "high")]
+    ((left, right, top, bottom),) = boxes(page, "#legend .scale")
+    assert right - left > 400
+    assert bottom - top > 10
+
+
+def test_the_viewer_falls_back_on_the_small_picture(chromium, large):
+    resize_window(chromium, 1280, 900)
+    chromium.get(large.as_uri())  # no pictures beside it
+    chromium.find_element("css selector", "#images tbody button").send_keys(Keys.ENTER)
+    WebDriverWait(chromium, 5).until(lambda driver: driver.execute_script("return !byId('lost').hidden"))
+    WebDriverWait(chromium, 5).until(lambda driver: picture_is_loaded(driver, "plain"))
+    assert chromium.execute_script("return [plain.naturalWidth, picture.hidden]") == [THUMBNAIL_SIDE, True]
+    chromium.get_log("browser")
+    chromium.get_log("performance")
+
+
+def requested_so_far(driver):
+    """As `requested`, and the page's own address is asked for again so that the fixture finds it."""
+    urls = requested(driver)
+    driver.refresh()
+    return urls
+
+
+@pytest.mark.parametrize("with_viewer", [False, True])
+def test_a_phone_shows_all_of_it(page, with_viewer):
+    resize_window(page, 390, 844)
+    page.refresh()
+    if with_viewer:
+        page.find_element("css selector", "#images tbody button").send_keys(Keys.ENTER)
+        WebDriverWait(page, 5).until(picture_is_loaded)
+        box = page.execute_script("const b = viewer.getBoundingClientRect(); return [b.left, b.right, b.top, b.bottom]")
+        assert 0 <= box[0] < box[1] <= 390
+        assert 0 <= box[2] < box[3] <= 844
+    assert page.execute_script("return document.documentElement.scrollWidth") <= 390
+    hidden = (
+        "return [...document.querySelectorAll('#images *')].filter(e => e.getBoundingClientRect().right > 390).length"
+    )
+    assert page.execute_script(hidden) == 0
+
+
+def test_on_a_phone_fingers_find_few_tidy_cards(page):
+    resize_window(page, 390, 844)
+    page.refresh()
+    cards = boxes(page, "#images tbody tr")
+    assert len(cards) == 20
+    buttons = "#images button, #filters :is(input, select, button), nav button"
+    assert min(bottom - top for _, _, top, bottom in boxes(page, buttons)) >= 40
+    # A label, a score and a decision stand on a line of their own, one below the other, and need no second line.
+    for title in ("Label", "Score", "Map", "Decision"):
+        cells = boxes(page, f"#images tbody [data-title={title}]")
+        assert {left - card[0] for (left, *_), card in zip(cells, cards, strict=True)} == {cells[0][0] - cards[0][0]}
+        assert max(bottom - top for _, _, top, bottom in cells) < 36
+
+
+@pytest.mark.parametrize("width", [390, 600, 800, 1280])
+def test_the_figures_leave_no_hole(page, width):
+    resize_window(page, width, 844)
+    page.refresh()
+    tiles = boxes(page, ".tiles div")
+    assert len(tiles) == 5
+    ends = {}
+    for _, right, top, _ in tiles:
+        ends[top] = max(right, ends.get(top, 0))
+    assert len({round(end) for end in ends.values()}) == 1
+    assert len(ends) == {390: 3, 1280: 1}.get(width, 2)
+
+
+def test_2000_rows_are_quick(chromium, large):
+    resize_window(chromium, 1280, 900)
+    start = time.perf_counter()
+    chromium.get(large.as_uri())
+    assert len(column(chromium, 3)) == 50
+    assert time.perf_counter() - start < 10  # about 1 s
+    milliseconds = chromium.execute_script(
+        "const start = performance.now(); sortBy('name'); return performance.now() - start"
+    )
+    assert milliseconds < 1000

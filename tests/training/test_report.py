@@ -1,0 +1,369 @@
+"""train.html: complete, right, small, of one piece, and the same every time."""
+
+import base64
+import io
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+import hta
+from hta.errors import UserError
+from hta.images import to_uint8
+from hta.models.pyramid import fresh_noise
+from hta.models.scales import image_pyramid
+from hta.models.storage import RunFolder
+from hta.runtime import seeded_generator
+from hta.training.progress import Journal, read_losses
+from hta.training.report import _thumbnails, write_train_page
+from hta.training.scale import IterationLosses
+from hta.training.trainer import train_pyramid
+from tests.browser import assert_quiet_and_from_disk, boxes, headless_chromium, resize_window
+
+SCALES, NUM_IMAGES, ITERATIONS, CHANCE = 3, 2, 3, 0.25
+SHARES = np.array([[0.9, 0.5, 0.30], [0.8, 0.6, 0.32]])
+HOSTILE = '<script>alert("1")</script>&amp;\udcff.png'
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Page(HTMLParser):
+    """A parsed page: its elements in order, its visible text, and its sections by heading.
+
+    Raises:
+        AssertionError: an element is closed that was not open.
+    """
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.text, self.addresses, self.open = [], [], [], []
+        self.sections = {}
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.elements.append((tag, attrs))
+        self.addresses += [attrs[name] for name in ("src", "href", "xlink:href", "srcset", "action") if name in attrs]
+        if tag == "section":
+            self.sections[attrs["aria-labelledby"]] = dict(images=[], text=[])
+        if tag == "img":
+            self.section()["images"].append(attrs)
+        if tag not in VOID:
+            self.open.append((tag, attrs.get("aria-labelledby")))
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.section():
+            self.section()["text"].append(data)
+
+    def section(self):
+        names = [name for tag, name in self.open if tag == "section"]
+        return self.sections[names[-1]] if names else None
+
+    def texts(self, section):
+        return " ".join(" ".join(self.sections[section]["text"]).split()).replace(chr(0xD7), "x")  # the sign of sizes
+
+    def pictures(self, section):
+        """The pictures of a section by their alternative text, `(h, w, 3)` uint8."""
+        return {image["alt"]: decode(image["src"]) for image in self.sections[section]["images"]}
+
+
+def decode(address):
+    kind, data = address.split(";base64,")
+    assert kind in ("data:image/png", "data:image/jpeg")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On images as small as these, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def train(folder, **settings):
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (19, 22, 3), dtype=np.uint8) for _ in range(NUM_IMAGES)]
+    quick = dict(
+        niter=ITERATIONS, Gsteps=1, Dsteps=1, min_size=15, max_size=22, nfc=4, lr_g=5e-3, threads=1, precision="float32"
+    )
+    return hta.train(images, hta.default_config(**quick | settings), folder=folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A trained model with its run folder; only to be read."""
+    return train(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def write(model, tmp_path):
+    """Writes the model's page, with parts replaced, into a folder with the run's losses."""
+
+    def write_page(name="run", **parts):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        if not (folder / "metrics.csv").exists():
+            (folder / "metrics.csv").write_bytes((model.folder.path / "metrics.csv").read_bytes())
+        given = dict(
+            record=model.record, pyramid=model.pyramid, images=model.training_images, vote_shares=SHARES, seed=7
+        )
+        return write_train_page(folder, **given | parts)
+
+    return write_page
+
+
+def test_it_is_one_file_that_fetches_nothing(write):
+    path = write()
+    assert path.name == "train.html"
+    assert [file.name for file in path.parent.iterdir() if file != path] == ["metrics.csv"]
+    page = Page(path)
+    assert page.addresses
+    assert [address for address in page.addresses if not address.startswith(("data:image/", "#"))] == []
+    tags = {tag for tag, _ in page.elements}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    (policy,) = (attrs["content"] for tag, attrs in page.elements if attrs.get("http-equiv"))
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    styles = path.read_text(encoding="utf-8")
+    assert "@import" not in styles
+    assert {part[:1] for part in styles.split("url(")[1:]} <= {"#"}  # clip paths of the curves
+
+
+def test_what_cannot_be_seen_is_named_and_headings_and_labels_fit(write):
+    page = Page(write())
+    identities = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(identities) == len(set(identities))
+    labels = [attrs["aria-labelledby"] for _, attrs in page.elements if "aria-labelledby" in attrs]
+    assert set(labels) <= set(identities)
+    assert all(attrs["alt"] for tag, attrs in page.elements if tag == "img")
+    assert [tag for tag, _ in page.elements if tag in ("h1", "h2", "h3")] == ["h1", *["h2"] * 4, *["h3"] * SCALES]
+    # What scrolls can be reached with the keyboard.
+    assert all(
+        attrs.get("tabindex") == "0"
+        for tag, attrs in page.elements
+        if tag == "pre" or "curves" in attrs.get("class", "").split()
+    )
+
+
+def test_every_scale_has_its_curves_its_figures_and_its_pictures(write, model):
+    page = Page(write())
+    panels = [attrs["id"] for tag, attrs in page.elements if tag == "g" and attrs.get("id", "").startswith("axes_")]
+    assert panels == [f"axes_{number}" for number in range(1, 2 * SCALES + 1)]  # cross-entropies above, errors below
+    assert len(page.sections["images"]["images"]) == NUM_IMAGES
+    assert len(page.sections["losses"]["images"]) == 0
+    for n, (height, width) in enumerate(model.pyramid.plan.sizes):
+        text = page.texts(f"scale-{n}")
+        assert text.startswith(f"Scale {n}: {width} x {height} px")
+        assert f"{SHARES[:, n].mean():.3f} (chance {CHANCE:.3f})" in text
+        assert ("near chance" in text) == (n == 2)  # 0.31 lies below 1.5 times chance, 0.55 above
+        low, high = sorted(f"{value:.3g}" for value in model.pyramid.scales[n].noise_amp.tolist())
+        assert ("noise amplitude 1 " if n == 0 else f"noise amplitude {low} to {high} ") in text
+        names = ["training image 1", "reconstruction 1", "training image 2", "reconstruction 2"]
+        names += [f"sample {i}" for i in range(1, 5)]
+        assert list(page.pictures(f"scale-{n}")) == [f"{name}, scale {n}" for name in names]
+
+
+def test_pictures_are_the_models_pixel_by_pixel(write, model):
+    page, pyramid = Page(write()), model.pyramid
+    sizes = pyramid.plan.sizes
+    levels = image_pyramid(model.training_images, sizes)
+    # Sample i varies training image i modulo 2: here by hand, one at a time, from the coarsest scale on.
+    current = [None] * 4
+    for n, size in enumerate(sizes):
+        pictures = page.pictures(f"scale-{n}")
+        rebuilt = pyramid.reconstruct(n + 1)
+        for i in range(NUM_IMAGES):
+            assert np.array_equal(pictures[f"training image {i + 1}, scale {n}"], to_uint8(levels[n][i]))
+            assert np.array_equal(pictures[f"reconstruction {i + 1}, scale {n}"], to_uint8(rebuilt[i]))
+        error = (rebuilt.clamp(-1, 1) - levels[n]).square().mean().sqrt()
+        assert f"{error:.3f} RMSE" in page.texts(f"scale-{n}")
+        for i in range(4):
+            image = torch.tensor([i % NUM_IMAGES])
+            noise = fresh_noise(n, 1, size, seeded_generator(7, "sample", i, n))
+            amplitude = pyramid.scales[n].noise_amp[image].view(1, 1, 1, 1)
+            with torch.no_grad():
+                below = pyramid.upsample(current[i], size, 1)
+                current[i] = pyramid.scales[n].generator(amplitude * noise, below, image)
+            difference = pictures[f"sample {i + 1}, scale {n}"].astype(int) - to_uint8(current[i])[0]
+            assert np.abs(difference).max() <= 1  # alone or in a batch: a tie may be rounded to the other side
+    assert np.array_equal(page.pictures("images")["training image 2"], to_uint8(model.training_images)[1])
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with headless_chromium() as driver:
+        yield driver
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_browser_shows_it_from_disk_without_an_error_and_none_of_it_lies_beside_the_window(
+    write, model, chromium, width
+):
+    record = replace(model.record, sources=("wall_" * 40 + ".png", HOSTILE))
+    path = write(record=record)
+    resize_window(chromium, width, 900)
+    chromium.get(path.as_uri())
+    loaded = "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
+    WebDriverWait(chromium, 5).until(lambda driver: driver.execute_script(loaded))
+    assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+    assert max(right for _, right, _, _ in boxes(chromium, "body *:not(.curves *)")) <= width
+    chromium.find_element("css selector", "summary").send_keys(Keys.ENTER)
+    assert chromium.find_element("css selector", "pre").is_displayed()
+    assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+    assert_quiet_and_from_disk(chromium, path)
+
+
+@pytest.mark.parametrize(("count", "side"), [(1, 256), (2, 160), (4, 160), (5, 64)])
+def test_few_training_images_are_shown_large(count, side):
+    images = torch.rand(count, 3, 75, 300, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    row = _thumbnails([f"{i}.png" for i in range(count)], images)
+    assert row.count(f'width="{side}" height="{side // 4}"') == count
+    address = row.split('src="')[1].split('"')[0]
+    assert decode(address).shape == (side // 4, side, 3)
+
+
+def test_settings_in_short_and_in_full(write, model):
+    page = Page(write())
+    text = page.texts("settings")
+    for said in ("task defect", "transformations 4", "iterations a scale 3", "22 x 19 px, colour", "precision float32"):
+        assert said in text
+    full = text[text.index("{") :]
+    record = model.record.config.to_dict()
+    assert json.loads(full) == {"model": record["model"], "training": record["training"]}
+
+
+def test_same_seed_same_bytes_and_no_draw_from_the_global_stream(write):
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    first = write().read_bytes()
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(4)
+    assert write().read_bytes() == first
+    one, other = Page(write()), Page(write(seed=8))
+    for n in range(SCALES):
+        before, after = one.pictures(f"scale-{n}"), other.pictures(f"scale-{n}")
+        unlike = [name for name in before if not np.array_equal(before[name], after[name])]
+        assert unlike == [f"sample {i}, scale {n}" for i in range(1, 5)]
+
+
+def test_names_are_text_and_never_markup(write, model):
+    record = replace(model.record, sources=(HOSTILE, "'\"><img src=x>"), hta_version="<i>0</i>")
+    path = write(name='a"<b>&', record=record)
+    page = Page(path)
+    assert not {tag for tag, _ in page.elements} & {"script", "b"}
+    assert sum(tag == "i" for tag, _ in page.elements) == SCALES  # the marks of the bars
+    assert len([tag for tag, _ in page.elements if tag == "img"]) == NUM_IMAGES + SCALES * (2 * NUM_IMAGES + 4)
+    assert '<script>alert("1")</script>&amp;?.png' in page.texts("images")
+    assert "'\"><img src=x>" in page.texts("images")
+    assert 'a"<b>&' in page.text
+    assert 'a"<b>&: training' in page.text
+
+
+def test_one_image_needs_no_numbers(write, model, tmp_path):
+    images, record = model.training_images[:1], replace(model.record, sources=("wall.png",))
+    alone = train_pyramid(images, record, model.runtime)
+    page = Page(write(record=record, pyramid=alone, images=images, vote_shares=SHARES[:1]))
+    names = ["training image", "reconstruction", *(f"sample {i}" for i in range(1, 5))]
+    assert list(page.pictures("scale-1")) == [f"{name}, scale 1" for name in names]
+    assert page.texts("images") == "Trained on wall.png"
+
+
+def test_a_run_that_was_stopped_gives_the_same_page(write, model, tmp_path):
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    plan, config = model.pyramid.plan, model.record.config.model
+    rows = read_losses(model.folder.path / "metrics.csv")
+    assert [row[:2] for row in rows] == [(n, i) for n in range(SCALES) for i in range(ITERATIONS)]
+    for first, last in ((0, 4), (4, len(rows))):
+        journal = Journal(plan, config, ITERATIONS, folder)
+        journal.resume(*rows[first][:2])
+        for row in rows[first:last]:
+            journal.begin_scale(row[0], row[1])
+            journal.record(row[0], row[1], IterationLosses(*row[2:]))
+            journal.end_scale()
+        journal.save()
+    whole = write(name="whole").read_text()
+    assert write(name="stopped").read_text().replace("stopped", "whole") == whole
+
+
+def test_long_runs_of_many_large_images_stay_below_three_megabytes(write, model):
+    num_images, iterations = 26, 5000
+    config = replace(model.record.config.model, min_size=25, max_size=300, scale_factor=0.7, nfc=1)
+    record = replace(
+        model.record,
+        config=replace(
+            model.record.config, model=config, training=replace(model.record.config.training, niter=iterations)
+        ),
+        sources=tuple(f"{i}.png" for i in range(num_images)),
+        image_size=(225, 300),
+    )
+    pyramid = type(model.pyramid).planned(config, (225, 300), num_images, model.runtime.device, torch.float32)
+    scales = pyramid.plan.num_scales
+    assert scales > 6
+    for n in range(scales):
+        pyramid.scales.append(pyramid.new_scale(n, torch.Generator().manual_seed(n)))
+        pyramid.scales[n].freeze()
+    # Noise is what packs worst.
+    images = torch.rand(num_images, 3, *pyramid.plan.working_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    folder = write(name="long").parent
+    losses = np.random.default_rng(0).uniform(0.1, 2, (scales, iterations, 4))
+    lines = [
+        f"{n},{i}," + ",".join(f"{loss:.6g}" for loss in losses[n, i]) for n in range(scales) for i in range(iterations)
+    ]
+    (folder / "metrics.csv").write_text("\n".join(["scale,iteration,a,b,c,d", *lines]) + "\n")
+    shares = np.full((num_images, scales), 0.5)
+    path = write(name="long", record=record, pyramid=pyramid, images=images, vote_shares=shares)
+    assert path.stat().st_size < 3_000_000
+    page = Page(path)
+    assert "A point is the mean of 17 iterations on average." in page.texts("losses")  # 5,000 / 300
+    assert len(page.sections["images"]["images"]) == 24
+    assert "and 2 more" in page.texts("images")
+    for n, (height, width) in enumerate(pyramid.plan.sizes):
+        pictures = page.pictures(f"scale-{n}")
+        assert len(pictures) == 2 * 4 + 4
+        for picture in pictures.values():
+            assert max(picture.shape) <= 192
+            assert picture.shape[1] / picture.shape[0] == pytest.approx(width / height, rel=0.03)
+
+
+@pytest.mark.parametrize("text", ["scale,iteration\n0,0,1,1,1,x\n", "scale,iteration\n0,0,1\n", "\n\n"])
+def test_damaged_losses_are_named(write, text):
+    folder = write(name="damaged").parent
+    page = (folder / "train.html").read_bytes()
+    (folder / "metrics.csv").write_text(text)
+    with pytest.raises(UserError, match=r"metrics\.csv: cannot be read"):
+        write(name="damaged")
+    assert (folder / "train.html").read_bytes() == page
+
+
+def test_missing_losses_leave_the_curves_empty(model, tmp_path):
+    path = write_train_page(tmp_path, model.record, model.pyramid, model.training_images, SHARES, 0)
+    assert list(tmp_path.iterdir()) == [path]
+    assert [len(Page(path).pictures(f"scale-{n}")) for n in range(3)] == [2 * NUM_IMAGES + 4] * 3
+
+
+def test_the_run_folder_of_a_model_holds_it_and_gives_it_up_with_the_rest(model, tmp_path):
+    folder = tmp_path / "kept"
+    own = train(folder, niter=1)
+    path = write_train_page(folder, own.record, own.pyramid, own.training_images, own.training_vote_shares(), 0)
+    assert RunFolder(folder).finished
+    images = [np.zeros((19, 22, 3), np.uint8)]
+    hta.train(images, own.record.config, folder=folder, overwrite=True)
+    assert not path.exists()

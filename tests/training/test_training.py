@@ -1,0 +1,491 @@
+"""The training of one scale: what it does in an iteration, what it keeps constant, where it starts from."""
+
+from dataclasses import astuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hta.config import Config, ModelConfig, TrainingConfig
+from hta.errors import RunError
+from hta.models.pyramid import Pyramid
+from hta.models.storage import RunRecord
+from hta.runtime import Runtime
+from hta.training.scale import ScaleTrainer
+from hta.training.trainer import train_pyramid
+from tests import oracle
+from tests.helpers import copy_parameters
+
+CPU = torch.device("cpu")
+SIZE = (16, 19)  # of the working image; --min_size 13 makes it two or three scales
+EXACT = dict(rtol=0, atol=1e-9)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On images as small as these, threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class DoublePyramid(Pyramid):
+    """A pyramid whose networks are float64, so that rounding hides nothing."""
+
+    def new_scale(self, n, generator):
+        scale = super().new_scale(n, generator)
+        scale.generator.double()
+        scale.discriminator.double()
+        scale.fixed_noise, scale.noise_amp = scale.fixed_noise.double(), scale.noise_amp.double()
+        return scale
+
+
+def make_pyramid(num_images=2, num_transforms=4, double=False, nfc=4, scale_factor=0.9, min_size=13):
+    cls, dtype = (DoublePyramid, torch.float64) if double else (Pyramid, torch.float32)
+    config = ModelConfig(
+        num_transforms=num_transforms, min_size=min_size, max_size=max(SIZE), scale_factor=scale_factor, nfc=nfc
+    )
+    return cls.planned(config, SIZE, num_images, CPU, dtype)
+
+
+def images_for(pyramid, n, seed=1):
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.rand(pyramid.num_images, 3, *pyramid.plan.sizes[n], generator=draw, dtype=torch.float64) * 2 - 1
+    return images.to(pyramid.dtype)
+
+
+def add_scales(pyramid, count):
+    """Freeze scales with weights and statistics that say something, untrained as they are."""
+    for n in range(count):
+        scale = pyramid.new_scale(n, torch.Generator().manual_seed(n))
+        for seed, (network, inputs) in enumerate(((scale.generator, 4), (scale.discriminator, 3))):
+            outputs = network.body.tail.out_channels
+            copy_parameters(
+                oracle.random_parameters(inputs, pyramid.plan.widths[n], outputs, seed=10 * n + seed), network
+            )
+        scale.freeze()
+        scale.noise_amp.copy_(torch.linspace(0.3, 0.7, pyramid.num_images))
+        pyramid.scales.append(scale)
+    return pyramid
+
+
+def state_of(scale):
+    networks = (scale.generator, scale.discriminator)
+    tensors = {
+        f"{i}.{name}": value for i, network in enumerate(networks) for name, value in network.state_dict().items()
+    }
+    return {name: value.clone() for name, value in tensors.items()} | {
+        "fixed_noise": scale.fixed_noise.clone(),
+        "noise_amp": scale.noise_amp.clone(),
+    }
+
+
+def assert_same_state(before, after):
+    assert set(before) == set(after)
+    for name, value in before.items():
+        assert torch.equal(value, after[name]), name
+
+
+# ------------------------------------------------------------------ one whole iteration against the explicit way
+
+
+def oracle_parameters(network):
+    """Copies of a network's parameters as the oracle takes them: leaves that gather gradients."""
+    params = [
+        {
+            "weight": block.conv.weight.detach().clone().requires_grad_(),
+            "bias": block.conv.bias.detach().clone().requires_grad_(),
+            "gamma": block.norm.weight.detach().clone().requires_grad_(),
+            "beta": block.norm.bias.detach().clone().requires_grad_(),
+            "running_mean": block.norm.running_mean.clone(),
+            "running_var": block.norm.running_var.clone(),
+        }
+        for block in network.body.blocks
+    ]
+    tail = network.body.tail
+    params.append({key: getattr(tail, key).detach().clone().requires_grad_() for key in ("weight", "bias")})
+    running = [{key: block[key] for key in ("running_mean", "running_var")} for block in params[:-1]]
+    return params, running
+
+
+def leaves_of(params):
+    return [value for block in params for value in block.values() if value.requires_grad]
+
+
+def upsampled(image, size):
+    return torch.from_numpy(oracle.resize_image(image.detach().numpy(), size))
+
+
+class ExplicitScale:
+    """SPEC sections 4 and 5 written out: an iteration of scale n with every transformed image stacked, plain Adam."""
+
+    def __init__(self, trainer: ScaleTrainer, frozen, images: Tensor):
+        self.n, self.size, self.images = trainer.n, trainer.size, images
+        self.frozen = frozen  # (generator's parameters, fixed noise, amplitudes, size) of every coarser scale
+        self.t_list = oracle.transformation_list(trainer.pyramid.config.num_transforms)
+        self.index = torch.arange(len(images))
+        self.g, self.g_running = oracle_parameters(trainer.scale.generator)
+        self.d, self.d_running = oracle_parameters(trainer.scale.discriminator)
+        self.fixed = trainer.scale.fixed_noise.clone()
+        self.stream = torch.Generator()
+        self.stream.set_state(trainer.noise_stream.get_state())
+        betas = (0.5, 0.999)
+        self.adam_g = torch.optim.Adam(leaves_of(self.g), lr=5e-4, betas=betas)
+        self.adam_d = torch.optim.Adam(leaves_of(self.d), lr=5e-4, betas=betas)
+        self.rebuilt = torch.zeros_like(images)
+        self.amplitude = torch.ones(len(images), dtype=images.dtype)
+        if self.n:
+            image = self.draw(lambda n, size: self.frozen[n][1].expand(len(images), 3, *size))
+            self.rebuilt = upsampled(image, self.size)
+            self.amplitude = 0.1 * (images - self.rebuilt).abs().mean(dim=(1, 2, 3))
+
+    def draw(self, noise):
+        """A picture of the frozen scales."""
+        image = None
+        for n, (params, _, amplitude, size) in enumerate(self.frozen):
+            before = torch.zeros_like(self.images[..., :1, :1]).expand(-1, -1, *size)
+            before = before if image is None else upsampled(image, size)
+            image = oracle.generator(params, amplitude[:, None, None, None] * noise(n, size), before, self.index, False)
+        return image
+
+    def fresh(self, n, size):
+        count = len(self.images)
+        return torch.randn(count, 1 if n == 0 else 3, *size, generator=self.stream).double().expand(-1, 3, -1, -1)
+
+    def generate(self, noise, below):
+        return oracle.generator(self.g, noise, below, self.index, True, self.g_running)
+
+    def iterate(self):
+        """The losses of the six steps: D's [real, fake] three times, then G's [adversarial, reconstruction]."""
+        amplitude = self.amplitude[:, None, None, None]
+        noise = amplitude * self.fresh(self.n, self.size)
+        d_losses, g_losses = [], []
+        for _ in range(3):
+            below = upsampled(self.draw(self.fresh), self.size) if self.n else torch.zeros_like(self.images)
+            fake = self.generate(noise, below).detach()
+            self.adam_d.zero_grad()
+            real_loss = oracle.real_loss(self.d, self.images, self.t_list, self.d_running)
+            fake_loss = oracle.fake_loss(self.d, fake, self.t_list, self.d_running)
+            (real_loss + fake_loss).backward()
+            self.adam_d.step()
+            d_losses.append([real_loss.item(), fake_loss.item()])
+        for _ in range(3):
+            self.adam_g.zero_grad()
+            adversarial = oracle.real_loss(self.d, self.generate(noise, below), self.t_list, self.d_running)
+            rebuilt = self.generate(amplitude * self.fixed.expand_as(self.images), self.rebuilt)
+            reconstruction = F.mse_loss(rebuilt, self.images)
+            (adversarial + 100 * reconstruction).backward()
+            self.adam_g.step()
+            g_losses.append([adversarial.item(), reconstruction.item()])
+        return torch.tensor(d_losses).mean(dim=0).tolist() + torch.tensor(g_losses).mean(dim=0).tolist()
+
+
+@pytest.mark.parametrize(("num_transforms", "num_images"), [(4, 2), (42, 1), (54, 2)])
+@pytest.mark.parametrize("n", [0, 1])
+def test_iterations_equal_the_explicit_way(n, num_transforms, num_images):
+    pyramid = add_scales(make_pyramid(num_images, num_transforms, double=True), n)
+    images = images_for(pyramid, n)
+    trainer = ScaleTrainer(pyramid, images, TrainingConfig(niter=2))
+    frozen = [
+        (oracle_parameters(scale.generator)[0], scale.fixed_noise, scale.noise_amp, size)
+        for scale, size in zip(pyramid.scales, pyramid.plan.sizes, strict=False)
+    ]
+    explicit = ExplicitScale(trainer, frozen, images)
+    torch.testing.assert_close(trainer.scale.noise_amp, explicit.amplitude, **EXACT)
+    start = state_of(trainer.scale)
+
+    for losses in trainer.run():
+        torch.testing.assert_close(torch.tensor(astuple(losses)), torch.tensor(explicit.iterate()), rtol=0, atol=1e-6)
+
+    for network, params, running in (
+        (trainer.scale.generator, explicit.g, explicit.g_running),
+        (trainer.scale.discriminator, explicit.d, explicit.d_running),
+    ):
+        mine, _ = oracle_parameters(network)
+        for value, wanted in zip(leaves_of(mine), leaves_of(params), strict=True):
+            torch.testing.assert_close(value, wanted, rtol=0, atol=1e-7)
+        for block, statistics in zip(mine, running, strict=False):
+            for key, wanted in statistics.items():
+                torch.testing.assert_close(block[key], wanted, rtol=0, atol=1e-7)
+    # Twelve steps of 5e-4: the weights have moved by far more than the tolerance.
+    moved = (trainer.scale.generator.body.tail.weight - start["0.body.tail.weight"]).abs()
+    assert moved.median() > 1e-4
+
+
+# ------------------------------------------------------------------------------------------------- the behaviour
+
+
+class Spy(ScaleTrainer):
+    """Writes down what its parts are given."""
+
+    def __init__(self, *args):
+        self.calls = []
+        super().__init__(*args)
+        self.scale.generator.register_forward_pre_hook(lambda _, args: self.calls.append(("G", args)))
+        self.scale.discriminator.register_forward_pre_hook(lambda _, args: self.calls.append(("D", args)))
+
+    def _draw_noise(self):
+        self.calls.append(("noise", super()._draw_noise()))
+        return self.calls[-1][1]
+
+    def _draw_image_below(self):
+        self.calls.append(("below", super()._draw_image_below()))
+        return self.calls[-1][1]
+
+    def _step_generator(self, noise, below):
+        self.calls.append(("G step", (noise, below)))
+        return super()._step_generator(noise, below)
+
+    def named(self, name):
+        return [value for called, value in self.calls if called == name]
+
+
+def spied_iteration(n, **settings):
+    pyramid = add_scales(make_pyramid(**settings), n)
+    spy = Spy(pyramid, images_for(pyramid, n), TrainingConfig(niter=1))
+    list(spy.run())
+    return spy
+
+
+def test_the_image_below_is_drawn_for_every_d_step_and_noise_once():
+    spy = spied_iteration(2)
+    (noise,), below = spy.named("noise"), spy.named("below")
+    assert len(below) == 3
+    assert not torch.equal(below[0], below[1])
+    assert not torch.equal(below[1], below[2])
+    steps = spy.named("G step")
+    assert len(steps) == 3
+    assert all(step[0] is noise and step[1] is below[-1] for step in steps)
+    fakes = spy.named("G")[:3]
+    assert all(args[0] is noise and args[1] is image for args, image in zip(fakes, below, strict=True))
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_fixed_noise_is_shared_by_images_and_channels_fresh_noise_is_not(n):
+    spy = spied_iteration(n)
+    assert spy.scale.fixed_noise.shape == (1, 1, *spy.size)
+    generated = spy.named("G")
+    assert len(generated) == 3 + 2 * 3
+    amplitude = spy.scale.noise_amp
+    for noise, previous, index, _ in generated[4::2]:  # every second call of the G steps rebuilds
+        unit = noise / amplitude[:, None, None, None]
+        torch.testing.assert_close(unit, spy.scale.fixed_noise.expand_as(unit))
+        assert previous is spy.rebuilt_below
+        assert index.tolist() == [0, 1]
+    fresh = spy.named("noise")[0] / amplitude[:, None, None, None]
+    assert not torch.allclose(fresh[0], fresh[1])
+    assert torch.allclose(fresh[:, 0], fresh[:, 1]) == (n == 0)
+    assert 0.8 < fresh.std() < 1.2
+
+
+def test_the_coarsest_scale_stands_on_nothing():
+    spy = spied_iteration(0)
+    assert all(not image.any() for image in spy.named("below"))
+    assert not spy.rebuilt_below.any()
+
+
+def test_the_discriminator_sees_three_channels_and_no_index():
+    spy = spied_iteration(1)
+    assert len(spy.named("D")) == 3 * 2 + 3
+    for batches, _ in spy.named("D"):
+        assert {batch.shape[1] for batch in batches} == {3}
+    assert spy.scale.discriminator.body.blocks[0].conv.in_channels == 3
+    assert spy.scale.generator.body.blocks[0].conv.in_channels == 4
+
+
+def test_the_noise_amplitude_is_a_tenth_of_the_mean_residual_of_each_image():
+    pyramid = add_scales(make_pyramid(3), 1)
+    images = images_for(pyramid, 1)
+    images[1] *= 0.1
+    trainer = ScaleTrainer(pyramid, images, TrainingConfig(niter=1))
+    rebuilt = upsampled(pyramid.reconstruct(), pyramid.plan.sizes[1])
+    by_hand = [
+        0.1 * float((image - below).abs().sum()) / image.numel() for image, below in zip(images, rebuilt, strict=True)
+    ]
+    torch.testing.assert_close(trainer.scale.noise_amp, torch.tensor(by_hand), rtol=1e-4, atol=0)
+    assert len(set(by_hand)) == 3
+    doubled = ScaleTrainer(pyramid, images, TrainingConfig(niter=1, noise_amp=0.2))
+    torch.testing.assert_close(doubled.scale.noise_amp, 2 * trainer.scale.noise_amp)
+
+
+def test_the_amplitude_of_the_coarsest_scale_is_one():
+    pyramid = make_pyramid(3)
+    assert ScaleTrainer(pyramid, images_for(pyramid, 0), TrainingConfig(niter=1)).scale.noise_amp.tolist() == [1, 1, 1]
+
+
+def test_learning_rates_drop_after_their_milestones():
+    pyramid = make_pyramid()
+    config = TrainingConfig(niter=5, milestone_d=2, milestone_g=3, lr_d=1e-3, lr_g=2e-3, gamma=0.1)
+    trainer = ScaleTrainer(pyramid, images_for(pyramid, 0), config)
+    rates = []
+    for _ in trainer.run():
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in (trainer.optimizer_d, trainer.optimizer_g)])
+    assert [rate[0] for rate in rates] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-4])
+    assert [rate[1] for rate in rates] == pytest.approx([2e-3, 2e-3, 2e-3, 2e-4, 2e-4])
+    betas = {optimizer.param_groups[0]["betas"] for optimizer in (trainer.optimizer_d, trainer.optimizer_g)}
+    assert betas == {(0.5, 0.999)}
+
+
+def test_frozen_scales_do_not_change():
+    pyramid = add_scales(make_pyramid(), 2)
+    before = [state_of(scale) for scale in pyramid.scales]
+    list(ScaleTrainer(pyramid, images_for(pyramid, 2), TrainingConfig(niter=2)).run())
+    for scale, kept in zip(pyramid.scales, before, strict=True):
+        assert_same_state(kept, state_of(scale))
+        assert not scale.generator.training
+        assert not scale.discriminator.training
+        assert not any(p.requires_grad for net in (scale.generator, scale.discriminator) for p in net.parameters())
+
+
+def test_a_scale_starts_from_the_one_before_where_the_widths_match():
+    pyramid = add_scales(make_pyramid(scale_factor=0.95), 4)
+    assert pyramid.plan.widths[:5] == (4, 4, 4, 4, 8)
+    pyramid.scales.pop()
+    warm = ScaleTrainer(pyramid, images_for(pyramid, 3), TrainingConfig(niter=1))
+    before, after = state_of(pyramid.scales[2]), state_of(warm.scale)
+    for name in before.keys() - {"fixed_noise", "noise_amp"}:
+        assert torch.equal(before[name], after[name]), name
+    assert after["fixed_noise"].shape != before["fixed_noise"].shape
+    # A copy: training it leaves the frozen scale alone, and optimisers start afresh.
+    assert not warm.optimizer_g.state
+    assert all(p.requires_grad for p in warm.scale.generator.parameters())
+    assert warm.scale.generator.training
+
+
+def test_a_scale_of_another_width_starts_from_drawn_weights():
+    pyramid = add_scales(make_pyramid(scale_factor=0.95, nfc=32), 4)
+    cold = ScaleTrainer(pyramid, images_for(pyramid, 4), TrainingConfig(niter=1))
+    assert pyramid.plan.widths[3:5] == (32, 64)
+    for network in (cold.scale.generator, cold.scale.discriminator):
+        for block in network.body.blocks:
+            assert block.conv.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert abs(block.conv.weight.mean().item()) < 2e-3
+            assert block.norm.weight.mean().item() == pytest.approx(1, abs=0.02)
+            assert block.norm.weight.std().item() == pytest.approx(0.02, rel=0.5)
+            assert not block.norm.bias.any()
+            assert not block.norm.running_mean.any()
+            assert (block.norm.running_var == 1).all()
+            fan_in = block.conv.weight[0].numel()
+            assert 0.8 * fan_in**-0.5 < block.conv.bias.abs().max() <= fan_in**-0.5
+
+
+@pytest.mark.parametrize("num_transforms", [54, 42, 4])
+def test_every_parameter_gets_a_finite_gradient(num_transforms):
+    pyramid = make_pyramid(num_transforms=num_transforms)
+    trainer = ScaleTrainer(pyramid, images_for(pyramid, 0), TrainingConfig(niter=1))
+    list(trainer.run())
+    for network in (trainer.scale.generator, trainer.scale.discriminator):
+        for name, parameter in network.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            # A bias before batch norm cancels in it; everything else learns.
+            assert parameter.grad.any() != name.endswith("conv.bias"), name
+            assert parameter.isfinite().all(), name
+
+
+def test_losses_of_the_first_iteration_stand_near_chance():
+    pyramid = make_pyramid(num_transforms=54)
+    (losses,) = ScaleTrainer(pyramid, images_for(pyramid, 0), TrainingConfig(niter=1, lr_d=1e-9, lr_g=1e-9)).run()
+    log_of_classes = torch.tensor(55.0).log().item()
+    for value in (losses.d_real, losses.d_fake, losses.g_adversarial):
+        assert value == pytest.approx(log_of_classes, rel=0.1)
+    # G starts near zero, so the reconstruction's error is the power of the image: 1/3 for uniform values in [-1, 1].
+    assert losses.g_reconstruction == pytest.approx(1 / 3, rel=0.2)
+
+
+def test_training_learns():
+    pyramid = make_pyramid()
+    config = TrainingConfig(niter=40, lr_d=5e-3, lr_g=5e-3)
+    losses = list(ScaleTrainer(pyramid, images_for(pyramid, 0), config).run())
+    assert losses[-1].g_reconstruction < 0.5 * losses[0].g_reconstruction
+    assert losses[-1].d_real < 0.9 * losses[0].d_real
+
+
+def test_a_loss_that_is_not_finite_ends_the_scale_by_name():
+    pyramid = make_pyramid()
+    trainer = ScaleTrainer(pyramid, images_for(pyramid, 0), TrainingConfig(niter=5, lr_d=1e30))
+    with pytest.raises(RunError, match=r"^scale 0, iteration \d: .*--lr_g and --lr_d"):
+        list(trainer.run())
+
+
+def train_in_memory(seed, num_images=2):
+    model = ModelConfig(min_size=13, max_size=max(SIZE), scale_factor=0.9, nfc=4)
+    config = Config(model, TrainingConfig(niter=2, manualSeed=seed)).resolved(is_gray=False)
+    record = RunRecord(config, ("a.png", "b.png")[:num_images], SIZE, False)
+    images = torch.rand(num_images, 3, *SIZE, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    return train_pyramid(images, record, Runtime(CPU, torch.float32))
+
+
+def test_a_whole_pyramid_in_memory():
+    pyramid = train_in_memory(seed=0)
+    assert len(pyramid.scales) == pyramid.plan.num_scales > 2
+    assert pyramid.reconstruct().shape == (2, 3, *SIZE)
+    assert pyramid.reconstruct().isfinite().all()
+    assert not any(p.requires_grad for scale in pyramid.scales for p in scale.generator.parameters())
+
+
+def test_the_seed_alone_decides():
+    one, same, other = train_in_memory(0), train_in_memory(0), train_in_memory(1)
+    for scale, twin, stranger in zip(one.scales, same.scales, other.scales, strict=True):
+        assert_same_state(state_of(scale), state_of(twin))
+        assert not torch.equal(scale.fixed_noise, stranger.fixed_noise)
+        weights = [s.generator.body.tail.weight for s in (scale, stranger)]
+        assert not torch.equal(*weights)
+
+
+# ------------------------------------------------------------------------------------------- going on from a state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_restored_state_goes_on_as_if_nothing_had_happened(dtype):
+    def trainer():
+        pyramid = add_scales(make_pyramid(nfc=8), 1)
+        pyramid.dtype = dtype
+        config = TrainingConfig(niter=6, milestone_d=3, milestone_g=4)
+        return ScaleTrainer(pyramid, images_for(pyramid, 1), config)
+
+    whole = trainer()
+    whole_losses = list(whole.run())
+    first = trainer()
+    steps = first.run()
+    losses = [next(steps) for _ in range(2)]
+    # Files hold plain, contiguous tensors.
+    kept = {name: value.detach().clone().contiguous() for name, value in first.state().items()}
+    second = trainer()
+    second.restore(kept, 2, "checkpoint")
+    losses += list(second.run())
+    assert losses == whole_losses
+    assert_same_state(state_of(whole.scale), state_of(second.scale))
+
+
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_frozen_networks_do_on_the_training_images_what_they_did_in_training(num_images):
+    pyramid = add_scales(make_pyramid(num_images, double=True), 1)
+    trainer = ScaleTrainer(pyramid, images_for(pyramid, 1), TrainingConfig(niter=3))
+    list(trainer.run())
+    in_training = [logits.detach() for logits in trainer._discriminate(trainer.real_canvases)]
+    rebuilt = trainer._reconstruct().detach()
+    scale = trainer.finish()
+    assert not scale.discriminator.training
+    # What is left of the difference is the unbiased factor of the kept variance.
+    for frozen, trained in zip(scale.discriminator(trainer.real_canvases), in_training, strict=True):
+        torch.testing.assert_close(frozen, trained, rtol=0, atol=0.05 * float(trained.std()))
+    pyramid.scales.append(scale)
+    torch.testing.assert_close(pyramid.reconstruct(), rebuilt, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("choice", "settled"),
+    [("training_images", {"0", "1"}), ("discriminators", {"1"}), ("running", set())],  # 0 is G, 1 is D
+)
+def test_which_networks_keep_the_running_averages(choice, settled):
+    pyramid = make_pyramid(1)
+    trainer = ScaleTrainer(pyramid, images_for(pyramid, 0), TrainingConfig(niter=2, batch_statistics=choice))
+    list(trainer.run())
+    before = state_of(trainer.scale)
+    after = state_of(trainer.finish())
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert {name.split(".")[0] for name in changed} == settled
+    assert all("running" in name or "num_batches" in name for name in changed)
