@@ -1,5 +1,6 @@
 """Names of files, and writing files and folders so that a reader finds the old content or the new, never a part."""
 
+import io
 import os
 import secrets
 import shutil
@@ -7,9 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from hta.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 try:
     import fcntl
@@ -45,6 +49,21 @@ def write_atomically(path: Path, data: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_figure(figure: "Figure", path: Path) -> None:
+    """Write a matplotlib figure as PNG at its own resolution; the same figure gives the same bytes.
+
+    Args:
+        figure: the drawing; its `dpi` sets the resolution.
+        path: the file; an existing one is replaced.
+
+    Raises:
+        RunError: the file cannot be written; what was there before is intact.
+    """
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})  # no version of matplotlib in the file
+    write_atomically(path, picture.getvalue())
 
 
 @contextmanager

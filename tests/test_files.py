@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from hta.errors import RunError
-from hta.files import new_folder, sweep, write_atomically
+from hta.files import new_folder, sweep, write_atomically, write_figure
 
 ROOT = Path(__file__).parents[1]
 
@@ -133,3 +135,14 @@ def test_sweep_removes_files_and_folders_that_were_left(tmp_path):
     (tmp_path / "kept.part").write_text("a name of one's own")
     sweep(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept.part"]
+
+
+def test_a_figure_is_written_at_its_own_resolution_and_always_the_same(tmp_path):
+    for name in ("one.png", "two.png"):
+        figure = Figure(figsize=(2, 1), dpi=60)
+        figure.subplots().plot([0, 1])
+        write_figure(figure, tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.size == (120, 60)
+        assert "Software" not in image.info
