@@ -20,7 +20,7 @@ from tqdm import tqdm
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.scored import ScoredImage
-from hta.data.selection import BenchmarkOptions, default_model_name
+from hta.data.specs import BenchmarkOptions, default_model_name
 from hta.errors import UserError
 from hta.evaluation.differences import InputComparison
 from hta.evaluation.held_out import HeldOut, check_enough

@@ -19,7 +19,8 @@ from hta import runs
 from hta.cli import Parser, add_settings, run_command, take_settings
 from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
 from hta.data.folders import find_training_images, load_training_images, locate
-from hta.data.selection import BenchmarkOptions, default_model_name, default_task, select
+from hta.data.selection import select
+from hta.data.specs import BenchmarkOptions, default_model_name, default_task
 from hta.errors import UserError
 from hta.files import printable
 from hta.model import MODELS_DIR, Model, load

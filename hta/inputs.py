@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from hta.data.folders import LABELS_RULE, TestItem, find_good_images, find_test_images, refuse_copies
 from hta.data.scored import ScoredImage, check_readable
-from hta.data.selection import BenchmarkOptions, Selection, default_task, select, select_again
+from hta.data.selection import Selection, select, select_again
+from hta.data.specs import BenchmarkOptions, default_task
 from hta.errors import UserError
 from hta.model import Model
 from hta.settings import Checked, option

@@ -18,7 +18,8 @@ from hta.config import RuntimeConfig
 from hta.data.clahe import clahe
 from hta.data.folders import find_test_images
 from hta.data.protocol import choose_test_images, draw_training_images
-from hta.data.selection import BenchmarkOptions, load_dataset, select
+from hta.data.selection import load_dataset, select
+from hta.data.specs import BenchmarkOptions
 from hta.experiments.__main__ import main as experiments
 from hta.images import resize, to_tensor
 from hta.models.storage import RunFolder

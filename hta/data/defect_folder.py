@@ -9,10 +9,8 @@ from pathlib import Path
 
 from hta.data.folders import find_test_images
 from hta.data.image_sets import Benchmark, FileImages, images_in
-from hta.data.specs import MVTEC, MVTEC_ROTATIONS
+from hta.data.specs import DEFECTS, MVTEC, MVTEC_ROTATIONS
 from hta.errors import UserError
-
-DEFECTS = "defects"
 
 
 def load_defect_folder(data_root: Path, *, rotations: bool = True) -> Benchmark:

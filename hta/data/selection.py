@@ -7,27 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from hta.data.benchmarks import load_benchmark
-from hta.data.defect_folder import DEFECTS, load_defect_folder
+from hta.data.defect_folder import load_defect_folder
 from hta.data.image_sets import Benchmark
 from hta.data.protocol import choose_test_images, draw_training_images
-from hta.data.specs import SPECS, benchmark_spec, class_index
-from hta.errors import UserError
-from hta.settings import Checked, option
+from hta.data.specs import DEFECTS, BenchmarkOptions, is_defect_set, require_class
 
 ROTATIONS = 4
 """The number of transformations for which MVTec AD, and defects like its, have a preparation of their own."""
-
-
-@dataclass(frozen=True)
-class BenchmarkOptions(Checked):
-    """A data set of the protocol instead of images of one's own."""
-
-    dataset: str | None = option(None, f"data set of the protocol: {', '.join((*SPECS, DEFECTS))}")
-    data_root: str = option("data", "folder of its files")
-    pos_class: str | None = option(None, "the class that is normal: its name or number")
-    index_download: int = option(1, "which images of the class: k takes the k-th --num_images of them", low=1)
-    random_images_download: bool = option(False, "take the random draw of number --index_download instead")
-    download: bool = option(False, "fetch CIFAR10, MNIST or FashionMNIST into --data_root")
 
 
 @dataclass(frozen=True)
@@ -108,11 +94,6 @@ class Selection:
         return np.array([image.label for image in self.test_images(indices)])
 
 
-def is_defect_set(dataset: str) -> bool:
-    """Whether a data set's anomalies are defects, not images of another class."""
-    return dataset == DEFECTS or benchmark_spec(dataset).name == "mvtec"
-
-
 def load_dataset(
     dataset: str, data_root: str | Path, *, num_transforms: int | None = None, download: bool = False
 ) -> Benchmark:
@@ -170,36 +151,5 @@ def select_again(options: BenchmarkOptions, sources: Sequence[str], num_transfor
 
 
 def _load(options: BenchmarkOptions, num_transforms: int | None) -> Benchmark:
-    _require(options)
+    require_class(options)
     return load_dataset(options.dataset, options.data_root, num_transforms=num_transforms, download=options.download)
-
-
-def default_task(dataset: str) -> str:
-    """The task that a data set is for: "defect" or "class"."""
-    return "defect" if is_defect_set(dataset) else "class"
-
-
-def default_model_name(options: BenchmarkOptions, num_images: int) -> str:
-    """A name for the model of one run, told from the options alone, such as `fashionmnist_sandals_5shot_2`.
-
-    A class goes by the paper's spelling where the data set's classes are known beforehand, else as it is given. Random
-    draws end in `draw2` instead of `2`.
-
-    Raises:
-        UserError: An option is missing, or there is no such data set or class.
-    """
-    _require(options)
-    dataset, pos_class = options.dataset, options.pos_class
-    if dataset != DEFECTS:
-        spec = benchmark_spec(dataset)
-        dataset = spec.name
-        pos_class = spec.classes[class_index(spec, pos_class)] if spec.classes else pos_class
-    choice = f"{'draw' if options.random_images_download else ''}{options.index_download}"
-    return f"{dataset}_{pos_class}_{num_images}shot_{choice}"
-
-
-def _require(options: BenchmarkOptions) -> None:
-    """Refuse options that do not name a data set and a class."""
-    if options.dataset is None or options.pos_class is None:
-        missing = "dataset" if options.dataset is None else "pos_class"
-        raise UserError(f"--{missing} is missing: name a data set and its normal class")

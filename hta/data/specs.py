@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from hta.errors import UserError
+from hta.settings import Checked, option
 
 Geometry = Literal["squash", "fit_then_squash", "crop"]
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
@@ -133,7 +134,22 @@ FOLDER_GRAY = replace(MNIST, name="folder", title="folder", table_name="folder",
 SPECS: Mapping[str, BenchmarkSpec] = MappingProxyType(
     {spec.name: spec for spec in (CIFAR, MNIST, FASHION_MNIST, PARIS, MVTEC, FOLDER)}
 )
+DEFECTS = "defects"
+"""What `--dataset` takes for a folder of defects in MVTec's layout."""
+
 _SET_ALIASES: Mapping[str, str] = MappingProxyType({"cifar10": "cifar", "mvtecad": "mvtec"})
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions(Checked):
+    """A data set of the protocol instead of images of one's own."""
+
+    dataset: str | None = option(None, f"data set of the protocol: {', '.join((*SPECS, DEFECTS))}")
+    data_root: str = option("data", "folder of its files")
+    pos_class: str | None = option(None, "the class that is normal: its name or number")
+    index_download: int = option(1, "which images of the class: k takes the k-th --num_images of them", low=1)
+    random_images_download: bool = option(False, "take the random draw of number --index_download instead")
+    download: bool = option(False, "fetch CIFAR10, MNIST or FashionMNIST into --data_root")
 
 
 def benchmark_spec(name: str, preparation: str = "full") -> BenchmarkSpec:
@@ -177,6 +193,46 @@ def class_index(spec: BenchmarkSpec, pos_class: str | int) -> int:
         return int(pos_class)
     choices = ", ".join(spec.classes)
     raise UserError(f"--pos_class {pos_class}: {spec.title} has no such class; choose from {choices} or a label number")
+
+
+def is_defect_set(dataset: str) -> bool:
+    """Whether a data set's anomalies are defects, not images of another class."""
+    return dataset == DEFECTS or benchmark_spec(dataset).name == "mvtec"
+
+
+def default_task(dataset: str) -> str:
+    """The task that a data set is for: "defect" or "class"."""
+    return "defect" if is_defect_set(dataset) else "class"
+
+
+def default_model_name(options: BenchmarkOptions, num_images: int) -> str:
+    """A name for the model of one run, told from the options alone, such as `fashionmnist_sandals_5shot_2`.
+
+    A class goes by the paper's spelling where the data set's classes are known beforehand, else as it is given. Random
+    draws end in `draw2` instead of `2`.
+
+    Raises:
+        UserError: An option is missing, or there is no such data set or class.
+    """
+    require_class(options)
+    dataset, pos_class = options.dataset, options.pos_class
+    if dataset != DEFECTS:
+        spec = benchmark_spec(dataset)
+        dataset = spec.name
+        pos_class = spec.classes[class_index(spec, pos_class)] if spec.classes else pos_class
+    choice = f"{'draw' if options.random_images_download else ''}{options.index_download}"
+    return f"{dataset}_{pos_class}_{num_images}shot_{choice}"
+
+
+def require_class(options: BenchmarkOptions) -> None:
+    """Refuse options that do not name a data set and a class.
+
+    Raises:
+        UserError: Names what is missing.
+    """
+    if options.dataset is None or options.pos_class is None:
+        missing = "dataset" if options.dataset is None else "pos_class"
+        raise UserError(f"--{missing} is missing: name a data set and its normal class")
 
 
 def _fold(text: str) -> str:

@@ -7,8 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 from hta.config import ModelConfig, RuntimeConfig, TrainingConfig
-from hta.data.selection import ROTATIONS, is_defect_set
-from hta.data.specs import MVTEC, BenchmarkSpec, benchmark_spec
+from hta.data.selection import ROTATIONS
+from hta.data.specs import MVTEC, BenchmarkSpec, benchmark_spec, is_defect_set
 from hta.errors import UserError
 from hta.evaluation.scores import default_fraction
 from hta.experiments.paper import paper_datasets

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from hta.config import AblationConfig, Config, default_config
-from hta.data.selection import is_defect_set
+from hta.data.specs import is_defect_set
 from hta.errors import UserError
 from hta.evaluation.scores import default_fraction
 from hta.experiments.presets import METHOD_VERSION, PRESETS, VARIANTS

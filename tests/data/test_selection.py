@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hta.data.selection import BenchmarkOptions, is_defect_set, load_dataset, select
+from hta.data.selection import load_dataset, select
+from hta.data.specs import BenchmarkOptions, is_defect_set
 from hta.errors import UserError
 from tests.experiments_helpers import make_tree
 
