@@ -6,17 +6,21 @@ import logging
 import os
 import platform
 from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
 
 import torch
 
 from hta.config import RuntimeConfig
 from hta.errors import UserError
+from hta.version import __version__
 
 logger = logging.getLogger(__name__)
 
 _MALLOC_TRIM_THRESHOLD = -1
 _MALLOC_MMAP_THRESHOLD = -3
 _KEEP_BYTES = 1 << 30
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -139,3 +143,29 @@ def seeded_generator(*keys: int | str) -> torch.Generator:
     """
     digest = hashlib.sha256("/".join(map(str, keys)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def describe_machine(runtime: Runtime) -> dict[str, Any]:
+    """Processor, cores, threads, device and floating-point type, as a result records them."""
+    on_cuda = runtime.device.type == "cuda"
+    return {
+        "cpu": _cpu_model(),
+        "cores": available_cores(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(runtime.device) if on_cuda else "cpu",
+        "dtype": str(runtime.dtype).removeprefix("torch."),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of hta, Python and the packages that the numbers depend on."""
+    return {"hta": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in _PACKAGES}
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo") as stream:  # noqa: PTH123 (not a user's file)
+            names = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

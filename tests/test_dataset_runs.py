@@ -24,7 +24,7 @@ from hta.experiments.__main__ import main as experiments
 from hta.images import resize, to_tensor
 from hta.models.storage import RunFolder
 from tests.data.test_benchmarks import mvtec_class, paris_tree, write_mnist
-from tests.experiments_helpers import make_tree, records, run_arguments
+from tests.experiments.helpers import make_tree, records, run_arguments
 
 SIZES = ["--min_size", "11", "--max_size", "13", "--nfc", "3", "--niter", "1", "--Gsteps", "1", "--Dsteps", "1"]
 MACHINE = ["--threads", "1", "--not_cuda", "--precision", "float32"]

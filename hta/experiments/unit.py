@@ -22,13 +22,12 @@ from hta.evaluation.metrics import bootstrap_auroc, image_auroc
 from hta.evaluation.scores import AGGREGATES, anomaly_scores
 from hta.evaluation.thresholds import Threshold, decide, summarize_decision
 from hta.evaluation.views import view_rule
-from hta.experiments.machine import describe_machine, describe_versions
 from hta.experiments.presets import METHOD_VERSION
 from hta.experiments.spec import Pairs, RunSpec
 from hta.experiments.variants import Shares, score_images, train_variant
 from hta.models.pyramid import plan_of
 from hta.runs import TrainingSet, prepare
-from hta.runtime import set_up
+from hta.runtime import describe_machine, describe_versions, set_up
 
 FORMAT_VERSION = 1
 TARGET_FPR = 0.05

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 
 from hta.config import Config
 from hta.evaluation.scorer import Evaluator
-from hta.experiments.machine import describe_machine, describe_versions
 from hta.images import resize
 from hta.models.canvas import plan_canvases
-from hta.runtime import Runtime, resolve, set_up
+from hta.runtime import Runtime, describe_machine, describe_versions, resolve, set_up
 from hta.speed.memory import peak_memory_mib
 from hta.speed.plain import PlainProcess, Work
 from hta.speed.report import Report, Timing

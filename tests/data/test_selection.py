@@ -7,7 +7,7 @@ from PIL import Image
 from hta.data.selection import load_dataset, select
 from hta.data.specs import BenchmarkOptions, is_defect_set
 from hta.errors import UserError
-from tests.experiments_helpers import make_tree
+from tests.experiments.helpers import make_tree
 
 
 @pytest.fixture

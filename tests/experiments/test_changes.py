@@ -6,7 +6,7 @@ from scipy import stats
 from hta.experiments.__main__ import main
 from hta.experiments.changes import compare_changes
 from hta.experiments.results import ResultsFolder
-from tests.experiments_helpers import write_result
+from tests.experiments.helpers import write_result
 
 
 @pytest.fixture

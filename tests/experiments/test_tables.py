@@ -17,7 +17,7 @@ from hta.experiments.presets import METHOD_VERSION
 from hta.experiments.results import ResultsFolder
 from hta.experiments.table_text import to_csv
 from hta.experiments.tables import build_table
-from tests.experiments_helpers import write_result
+from tests.experiments.helpers import write_result
 
 
 def paper(table, name, column="Ours", dataset="fashionmnist", shots=1):

@@ -1,4 +1,4 @@
-"""What the tests of the experiments share: a tiny class-per-folder tree, tiny settings, results made by hand."""
+"""Helpers of the experiment tests: a tiny class-per-folder tree, tiny settings, results made by hand."""
 
 import json
 
