@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hta.models.blocks import ConvNormLeaky
 from hta.models.canvas import Canvas, CanvasGroup, CanvasPlan, plan_canvases
-from hta.models.discriminator import Discriminator
 from hta.models.kernels import LEAKY_SLOPE, statistics_dtype
+from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid
 from hta.models.transforms import to_grayscale
 

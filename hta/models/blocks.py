@@ -1,12 +1,13 @@
-"""Convolution, batch norm and LeakyReLU, as they work on batches of windows drawn as shared canvases.
+"""Convolution, batch norm and LeakyReLU on batches of shared canvases.
 
-In training, batch norm must see what the windows see: on a canvas, mean and variance are weighted by how many windows
-hold a position. The convolution's bias cancels in the normalisation, so it is left out of the product and enters the
-running mean alone; its gradient is zero, as it is by definition.
+In training, batch norm must use the statistics of the windows, not of the canvases: mean and variance are weighted by
+the number of windows that cover each position. The convolution's bias cancels in the normalisation, so it is left out
+of the product and only enters the running mean; its gradient is exactly zero.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,15 +15,16 @@ from torch import Tensor, nn
 
 from hta.models.kernels import LEAKY_SLOPE, Coverage, Kernels, Norm
 
-# Activations up to this size, of one layer, are kept for the backward pass; larger ones are made again.
+# A layer's activations are kept for the backward pass up to this size; larger ones are recomputed.
 _KEPT_BYTES = 64 << 20
 
 
 class _NormLeakyConv(torch.autograd.Function):
-    """Batch norm with given, differentiated weighted statistics, LeakyReLU and the next convolution, over batches.
+    """Batch norm with weighted statistics, LeakyReLU and the next convolution, applied to several batches.
 
-    Where there are many images, what lies between norm and convolution is made again in the backward pass: that costs
-    little beside the convolutions, and it halves the memory that training takes.
+    The statistics are passed in, but the backward pass differentiates through them. With many images, the activations
+    between norm and convolution are recomputed in the backward pass: this is cheap compared with the convolutions and
+    halves the memory needed for training.
     """
 
     @staticmethod
@@ -32,8 +34,7 @@ class _NormLeakyConv(torch.autograd.Function):
         kept = activations if sum(a.nbytes for a in activations) <= _KEPT_BYTES else []
         ctx.save_for_backward(mean, var, gamma, beta, weight, *batches, *kept)
         ctx.kernels, ctx.coverage, ctx.eps, ctx.num_batches = kernels, coverage, eps, len(batches)
-        kernel = _cast((weight, bias), batches[0].dtype)
-        return tuple(F.conv2d(activation, *kernel) for activation in activations)
+        return tuple(_convolve(activations, weight, bias))
 
     @staticmethod
     def backward(ctx, *grads):
@@ -49,19 +50,19 @@ class _NormLeakyConv(torch.autograd.Function):
 def _convolution_backward(
     grads: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-    """Backwards through a convolution of several batches.
+    """Backward pass of a convolution over several batches.
 
     Args:
-        grads: of its outputs.
-        inputs: channels-last.
-        weight: float32 at least, as its gradient will be.
-        wanted: whether the gradients of weight and bias are.
+        grads: gradients of its outputs.
+        inputs: channels-last tensors.
+        weight: float32 or float64; its gradient has the same type.
+        wanted: whether the gradients of weight and bias are needed.
 
     Returns:
-        Gradients of the inputs, of the weight and of the bias, None if not wanted.
+        Gradients of the inputs, of the weight and of the bias; None where not needed.
     """
     needs_weight, needs_bias = wanted
-    (kernel,) = _cast((weight,), inputs[0].dtype)
+    kernel = weight.to(inputs[0].dtype)
     parts = [
         torch.ops.aten.convolution_backward(
             grad.contiguous(memory_format=torch.channels_last), x, kernel, [len(weight)],
@@ -77,60 +78,69 @@ def _convolution_backward(
     )
 
 
-def _cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
-    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]
+def _convolve(batches: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
+    """Convolve batches of one type without padding, in that type."""
+    weight, bias = weight.to(batches[0].dtype), None if bias is None else bias.to(batches[0].dtype)
+    return [F.conv2d(batch, weight, bias) for batch in batches]
+
+
+class _Convolution(nn.Conv2d):
+    bias: Tensor
+
+
+class _BatchNorm(nn.BatchNorm2d):
+    momentum: float
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
 
 
 class ConvNormLeaky(nn.Module):
-    """Convolution without padding, batch norm, LeakyReLU(0.2), over a list of batches.
+    """Convolution without padding, batch norm and LeakyReLU(0.2), applied to a list of batches.
 
     Args:
         in_channels, out_channels: of the convolution.
         ker_size: side of its kernel, pixels.
-        kernels: what training mode computes with.
+        kernels: the implementation used in training mode.
     """
 
     def __init__(self, in_channels: int, out_channels: int, ker_size: int, kernels: Kernels):
         super().__init__()
         self.kernels = kernels
-        self.conv = nn.Conv2d(in_channels, out_channels, ker_size)
-        self.norm = nn.BatchNorm2d(out_channels)
+        self.conv = _Convolution(in_channels, out_channels, ker_size)
+        self.norm = _BatchNorm(out_channels)
 
     def convolve(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """The convolution alone, without the bias, which the norm would cancel."""
-        weight = self.conv.weight.to(batches[0].dtype)
-        return [F.conv2d(batch, weight) for batch in batches]
+        """Apply the convolution alone, without the bias, which the norm would cancel."""
+        return _convolve(batches, self.conv.weight)
 
     def activate_and_convolve(
         self, products: Sequence[Tensor], coverage: Coverage, weight: Tensor, bias: Tensor | None
     ) -> list[Tensor]:
-        """In training mode: norm, LeakyReLU, and the convolution that follows.
+        """Apply norm, LeakyReLU and the following convolution in training mode.
 
         Args:
-            products: from `convolve` or the block before, `(B, C', h, w)` each.
+            products: from `convolve` or the previous block, `(B, C', h, w)` each.
             coverage: counts of their positions.
-            weight, bias: of the convolution that follows, float32.
+            weight, bias: of the following convolution, float32.
 
         Returns:
-            One tensor a batch: the products of the next block, or the output of the body.
+            One tensor per batch: the products of the next block, or the output of the body.
         """
         with torch.no_grad():
             mean, var = self.kernels.moments(products, coverage)
             self._update_running(mean, var, coverage.total)
-        # The bias is given a gradient of exactly zero.
+        # Gives the bias a gradient of exactly zero.
         beta = self.norm.bias + 0 * self.conv.bias
         norm = (self.norm.eps, mean, var, self.norm.weight, beta)
         return list(_NormLeakyConv.apply(self.kernels, coverage, *norm, weight, bias, *products))
 
     def forward(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """Apply the frozen block to `(B, C, H, W)` channels-last tensors of one dtype."""
-        weight, bias = _cast((self.conv.weight, self.conv.bias), batches[0].dtype)
-        return [self._normalise_frozen(F.conv2d(batch, weight, bias)) for batch in batches]
-
-    def _normalise_frozen(self, product: Tensor) -> Tensor:
         norm = self.norm
-        normed = F.batch_norm(product, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-        return F.leaky_relu(normed, LEAKY_SLOPE)
+        frozen = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        products = _convolve(batches, self.conv.weight, self.conv.bias)
+        return [F.leaky_relu(F.batch_norm(product, *frozen, eps=norm.eps), LEAKY_SLOPE) for product in products]
 
     def _update_running(self, mean: Tensor, var: Tensor, total: int) -> None:
         norm = self.norm
@@ -140,7 +150,7 @@ class ConvNormLeaky(nn.Module):
 
 
 class ConvBody(nn.Module):
-    """The body that generators and discriminators share: blocks of convolutions, then a bare convolution.
+    """The layers shared by generators and discriminators: convolution blocks, then a bare convolution.
 
     Args:
         in_channels: of the input.
@@ -148,7 +158,11 @@ class ConvBody(nn.Module):
         out_channels: of the last convolution.
         ker_size: side of the kernels, pixels.
         num_layer: number of convolutions.
-        kernels: what training mode computes with.
+        kernels: the implementation used in training mode.
+
+    Attributes:
+        margin: pixels that the whole body trims from every side.
+        block_margins: pixels trimmed from every side up to and including each block.
     """
 
     def __init__(
@@ -156,13 +170,14 @@ class ConvBody(nn.Module):
     ):
         super().__init__()
         channels = [in_channels] + [width] * (num_layer - 1)
-        self.blocks = nn.ModuleList(
-            ConvNormLeaky(before, after, ker_size, kernels) for before, after in pairwise(channels)
-        )
-        self.tail = nn.Conv2d(width, out_channels, ker_size)
+        blocks = nn.ModuleList(ConvNormLeaky(before, after, ker_size, kernels) for before, after in pairwise(channels))
+        self.blocks = cast(Sequence[ConvNormLeaky], blocks)
+        self.tail = _Convolution(width, out_channels, ker_size)
+        self.margin = num_layer * (ker_size // 2)
+        self.block_margins = [depth * (ker_size // 2) for depth in range(1, num_layer)]
 
     def set_momentum(self, momentum: float) -> None:
-        """Set the weight of a new batch in the running statistics of all layers, in (0, 1]."""
+        """Set the weight of a new batch in the running statistics of all layers, a value in (0, 1]."""
         for block in self.blocks:
             block.norm.momentum = momentum
 
@@ -171,35 +186,40 @@ class ConvBody(nn.Module):
 
         Args:
             batches: `(B, C, H, W)` channels-last tensors of one dtype.
-            coverages: one a block, in training mode.
+            coverages: one per block; required in training mode.
 
         Returns:
-            One `(B, C', H - 2m, W - 2m)` tensor a batch, m the margin.
+            One `(B, C', H - 2m, W - 2m)` tensor per batch, m the margin.
+
+        Raises:
+            ValueError: training mode without coverages.
         """
         if self.training:
+            if coverages is None:
+                raise ValueError("coverages: required in training mode")
             return self._train(batches, coverages)
         for block in self.blocks:
             batches = block(batches)
-        weight, bias = _cast((self.tail.weight, self.tail.bias), batches[0].dtype)
-        return [F.conv2d(batch, weight, bias) for batch in batches]
+        return _convolve(batches, self.tail.weight, self.tail.bias)
 
     def _train(self, batches: Sequence[Tensor], coverages: Sequence[Coverage]) -> list[Tensor]:
         products = self.blocks[0].convolve(batches)
-        following = [(block.conv.weight, None) for block in self.blocks[1:]] + [(self.tail.weight, self.tail.bias)]
-        for block, coverage, (weight, bias) in zip(self.blocks, coverages, following, strict=True):
+        weights = [block.conv.weight for block in self.blocks[1:]] + [self.tail.weight]
+        biases = [None] * (len(self.blocks) - 1) + [self.tail.bias]
+        for block, coverage, weight, bias in zip(self.blocks, coverages, weights, biases, strict=True):
             products = block.activate_and_convolve(products, coverage, weight, bias)
         return products
 
 
 def init_weights(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw the weights anew (paper, section 4): convolutions N(0, 0.02), batch-norm scales N(1, 0.02), shifts 0.
+    """Initialise the weights (paper, section 4): convolutions N(0, 0.02), batch-norm scales N(1, 0.02), shifts 0.
 
     Args:
-        module: a network; its convolution biases are drawn as the framework does, uniform in +-1/sqrt(fan in).
-        generator: the source of all draws.
+        module: a network; its convolution biases are drawn as PyTorch does, uniform in +-1/sqrt(fan in).
+        generator: source of all random numbers.
     """
     for part in module.modules():
-        if isinstance(part, nn.Conv2d):
+        if isinstance(part, _Convolution):
             bound = (part.in_channels * part.kernel_size[0] * part.kernel_size[1]) ** -0.5
             nn.init.normal_(part.weight, 0.0, 0.02, generator=generator)
             nn.init.uniform_(part.bias, -bound, bound, generator=generator)

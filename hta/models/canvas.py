@@ -1,14 +1,15 @@
 """Shared canvases: every transformation of an image as a window on a few larger images.
 
-A translation that mirrors at the border is a window on a mirrored, larger image. All transformations of one grayscale,
-flip and rotation are therefore windows of one canvas, `gray(rot(mirror_pad(flip(x))))`. The discriminator has no
-padding, so on a canvas it gives exactly the logits that it gives on each window: 54 windows need 16 canvases of three
-sizes, 42 need 8. What has to be counted once a window, the loss and the batch statistics, is weighted by how many
-windows cover a position. The tests compare all of it with the explicit way, transformation by transformation.
+A translation with mirrored borders is a window on a larger, mirrored image. All transformations with the same
+grayscale, flip and rotation are therefore windows of one canvas, `gray(rot(mirror_pad(flip(x))))`. The discriminator
+does not pad, so on a canvas it yields exactly the logits that it yields on each window: 54 windows need 16 canvases of
+three sizes, 42 need 8. Quantities that count every window once, the loss and the batch statistics, are weighted by the
+number of windows that cover each position. The tests compare all of this with the plain method, which builds every
+transformed image.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -19,7 +20,7 @@ from hta.models.transforms import TRANSFORMATION_SETS, Transformation, mirror_pa
 
 @dataclass(frozen=True)
 class Window:
-    """Where one transformed image lies on its canvas.
+    """The position of one transformed image on its canvas.
 
     Attributes:
         index: class of the transformation.
@@ -34,7 +35,7 @@ class Window:
     width: int
 
     def valid(self, margin: int) -> tuple[slice, slice]:
-        """Rows and columns of the window on a feature map that has lost `margin` px on every side.
+        """Rows and columns of the window on a feature map from which `margin` px were trimmed on every side.
 
         Unpadded convolutions shift the origin by as much as they trim, so a window keeps its top left corner.
         """
@@ -44,19 +45,19 @@ class Window:
         )
 
     def turned(self, canvas_width: int) -> "Window":
-        """The window after its canvas was turned a quarter counter-clockwise."""
+        """The window after a quarter turn of its canvas, counter-clockwise."""
         return Window(self.index, canvas_width - self.left - self.width, self.top, self.width, self.height)
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """One mirrored, turned image with its windows.
+    """A mirrored and rotated image with its windows.
 
     Attributes:
-        grayscale, flip, rotation: what all its windows share.
+        grayscale, flip, rotation: common to all its windows.
         left, right, top, bottom: mirrored pixels on each side, before the rotation.
         size: (height, width) after the rotation.
-        windows: places of the transformations, after the rotation.
+        windows: positions of the transformed images, after the rotation.
     """
 
     grayscale: bool
@@ -80,19 +81,19 @@ class Canvas:
 
 @dataclass(frozen=True)
 class CanvasGroup:
-    """Canvases of one size, drawn into one batch: canvas by canvas, and image by image within a canvas."""
+    """Canvases of equal size, drawn as one batch: canvas by canvas, and image by image within a canvas."""
 
     size: tuple[int, int]
     canvases: tuple[Canvas, ...]
 
     def coverage(self, margin: int) -> Tensor:
-        """How many windows hold each position of the feature maps.
+        """Count the windows that cover each position of the feature maps.
 
         Args:
-            margin: pixels that the feature map has lost on every side.
+            margin: pixels trimmed from every side of the feature maps.
 
         Returns:
-            `(G, H - 2 margin, W - 2 margin)` float32 counts, one map a canvas.
+            `(G, H - 2 margin, W - 2 margin)` float32 counts, one map per canvas.
         """
         height, width = (side - 2 * margin for side in self.size)
         counts = torch.zeros(len(self.canvases), height, width)
@@ -120,10 +121,10 @@ class CanvasPlan:
         """Draw all canvases.
 
         Args:
-            images: `(N, 3, H, W)` of the plan's image size.
+            images: `(N, 3, H, W)`, of the plan's image size.
 
         Returns:
-            One `(G * N, 3, H', W')` channels-last batch a group, ordered canvas by canvas; differentiable.
+            One `(G * N, 3, H', W')` channels-last batch per group, ordered canvas by canvas; differentiable.
         """
         return [
             torch.cat([canvas.render(images) for canvas in group.canvases]).contiguous(
@@ -133,46 +134,38 @@ class CanvasPlan:
         ]
 
 
-def _draft(transformations: Sequence[Transformation], height: int, width: int) -> Canvas:
-    """The canvas of transformations with one grayscale, flip and rotation, not yet turned; indices are filled later."""
-    dx = [t.tx * shift_px(width) for t in transformations]
-    dy = [t.ty * shift_px(height) for t in transformations]
-    left, right = max(0, *dx), max(0, *(-d for d in dx))
-    top, bottom = max(0, *dy), max(0, *(-d for d in dy))
-    windows = tuple(Window(i, top - y, left - x, height, width) for i, (x, y) in enumerate(zip(dx, dy, strict=True)))
-    first = transformations[0]
+def _lay_out(members: Sequence[tuple[int, Transformation]], height: int, width: int) -> Canvas:
+    """The canvas of numbered transformations that share grayscale, flip and rotation."""
+    dx = [t.tx * shift_px(width) for _, t in members]
+    dy = [t.ty * shift_px(height) for _, t in members]
+    left, right = max(0, *dx), max(0, *(-x for x in dx))
+    top, bottom = max(0, *dy), max(0, *(-y for y in dy))
+    windows = [Window(i, top - y, left - x, height, width) for (i, _), x, y in zip(members, dx, dy, strict=True)]
     size = (height + top + bottom, width + left + right)
-    return Canvas(first.grayscale, first.flip, first.rotation, left, right, top, bottom, size, windows)
-
-
-def _turned(canvas: Canvas) -> Canvas:
-    """The canvas with its size and windows carried through its rotation."""
-    (height, width), windows = canvas.size, canvas.windows
-    for _ in range(canvas.rotation):
-        windows = tuple(window.turned(width) for window in windows)
-        height, width = width, height
-    return replace(canvas, size=(height, width), windows=windows)
+    _, shared = members[0]
+    for _ in range(shared.rotation):
+        windows = [window.turned(size[1]) for window in windows]
+        size = size[::-1]
+    return Canvas(shared.grayscale, shared.flip, shared.rotation, left, right, top, bottom, size, tuple(windows))
 
 
 @lru_cache(maxsize=64)
 def plan_canvases(height: int, width: int, num_transforms: int) -> CanvasPlan:
-    """Lay the transformations of a set out on shared canvases.
+    """Arrange the transformations of a set on shared canvases.
 
     Args:
         height, width: of the images, pixels.
         num_transforms: M, a key of `TRANSFORMATION_SETS`.
 
     Returns:
-        The plan: a constant of a scale.
+        The plan, which is constant for a scale.
     """
     members: dict[tuple[bool, bool, int], list[tuple[int, Transformation]]] = {}
     for index, t in enumerate(TRANSFORMATION_SETS[num_transforms]):
         members.setdefault((t.grayscale, t.flip, t.rotation), []).append((index, t))
     by_size: dict[tuple[int, int], list[Canvas]] = {}
     for numbered in members.values():
-        draft = _draft([t for _, t in numbered], height, width)
-        windows = tuple(replace(w, index=numbered[w.index][0]) for w in draft.windows)
-        canvas = _turned(replace(draft, windows=windows))
+        canvas = _lay_out(numbered, height, width)
         by_size.setdefault(canvas.size, []).append(canvas)
     groups = tuple(CanvasGroup(size, tuple(canvases)) for size, canvases in by_size.items())
     return CanvasPlan((height, width), num_transforms, groups)

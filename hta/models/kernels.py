@@ -1,11 +1,11 @@
-"""What is computed between convolutions, in training: weighted batch norm, LeakyReLU, cross-entropy; and backwards.
+"""The training operations between the convolutions: weighted batch norm, LeakyReLU and cross-entropy, with gradients.
 
-Beside the convolutions this is bound by memory and by the number of operators, so it is kept in few passes. `Kernels`
-uses torch's own operators, on any device; `hta.models.native` has the same in C, one pass each, for a CPU. The tests
-hold both against the explicit way.
+These are limited by memory bandwidth and by the number of operator calls, so they use few passes over the data.
+`Kernels` consists of torch operators and runs on any device; `hta.models.native` implements the same in C for CPUs,
+with a single pass each. The tests compare both with the formulas.
 
-In training, batch norm must see what the windows see: on a canvas, mean and variance are weighted by how many windows
-hold a position.
+In training, batch norm must use the statistics of the windows: on a canvas, mean and variance are weighted by the
+number of windows that cover each position.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,11 @@ LEAKY_SLOPE = 0.2
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often each position of a layer's feature maps counts: a constant of a scale.
+    """How often each position of a layer's feature maps counts; constant for a scale.
 
     Attributes:
-        weights: one `(B, h, w)` tensor of counts a batch, in the type of the statistics.
-        maps: the same as `(B, 1, h, w)` in the type of the activations.
+        weights: one `(B, h, w)` tensor of counts per batch, in the type of the statistics.
+        maps: the same as `(B, 1, h, w)`, in the type of the activations.
         total: the sum of all counts.
     """
 
@@ -40,8 +40,8 @@ class Coverage:
         """Repeat maps of counts for several images.
 
         Args:
-            counts: one `(G, h, w)` tensor a batch.
-            num_images: images that follow each other for every map.
+            counts: one `(G, h, w)` tensor per batch.
+            num_images: consecutive images per map.
             dtype: of the activations.
             device: of the result.
         """
@@ -69,16 +69,16 @@ class Norm(NamedTuple):
     eps: float
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """Factor and offset of every channel."""
+        """Return the factor and the offset of every channel, `(C,)` each: norm(x) = factor * x + offset."""
         factor = self.gamma * torch.rsqrt(self.var + self.eps)
         return factor, self.beta - factor * self.mean
 
 
 class NormGradients(NamedTuple):
-    """What flows back through LeakyReLU and batch norm, its statistics included.
+    """The gradients of LeakyReLU(norm(x)), including those through the statistics.
 
     Attributes:
-        inputs: one tensor a batch, of the batch's shape and type.
+        inputs: one tensor per batch, of the batch's shape and type.
         gamma, beta: `(C,)`.
     """
 
@@ -88,15 +88,15 @@ class NormGradients(NamedTuple):
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type that statistics and losses are computed in: float32, or float64 for float64 activations."""
+    """The type in which statistics and losses are computed: float32, or float64 for float64 activations."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 class Kernels:
-    """The operators of torch itself."""
+    """The implementation in torch operators."""
 
     def moments(self, batches: Sequence[Tensor], coverage: Coverage) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance of each channel over all windows.
+        """Compute mean and biased variance of each channel over all windows.
 
         Args:
             batches: `(B, C, h, w)` channels-last tensors.
@@ -115,7 +115,7 @@ class Kernels:
         return mean_and_variance(pivot, first, second, coverage.total)
 
     def norm_leaky(self, batches: Sequence[Tensor], norm: Norm) -> list[Tensor]:
-        """Batch norm with given statistics, and LeakyReLU, of `(B, C, h, w)` channels-last tensors."""
+        """Apply batch norm with given statistics, then LeakyReLU, to `(B, C, h, w)` channels-last tensors."""
         mean, var, gamma, beta, eps = norm
         normed = (torch.native_batch_norm(batch, gamma, beta, mean, var, False, 0.0, eps)[0] for batch in batches)
         return [F.leaky_relu_(batch, LEAKY_SLOPE) for batch in normed]
@@ -128,12 +128,12 @@ class Kernels:
         coverage: Coverage,
         norm: Norm,
     ) -> NormGradients:
-        """Backwards through `norm_leaky` of all batches, and through the statistics.
+        """Backward pass of `norm_leaky` over all batches, including the gradient through the statistics.
 
         With counts w of sum W: dL/dx = gamma / std * (g - w / W * (sum g + xhat * sum(g xhat))).
 
         Args:
-            grads: of the activations, one `(B, C, h, w)` channels-last tensor a batch; they are overwritten.
+            grads: of the activations, one `(B, C, h, w)` channels-last tensor per batch; overwritten.
             batches, activations: input and output of `norm_leaky`.
             coverage: counts of their positions.
             norm: as in `norm_leaky`.
@@ -141,7 +141,7 @@ class Kernels:
         mean, var, gamma, _, eps = norm
         inputs, grad_gamma, grad_beta = [], torch.zeros_like(mean), torch.zeros_like(mean)
         for grad, batch, activation in zip(grads, batches, activations, strict=True):
-            # The slope is positive, so the output has the sign of the input of LeakyReLU.
+            # The slope is positive, so the output of LeakyReLU has the sign of its input.
             through = torch.ops.aten.leaky_relu_backward(grad, activation, LEAKY_SLOPE, True)
             grad_input, partial_gamma, partial_beta = torch.ops.aten.native_batch_norm_backward(
                 through, batch, gamma, mean, var, None, None, False, eps, [True, True, True]
@@ -156,15 +156,15 @@ class Kernels:
         return NormGradients(inputs, grad_gamma, grad_beta)
 
     def cross_entropy(self, logits: Tensor, hits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum over positions and classes of hits times -log softmax, and its gradient.
+        """Compute the sum over positions and classes of hits * -log softmax(logits), and its gradient.
 
         Args:
             logits: `(..., K)`.
-            hits: how often each class is the right one, of a shape that broadcasts, uint8.
+            hits: how often each class is the correct one, uint8, of a broadcastable shape.
             counts: the sum of `hits` over the classes, `(..., 1)`, in the type of the statistics.
 
         Returns:
-            A scalar in the type of the statistics, and a tensor like the logits.
+            The sum, a scalar in the type of the statistics, and the gradient, of the shape and type of the logits.
         """
         log_p = F.log_softmax(logits, dim=-1, dtype=counts.dtype)
         value = -(log_p * hits).sum()
@@ -172,19 +172,19 @@ class Kernels:
 
 
 def pivot_of(batches: Sequence[Tensor]) -> Tensor:
-    """About the mean of every channel, `(C,)`: moments are taken about it. On nearly flat features they cancel else."""
+    """A rough mean of every channel, `(C,)`, as the origin of moments: avoids cancellation on nearly flat features."""
     return batches[0][0].mean(dim=(1, 2))
 
 
 def _weighted_sum(rows: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:
-    """`(C,)` sums of `(B, h, w, C)` values times `(B, 1, h, w)` counts; each row's is rounded once, in their type."""
+    """`(C,)` sums of `(B, h, w, C)` values times `(B, 1, h, w)` counts; each row sum is rounded once, in their type."""
     width = rows.shape[2]
     sums = torch.bmm(counts.view(-1, 1, width), rows.reshape(-1, width, rows.shape[-1]))
     return sums.sum(dim=(0, 1), dtype=dtype)
 
 
 def mean_and_variance(pivot: Tensor, first: Tensor, second: Tensor, total: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance from the sums of the first and second powers of what exceeds the pivot."""
+    """Mean and variance from the weighted sums of (x - pivot) and (x - pivot)^2."""
     offset = first / total
     return pivot + offset, (second / total - offset.square()).clamp_(min=0)
 

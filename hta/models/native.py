@@ -1,7 +1,7 @@
-"""The kernels in C, one pass over memory each, compiled when they are first needed: where there is a C compiler.
+"""The kernels in C, a single pass over memory each, compiled on first use if a C compiler is available.
 
-What is computed is that of `hta.models.kernels`, which the tests hold it against; only the time differs. The library is
-built from the package's own source in a folder that nobody else can write to, and loaded once a process.
+They compute the same as `hta.models.kernels`, only faster; the tests compare the two. The library is built from the
+package's source in a private temporary folder and loaded once per process.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _SECONDS_TO_COMPILE = 60
-# Both as in kernels.c.
+# The same values as in kernels.c.
 _MOST_CHANNELS = 256
 _PIECE = 512
 
@@ -44,11 +44,11 @@ _TENSOR, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
 def choose_kernels(device: torch.device, compiled: bool) -> Kernels:
-    """The kernels to train with.
+    """Choose the kernels to train with.
 
     Args:
-        device: where it is trained.
-        compiled: whether compiled kernels are wanted: for a CPU, where there is a C compiler that makes them.
+        device: where the model is trained.
+        compiled: whether to use compiled kernels where possible: on a CPU, with a working C compiler.
     """
     library = _library() if compiled and device.type == "cpu" else None
     return PLAIN_KERNELS if library is None else NativeKernels(library)
@@ -56,7 +56,7 @@ def choose_kernels(device: torch.device, compiled: bool) -> Kernels:
 
 @lru_cache(maxsize=1)
 def _library() -> ctypes.CDLL | None:
-    """The compiled kernels; None, with a notice, where they cannot be made."""
+    """The compiled kernels; None, with a notice, if they cannot be built."""
     compiler = _compiler()
     if not compiler:
         logger.info("no C compiler found: training with torch's own operators, which takes longer")
@@ -69,19 +69,19 @@ def _library() -> ctypes.CDLL | None:
 
 
 def _compiler() -> list[str]:
-    """The command of a C compiler: $CC, or what is found; empty if none is."""
+    """The command of a C compiler: $CC, or the first one found; empty if there is none."""
     named = os.environ.get("CC")
     return shlex.split(named) if named else [found for found in map(shutil.which, ("cc", "gcc", "clang")) if found][:1]
 
 
 def _build(compiler: Sequence[str]) -> ctypes.CDLL:
-    """Compile and load.
+    """Compile and load the library.
 
     Raises:
         OSError: the library cannot be loaded.
-        subprocess.SubprocessError: the compiler failed, or took too long.
+        subprocess.SubprocessError: the compiler failed or timed out.
     """
-    # OpenMP's functions are those that torch has loaded: a second pool of threads would fight with its own.
+    # Use the OpenMP runtime that torch has loaded: a second pool of threads would compete with its own.
     _share_openmp()
     with tempfile.TemporaryDirectory(prefix="hta-kernels-") as folder:
         built, library = Path(folder, "kernels.o"), Path(folder, "kernels.so")
@@ -90,17 +90,17 @@ def _build(compiler: Sequence[str]) -> ctypes.CDLL:
             [*compiler, "-shared", str(built), "-o", str(library), "-lm"],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS_TO_COMPILE)
-        return ctypes.CDLL(str(library))  # which looks up all symbols at once
+        return ctypes.CDLL(str(library))  # resolves all symbols at once
 
 
 def _share_openmp() -> None:
-    """Let libraries that are loaded from now on find the OpenMP that torch brings along."""
+    """Make the OpenMP runtime bundled with torch visible to libraries that are loaded later."""
     for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
         ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 class NativeKernels(Kernels):
-    """See `Kernels`.
+    """The implementation in C; see `Kernels`.
 
     Args:
         library: the compiled kernels.
@@ -166,12 +166,12 @@ class NativeKernels(Kernels):
         return sums.sum(dtype=torch.float64).to(counts.dtype), grad
 
     def _sums(self, name: str, groups: Sequence[list[Tensor]], constants: list[Tensor], numbers: list[float]) -> Tensor:
-        """Two sums a channel, `(2, C)`, by a kernel that adds up pieces of rows.
+        """Compute two sums per channel, `(2, C)`, with a kernel that adds up pieces of rows.
 
         Args:
             name: of the kernel.
-            groups: its inputs of every batch, the first of them `(rows, C)`.
-            constants, numbers: what it takes besides.
+            groups: its inputs for every batch, the first of them `(rows, C)`.
+            constants, numbers: its other arguments.
         """
         pieces = [-(-len(inputs[0]) // _PIECE) for inputs in groups]
         channels, dtype = groups[0][0].shape[1], statistics_dtype(groups[0][0].dtype)
@@ -181,7 +181,7 @@ class NativeKernels(Kernels):
         return partial.sum(dim=0, dtype=torch.float64).to(dtype)
 
     def _call(self, name: str, like: Tensor, inputs: list[Tensor], numbers: list[float], outputs: list[Tensor]) -> None:
-        """Run the kernel of this name for activations of the type of `like`."""
+        """Call the variant of a kernel for the activation type of `like`."""
         function = getattr(self._library, f"{name}_{str(like.dtype).removeprefix('torch.')}")
         statistic = _STATISTIC[like.dtype]
         function.restype = None
@@ -198,6 +198,6 @@ def _rows(batch: Tensor) -> Tensor:
 
 
 def _like(rows: Tensor, batch: Tensor) -> Tensor:
-    """The way back from `_rows`."""
+    """The inverse of `_rows`."""
     count, channels, height, width = batch.shape
     return rows.view(count, height, width, channels).permute(0, 3, 1, 2)

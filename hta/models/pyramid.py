@@ -1,4 +1,4 @@
-"""All scales of a model together: random samples, reconstructions, images drawn from coarse to fine (section 3.2)."""
+"""All scales of a model together: reconstructions and random samples, coarse to fine (paper, section 3.2)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,13 +9,12 @@ from torch import Tensor
 from hta.config import ModelConfig
 from hta.images import resize
 from hta.models.blocks import init_weights
-from hta.models.discriminator import Discriminator
-from hta.models.generator import Generator
 from hta.models.kernels import PLAIN_KERNELS, Kernels
+from hta.models.networks import Discriminator, Generator
 from hta.models.scales import ScalePlan, guarded_ceil, plan_scales
 
 NoiseSource = Callable[[int, tuple[int, int]], Tensor]
-"""Draws the noise of a scale: (scale, (height, width)) -> `(B, 3, height, width)` of unit variance."""
+"""Draws the noise for a scale: (scale, (height, width)) -> `(B, 3, height, width)` of unit variance."""
 
 
 @dataclass
@@ -34,22 +33,22 @@ class Scale:
     noise_amp: Tensor
 
     def freeze(self) -> None:
-        """Put both networks into evaluation mode and stop their gradients."""
+        """Put both networks into evaluation mode and disable their gradients."""
         for network in (self.generator, self.discriminator):
             network.eval().requires_grad_(False)
 
 
 @dataclass
 class Pyramid:
-    """The scales of a model, coarsest first; unfinished while it holds fewer than its plan.
+    """The scales of a model, coarsest first; unfinished while there are fewer scales than planned.
 
     Attributes:
-        config: what the model is, resolved.
-        plan: sizes and widths.
+        config: resolved settings of the model.
+        plan: sizes and widths of the scales.
         num_images: N, the number of training images.
-        device, dtype: where and in which type its networks compute.
-        kernels: what its networks are trained with.
-        scales: the trained ones, frozen.
+        device, dtype: where and in which type the networks compute.
+        kernels: the implementation with which the networks are trained.
+        scales: the trained scales, frozen.
     """
 
     config: ModelConfig
@@ -70,13 +69,13 @@ class Pyramid:
         dtype: torch.dtype,
         kernels: Kernels = PLAIN_KERNELS,
     ) -> "Pyramid":
-        """A pyramid without scales for images of `image_size` = (height, width)."""
+        """Create a pyramid without scales for images of `image_size` = (height, width)."""
         return cls(config, plan_of(config, image_size), num_images, device, dtype, kernels)
 
     def new_scale(self, n: int, generator: torch.Generator) -> Scale:
-        """Networks and fixed noise of scale n, drawn from `generator`, on the pyramid's device.
+        """Create the networks and the fixed noise of scale n, drawn from `generator`, on the pyramid's device.
 
-        When the width equals that of scale n - 1, both networks start from that scale's trained state instead.
+        If the width equals that of scale n - 1, both networks start from the trained state of that scale instead.
         """
         config, width = self.config, self.plan.widths[n]
         G = Generator(width, config.ker_size, config.num_layer, self.dtype, self.kernels)
@@ -87,18 +86,17 @@ class Pyramid:
             G.load_state_dict(self.scales[n - 1].generator.state_dict())
             D.load_state_dict(self.scales[n - 1].discriminator.state_dict())
         fixed_noise = torch.randn(1, 1, *self.plan.sizes[n], generator=generator)
-        place = dict(device=self.device, memory_format=torch.channels_last)
-        return Scale(
-            G.to(**place), D.to(**place), fixed_noise.to(self.device), torch.ones(self.num_images).to(self.device)
-        )
+        for network in (G, D):
+            network.to(self.device).to(memory_format=torch.channels_last)
+        return Scale(G, D, fixed_noise.to(self.device), torch.ones(self.num_images, device=self.device))
 
     @torch.no_grad()
     def reconstruct(self, num_scales: int | None = None, index: Tensor | None = None) -> Tensor:
-        """Rebuild training images from the fixed noise.
+        """Reconstruct training images from the fixed noise.
 
         Args:
-            num_scales: use the scales below this one only; all by default.
-            index: `(B,)` training images; each once by default.
+            num_scales: number of scales to use, from the coarsest; all by default.
+            index: `(B,)` numbers of the training images; each image once by default.
 
         Returns:
             `(B, 3, h, w)` at the finest scale used, not clamped.
@@ -120,11 +118,11 @@ class Pyramid:
         """Draw random images.
 
         Args:
-            noise: source of the unit noise.
-            index: `(B,)` training images whose variations are drawn.
-            num_scales: use the scales below this one only; all by default.
-            gen_start_scale: scales below this one reconstruct; noise is fresh from there on.
-            scale_v, scale_h: factors of the height and the width.
+            noise: source of the unit-variance noise.
+            index: `(B,)` numbers of the training images to vary.
+            num_scales: number of scales to use, from the coarsest; all by default.
+            gen_start_scale: first scale with fresh noise; coarser scales reconstruct.
+            scale_v, scale_h: factors applied to height and width.
 
         Returns:
             `(B, 3, h, w)` at the finest scale used, not clamped.
@@ -136,7 +134,7 @@ class Pyramid:
         return self._generate(index, noise, num_scales, sizes=sizes, start=gen_start_scale, image=kept)
 
     def _generate(self, index, noise, num_scales=None, sizes=None, start=0, image=None) -> Tensor:
-        """Run the frozen generators from scale `start` on, on top of `image` of the scale below."""
+        """Run the frozen generators from scale `start`, given the `image` of the next coarser scale."""
         sizes = sizes or self.plan.sizes
         num_scales = len(self.scales) if num_scales is None else num_scales
         for n in range(start, num_scales):
@@ -146,7 +144,7 @@ class Pyramid:
         return image
 
     def upsample(self, image: Tensor | None, size: tuple[int, int], batch: int) -> Tensor:
-        """The input of a generator: the image of the scale below at `size`, clamped; zero where there is none."""
+        """The input of a generator: the image of the next coarser scale at `size`, clamped; zero if there is none."""
         if image is None:
             return torch.zeros(batch, 3, *size, device=self.device)
         return resize(image, size)
@@ -157,7 +155,7 @@ class Pyramid:
 
 
 def plan_of(config: ModelConfig, image_size: tuple[int, int]) -> ScalePlan:
-    """The scales of a model for images of `image_size` = (height, width)."""
+    """Plan the scales of a model for images of `image_size` = (height, width)."""
     return plan_scales(
         *image_size,
         min_size=config.min_size,
@@ -169,10 +167,10 @@ def plan_of(config: ModelConfig, image_size: tuple[int, int]) -> ScalePlan:
 
 
 def fresh_noise(n: int, batch: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Gaussian noise of scale n, drawn on the CPU (paper, section 3.2).
+    """Draw Gaussian noise for scale n on the CPU (paper, section 3.2).
 
     Returns:
-        `(batch, 3, h, w)`: at scale 0 one map shared by the channels, at finer scales three independent maps.
+        `(batch, 3, h, w)`: one map shared by the channels at scale 0, three independent maps at finer scales.
     """
     noise = torch.randn(batch, 1 if n == 0 else 3, *size, generator=generator)
     return noise.expand(-1, 3, -1, -1)

@@ -1,4 +1,4 @@
-"""The scales of a pyramid: a pure function of the image's size and three settings (paper, section 3.2)."""
+"""The scales of a pyramid: a pure function of the image size and the settings (paper, section 3.2)."""
 
 import math
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from hta.images import resize
 
 @dataclass(frozen=True)
 class ScalePlan:
-    """Sizes and widths of every scale, 0 the coarsest.
+    """Sizes and widths of all scales; scale 0 is the coarsest.
 
     Attributes:
-        sizes: (height, width) in pixels of every scale; the last is the working size.
+        sizes: (height, width) of every scale, pixels; the last is the working size.
         widths: channels of the networks of every scale.
     """
 
@@ -30,16 +30,16 @@ class ScalePlan:
 
     @property
     def working_size(self) -> tuple[int, int]:
-        """(height, width) of the finest scale, to which every image is resized first."""
+        """(height, width) of the finest scale; every image is resized to it first."""
         return self.sizes[-1]
 
     def describe(self) -> str:
-        """One line for a person: the sizes, coarsest first."""
+        """Return the sizes as one line of text, coarsest first."""
         return " ".join(f"{h}" if h == w else f"{h}x{w}" for h, w in self.sizes)
 
 
 def guarded_ceil(value: float) -> int:
-    """The ceiling, where a value within 1e-6 of an integer is that integer (float noise must not add a pixel)."""
+    """Round up, but treat a value within 1e-6 of an integer as that integer (rounding errors must not add a pixel)."""
     nearest = round(value)
     return nearest if abs(value - nearest) < 1e-6 else math.ceil(value)
 
@@ -50,24 +50,24 @@ def network_width(scale: int, nfc: int) -> int:
 
 
 def _num_scales(height: int, width: int, min_size: int, max_size: int, scale_factor: float) -> int:
-    """S of the paper: shrink steps down to min_size, less those above max_size."""
+    """The number of scales S: steps down to min_size, minus those above max_size (paper, section 3.2)."""
     if min_size == max_size:
         return 1
     longest = max(height, width)
     steps = guarded_ceil(math.log(min_size / min(height, width)) / math.log(scale_factor)) + 1
     skipped = guarded_ceil(math.log(min(max_size, longest) / longest) / math.log(scale_factor))
-    # The ceilings of h and w may leave an image exactly at min_size with one step less than none.
+    # Rounding height and width up can leave an image exactly at min_size with -1 steps.
     return max(steps - skipped, 0) + 1
 
 
 def _too_long(height: int, width: int, working: tuple[int, int], min_size: int, max_size: int) -> str:
-    """What is wrong with an image whose working size is below min_size, and what helps."""
+    """The error for an image whose working size is below min_size, with a remedy."""
     if min(height, width) < min_size:
         return f"image of {width} x {height} px: a side is below --min_size {min_size}; give a larger image"
     needed = math.ceil(min_size * max(height, width) / min(height, width))
     return (
         f"image of {width} x {height} px: at --max_size {max_size} it is {working[1]} x {working[0]} px, below "
-        f"--min_size {min_size}; give --max_size {needed} or more, or a crop that is less long"
+        f"--min_size {min_size}; give --max_size {needed} or more, or crop the longer side"
     )
 
 
@@ -86,16 +86,16 @@ def plan_scales(
     Args:
         height, width: of the training image, pixels.
         min_size: shorter side of the coarsest scale, pixels.
-        max_size: longer side of the finest scale, pixels; a smaller image is not enlarged.
-        scale_factor: nominal ratio between two scales, in (0, 1).
+        max_size: longer side of the finest scale, pixels; smaller images are not enlarged.
+        scale_factor: nominal ratio between neighbouring scales, in (0, 1).
         nfc: channels of the coarsest scale, at most 128.
         receptive_field: side of the discriminator's patch, pixels; no scale may be smaller.
 
     Returns:
-        The plan; its factor is re-solved so that the coarsest scale is exactly min_size.
+        The plan; the factor is adjusted so that the coarsest scale is exactly min_size.
 
     Raises:
-        UserError: a side of the working image is below min_size, or a scale is below the receptive field.
+        UserError: a side of the working image is below min_size, or a scale is smaller than the receptive field.
     """
     shrink = min(max_size / max(height, width), 1.0)
     working = guarded_ceil(height * shrink), guarded_ceil(width * shrink)
@@ -110,8 +110,8 @@ def plan_scales(
     smallest = min(min(size) for size in sizes)
     if smallest < receptive_field:
         raise UserError(
-            f"--min_size {min_size}: the coarsest scale would be {smallest} px, below the {receptive_field} px of one "
-            f"patch; give --min_size {receptive_field} or more"
+            f"--min_size {min_size}: the coarsest scale would be {smallest} px, below the patch size of "
+            f"{receptive_field} px; give --min_size {receptive_field} or more"
         )
     return ScalePlan(sizes, tuple(network_width(n, nfc) for n in range(last + 1)))
 
@@ -124,7 +124,7 @@ def image_pyramid(images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tens
         sizes: (height, width) of every scale; the last is the working size.
 
     Returns:
-        One `(N, 3, h, w)` tensor a scale, coarsest first.
+        One `(N, 3, h, w)` tensor per scale, coarsest first.
     """
     working = resize(images, sizes[-1])
     return [resize(working, size) for size in sizes[:-1]] + [working]

@@ -1,7 +1,7 @@
-"""The transformations that the discriminators tell apart, and the three sets of them (paper, section 3.1).
+"""The transformations that the discriminators recognise, in three sets (paper, section 3.1).
 
-Each is: horizontal flip, THEN translation, THEN rotation, THEN grayscale. The index of a transformation in its set is
-its class. Coordinates follow the tensors: y runs down, x runs right.
+The order is horizontal flip, THEN translation, THEN rotation, THEN grayscale. The index of a transformation in its set
+is its class. Coordinates follow the tensors: y points down, x points right.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ class Transformation:
     """One transformation: flip, then translation, then rotation, then grayscale.
 
     Attributes:
-        grayscale: whether the three channels are replaced by their luma.
-        flip: whether the image is flipped left to right.
+        grayscale: whether all three channels are replaced by the luma.
+        flip: whether the image is flipped horizontally.
         tx: -1, 0 or 1; +1 moves the content right by `shift_px(width)`.
         ty: -1, 0 or 1; +1 moves the content down by `shift_px(height)`.
-        rotation: number of quarter turns counter-clockwise, 0 to 3.
+        rotation: number of counter-clockwise quarter turns, 0 to 3.
     """
 
     grayscale: bool
@@ -34,12 +34,12 @@ class Transformation:
 
 
 def shift_px(side: int) -> int:
-    """Pixels of one translation along a side: 15 % of it, rounded down (integer arithmetic, free of float noise)."""
+    """Pixels of a translation along a side: 15 % of it, rounded down (in integers, free of rounding errors)."""
     return 15 * side // 100
 
 
 def _members(grayscale: bool, flips, txs, tys, rotations) -> list[Transformation]:
-    """All combinations, the rightmost index running fastest."""
+    """All combinations; the last index varies fastest."""
     return [Transformation(grayscale, bool(f), tx, ty, k) for f, tx, ty, k in product(flips, txs, tys, rotations)]
 
 
@@ -61,15 +61,15 @@ TRANSFORMATION_SETS: dict[int, tuple[Transformation, ...]] = {
     42: tuple(_GEOMETRIC),
     4: tuple(_ROTATIONS),
 }
-"""The sets by their size M: 54 "full" (colour images), 42 "geometric" (gray images), 4 "rotations" (defects)."""
+"""The sets by size M: 54 "full" (colour images), 42 "geometric" (gray images), 4 "rotations" (defects)."""
 
 
 def mirror_pad(images: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
-    """Pad by mirroring, the edge pixel included.
+    """Pad by mirroring, with the edge pixel repeated.
 
     Args:
         images: `(N, C, H, W)`, any dtype.
-        left, right, top, bottom: pixels to add on each side, at most the side they mirror.
+        left, right, top, bottom: pixels to add on each side, at most the width or height of the images.
 
     Returns:
         `(N, C, H + top + bottom, W + left + right)`; differentiable.
@@ -86,18 +86,18 @@ def mirror_pad(images: Tensor, left: int, right: int, top: int, bottom: int) -> 
 
 
 def to_grayscale(images: Tensor) -> Tensor:
-    """The luma of `(N, 3, H, W)` images, repeated on three channels."""
+    """Compute the luma of `(N, 3, H, W)` images, repeated in all three channels."""
     red, green, blue = images.unbind(dim=1)
     gray = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     return gray.unsqueeze(1).expand(-1, 3, -1, -1)
 
 
 def apply_transformation(images: Tensor, transformation: Transformation) -> Tensor:
-    """Apply one transformation the plain way (paper, section 3.1).
+    """Apply one transformation directly, without a canvas (paper, section 3.1).
 
     Args:
         images: `(N, 3, H, W)`.
-        transformation: the one to apply.
+        transformation: the transformation to apply.
 
     Returns:
         `(N, 3, H, W)`, or `(N, 3, W, H)` for an odd number of quarter turns.

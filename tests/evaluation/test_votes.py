@@ -7,7 +7,7 @@ from hta.evaluation import votes
 from hta.evaluation.scores import vote_shares
 from hta.evaluation.votes import FoldedDiscriminator, ScaleVoter, VoteScorer, has_fused_kernel
 from hta.models.canvas import plan_canvases
-from hta.models.discriminator import Discriminator
+from hta.models.networks import Discriminator
 from hta.models.scales import image_pyramid
 from hta.models.transforms import TRANSFORMATION_SETS, apply_transformation
 from tests import oracle

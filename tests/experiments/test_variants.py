@@ -13,7 +13,7 @@ from hta.experiments import variants
 from hta.experiments.geom import SIDE, Geom, WideResNet, transformed_pixels
 from hta.experiments.spec import RunSpec
 from hta.experiments.variants import real_probabilities, score_images, similarities, train_variant
-from hta.models.discriminator import Discriminator
+from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid, plan_of
 from hta.models.scales import image_pyramid
 from hta.runs import prepare

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from hta.models.canvas import plan_canvases
-from hta.models.discriminator import Discriminator
-from hta.models.generator import Generator
+from hta.models.networks import Discriminator, Generator
 from hta.training.losses import PatchTargets, fake_loss, transformation_loss
 from tests import oracle
 from tests.helpers import copy_parameters

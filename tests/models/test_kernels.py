@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from hta.config import RuntimeConfig
 from hta.models import native
 from hta.models.canvas import plan_canvases
-from hta.models.discriminator import Discriminator
 from hta.models.kernels import LEAKY_SLOPE, PLAIN_KERNELS, Coverage, Norm
 from hta.models.native import NativeKernels, choose_kernels
+from hta.models.networks import Discriminator
 from hta.runtime import resolve
 from hta.speed.workload import benchmark_config, build_trainers
 from hta.training.losses import PatchTargets, fake_loss, transformation_loss
