@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import RuntimeConfig, ScoringConfig
-from hta.data.scored import ScoredImage
-from hta.data.specs import BenchmarkOptions, default_model_name
+from hta.data.sample import Sample
+from hta.data.specs import DatasetOptions, default_model_name
 from hta.errors import UserError
 from hta.evaluation.differences import InputComparison
 from hta.evaluation.held_out import HeldOut, check_enough
@@ -77,7 +77,7 @@ class OutputOptions(Checked):
 
 GROUPS = {
     "input": InputOptions,
-    "data set instead of --test_dir": BenchmarkOptions,
+    "data set instead of --test_dir": DatasetOptions,
     "output": OutputOptions,
     "scoring": ScoringConfig,
     "machine": RuntimeConfig,
@@ -122,7 +122,7 @@ def _command(argv: Sequence[str] | None) -> None:
 
 def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     """Load the model and check everything, before anything is written."""
-    options, benchmark, output = parts[InputOptions], parts[BenchmarkOptions], parts[OutputOptions]
+    options, benchmark, output = parts[InputOptions], parts[DatasetOptions], parts[OutputOptions]
     refuse_mixture(benchmark, given)
     name = options.input_name
     if benchmark.dataset is None:
@@ -226,7 +226,7 @@ def _warnings(source: Source, comparison: InputComparison) -> list[str]:
     return [*source.warnings, *(comparison.warnings() if source.compared else ())]
 
 
-def _mask_warnings(items: Sequence[ScoredImage], *, masked: bool) -> list[str]:
+def _mask_warnings(items: Sequence[Sample], *, masked: bool) -> list[str]:
     """Say which images the pixel metrics leave out."""
     unknown = sum(not has_known_pixels(item) for item in items)
     return [f"{unknown} anomalous images have no mask: the pixel metrics leave them out"] if masked and unknown else []

@@ -18,9 +18,9 @@ import numpy as np
 from hta import runs
 from hta.cli import Parser, add_settings, run_command, take_settings
 from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
+from hta.data.benchmark import select
 from hta.data.folders import find_training_images, load_training_images, locate
-from hta.data.selection import select
-from hta.data.specs import BenchmarkOptions, default_model_name, default_task
+from hta.data.specs import DatasetOptions, default_model_name, default_task
 from hta.errors import UserError
 from hta.files import printable
 from hta.model import MODELS_DIR, Model, load
@@ -81,7 +81,7 @@ class SampleOptions(Checked):
 
 GROUPS = {
     "input and output": InputOptions,
-    "data set instead of --input_name": BenchmarkOptions,
+    "data set instead of --input_name": DatasetOptions,
     "model": ModelConfig,
     "training": TrainingConfig,
     "random samples": SampleOptions,
@@ -133,7 +133,7 @@ def _command(argv: Sequence[str] | None) -> None:
     if samples.mode == "random_samples":
         _draw_random_samples(options, samples, config)
     else:
-        _train(_source(options, parts[BenchmarkOptions], given), options, samples, config, given)
+        _train(_source(options, parts[DatasetOptions], given), options, samples, config, given)
 
 
 def _refuse_without_effect(mode: str, given: dict[str, Any]) -> None:
@@ -149,10 +149,10 @@ def _refuse_without_effect(mode: str, given: dict[str, Any]) -> None:
         raise UserError(f"--{sorted(idle)[0]}: has no effect with --mode {mode}; leave it out")
 
 
-def _source(options: InputOptions, benchmark: BenchmarkOptions, given: dict[str, Any]) -> Source:
+def _source(options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Source:
     """Tell own images from those of a data set; options of the one are refused beside the other."""
     if benchmark.dataset is None:
-        stray = next((f.name for f in fields(BenchmarkOptions) if f.name in given), None)
+        stray = next((f.name for f in fields(DatasetOptions) if f.name in given), None)
         if stray is not None:
             raise UserError(f"--{stray}: has no effect without --dataset; give the data set, or leave it out")
         _require_input_name(options)
@@ -182,7 +182,7 @@ def _own_images(options: InputOptions) -> Source:
     return Source(name, read, ["--test_dir", "YOUR_TEST_FOLDER"])
 
 
-def _images_of_dataset(options: InputOptions, benchmark: BenchmarkOptions) -> Source:
+def _images_of_dataset(options: InputOptions, benchmark: DatasetOptions) -> Source:
     """Images of a data set, chosen and prepared by the paper's protocol."""
     num_images = options.num_images or 1
 
@@ -190,7 +190,7 @@ def _images_of_dataset(options: InputOptions, benchmark: BenchmarkOptions) -> So
         # Whether the set is gray is not yet known here, and matters not: only the 4 rotations are prepared otherwise.
         selection = select(benchmark, num_images, config.resolved(is_gray=False).model.num_transforms)
         # The set decides, not the images drawn: one of CIFAR10 may happen to be gray.
-        settled = config.resolved(is_gray=selection.benchmark.is_gray)
+        settled = config.resolved(is_gray=selection.benchmark.spec.is_gray)
         return selection.training_images(), selection.training_ids(), settled
 
     words = ["--dataset", benchmark.dataset, "--data_root", benchmark.data_root, "--pos_class", benchmark.pos_class]

@@ -8,10 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hta.data.folders import LABELS_RULE, TestItem, find_good_images, find_test_images, refuse_copies
-from hta.data.scored import ScoredImage, check_readable
-from hta.data.selection import Selection, select, select_again
-from hta.data.specs import BenchmarkOptions, default_task
+from hta.data.benchmark import Selection, select, select_again
+from hta.data.folders import LABELS_RULE, find_good_images, find_test_images, refuse_copies
+from hta.data.sample import Sample, check_readable
+from hta.data.specs import DatasetOptions, default_task
 from hta.errors import UserError
 from hta.model import Model
 from hta.settings import Checked, option
@@ -68,7 +68,7 @@ class Source:
         warnings: why the model may not be made for them.
     """
 
-    images: Sequence[ScoredImage]
+    images: Sequence[Sample]
     name: str
     folder: Path | None
     about: dict[str, Any]
@@ -81,13 +81,13 @@ class Source:
 class TestSet:
     """Images that were checked, and those that were left out, with the reason."""
 
-    items: list[ScoredImage]
+    items: list[Sample]
     skipped: dict[str, str]
 
 
-def refuse_mixture(benchmark: BenchmarkOptions, given: dict[str, Any]) -> None:
+def refuse_mixture(benchmark: DatasetOptions, given: dict[str, Any]) -> None:
     """Refuse options of a folder beside a data set, and the other way round."""
-    of_dataset = (*(f.name for f in fields(BenchmarkOptions)), "num_images", "test_limit")
+    of_dataset = (*(f.name for f in fields(DatasetOptions)), "num_images", "test_limit")
     if benchmark.dataset is None:
         names, reason = of_dataset, "has no effect without --dataset; give the data set, or leave it out"
     else:
@@ -107,9 +107,7 @@ def images_of_folder(options: InputOptions) -> Source:
     return Source(items, located.name if located.is_dir() else located.stem, test_dir, about, len(items))
 
 
-def images_of_dataset(
-    model: Model, options: InputOptions, benchmark: BenchmarkOptions, given: dict[str, Any]
-) -> Source:
+def images_of_dataset(model: Model, options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Source:
     """Test images of a data set, labelled and prepared by the paper's protocol."""
     selection = _selection_of(model, options, benchmark, given)
     name = selection.benchmark.spec.name
@@ -119,17 +117,17 @@ def images_of_dataset(
         "test_limit": options.test_limit,
     }
     return Source(
-        images=selection.test_images(selection.test_indices(options.test_limit)),
+        images=selection.test_samples(options.test_limit),
         name=f"{name}_{selection.pos_class}",
         folder=None,
         about={"test_dir": benchmark.data_root, "labels_csv": None, "dataset": dataset},
-        available=len(selection.test_indices()),
+        available=len(selection.test_samples()),
         compared=False,
         warnings=_doubts(model, selection, options.task),
     )
 
 
-def _selection_of(model: Model, options: InputOptions, benchmark: BenchmarkOptions, given: dict[str, Any]) -> Selection:
+def _selection_of(model: Model, options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Selection:
     """The run of the protocol that a model is of."""
     sources, num_transforms = model.record.sources, model.record.config.model.num_transforms
     named = options.input_name and not {"num_images", "index_download", "random_images_download"} & set(given)
@@ -150,7 +148,7 @@ def _doubts(model: Model, selection: Selection, task: str | None) -> list[str]:
     doubts = []
     if not _is_trained_on(model, selection):
         doubts.append(f"the model was not trained on images of {spec.title} as the protocol prepares them")
-    elif not set(selection.training) <= set(selection.benchmark.train_indices(selection.pos_class)):
+    elif not set(selection.training) <= set(selection.benchmark.training_candidates(selection.pos_class)):
         doubts.append(f"the model was trained on images of another class than {selection.pos_class}")
     if task is None and own_task != default_task(spec.name):
         doubts.append(
@@ -167,7 +165,7 @@ def _is_trained_on(model: Model, selection: Selection) -> bool:
     return all(model.was_trained_on(image, _PIXEL_TOLERANCE) for image in selection.training_images())
 
 
-def good_images(model: Model, options: InputOptions, scored: Sequence[TestItem]) -> list[TestItem]:
+def good_images(model: Model, options: InputOptions, scored: Sequence[Sample]) -> list[Sample]:
     """The images of `--good_dir` that can be read and were not trained on.
 
     Args:
@@ -181,18 +179,16 @@ def good_images(model: Model, options: InputOptions, scored: Sequence[TestItem])
     if not options.good_dir:
         raise UserError("--good_dir: is empty; give a folder, or leave it out")
     folder = Path(options.good_dir)
-    paths = find_good_images(folder, [item.path for item in scored])
-    found = [TestItem(path, path.relative_to(folder).as_posix()) for path in paths]
-    readable = check_images(found, skip_unreadable=options.skip_unreadable).items
+    readable = check_images(find_good_images(folder, scored), skip_unreadable=options.skip_unreadable).items
     known = [item for item in readable if model.was_trained_on(item.read())]
     for item in known:
         logger.info("--good_dir: %s is left out, the model was trained on it", item.relative)
     good = [item for item in readable if item not in known]
-    refuse_copies(folder, [item.path for item in good], [item.path for item in scored])
+    refuse_copies(folder, good, scored)
     return good
 
 
-def check_images(items: Sequence[ScoredImage], *, skip_unreadable: bool) -> TestSet:
+def check_images(items: Sequence[Sample], *, skip_unreadable: bool) -> TestSet:
     """Read every image and mask once."""
     reasons = check_readable(tqdm(items, "checking", unit="image", disable=None, dynamic_ncols=True))
     readable = [item for item in items if item.relative not in reasons]

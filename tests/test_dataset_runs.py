@@ -15,15 +15,14 @@ import main_eval
 import main_train
 from hta import runs
 from hta.config import RuntimeConfig
+from hta.data.benchmark import draw_images, load_dataset, select
 from hta.data.clahe import clahe
 from hta.data.folders import find_test_images
-from hta.data.protocol import choose_test_images, draw_training_images
-from hta.data.selection import load_dataset, select
-from hta.data.specs import BenchmarkOptions
+from hta.data.specs import DatasetOptions
 from hta.experiments.__main__ import main as experiments
 from hta.images import resize, to_tensor
 from hta.models.storage import RunFolder
-from tests.data.test_benchmarks import mvtec_class, paris_tree, write_mnist
+from tests.data.trees import mvtec_class, paris_tree, write_mnist
 from tests.experiments.helpers import make_tree, records, run_arguments
 
 SIZES = ["--min_size", "11", "--max_size", "13", "--nfc", "3", "--niter", "1", "--Gsteps", "1", "--Dsteps", "1"]
@@ -122,9 +121,8 @@ def test_a_model_is_of_the_images_that_index_download_takes(place, pictures):
 def test_random_draws_are_those_of_the_runner(place):
     draw = ["--num_images", "2", "--random_images_download", "--index_download", "3"]
     assert train(*FASHION, *draw) == 0
-    benchmark = load_dataset("fashionmnist", "data")
-    expected = draw_training_images(benchmark, "sandals", 2, draw=3)
-    assert record_of("fashionmnist_sandals_2shot_draw3").sources == tuple(f"train/{index}" for index in expected)
+    expected = draw_images(load_dataset("fashionmnist", "data"), "sandals", 2, draw=3).training_ids()
+    assert list(record_of("fashionmnist_sandals_2shot_draw3").sources) == expected
 
 
 def test_training_images_in_colour_go_through_clahe_and_the_set_settles_the_transformations(tmp_path, monkeypatch):
@@ -252,8 +250,8 @@ def test_auroc_and_scores_are_those_of_the_runner(tmp_path, monkeypatch):
 
 def test_a_part_of_the_test_set_is_the_stratified_one(place, capsys):
     assert evaluate("--input_name", NAME, *FASHION, "--test_limit", 3, "--no_maps") == 0
-    chosen = choose_test_images(load_dataset("fashionmnist", "data"), "sandals", test_limit=3)
-    assert [row["path"] for row in rows_of()] == [f"test/{index}" for index in chosen]
+    chosen = draw_images(load_dataset("fashionmnist", "data"), "sandals", 2, draw=3).test_samples(test_limit=3)
+    assert [row["path"] for row in rows_of()] == [sample.relative for sample in chosen]
     document = document_of()
     assert (document["images"], document["images_available"], document["dataset"]["test_limit"]) == (3, 5, 3)
     assert "3 of 5 image(s) scored" in capsys.readouterr().out
@@ -290,9 +288,9 @@ def test_a_mask_file_means_the_same_in_a_folder_and_in_a_data_set(tmp_path):
     written[..., 3] = 255
     written[20:30] = (255, 255, 255, 0)  # transparent
     Image.fromarray(written).save(folder / "ground_truth/contamination/000_mask.png")
-    options = BenchmarkOptions(dataset="defects", data_root=str(folder), pos_class="bottle")
+    options = DatasetOptions(dataset="defects", data_root=str(folder), pos_class="bottle")
     selection = select(options, 1)
-    prepared = {image.relative: image for image in selection.test_images(selection.test_indices())}
+    prepared = {image.relative: image for image in selection.test_samples()}
     (item,) = [item for item in find_test_images(folder) if item.defect == "contamination"]
     assert item.read_mask().mean() == 1 / 2
     mask = prepared[item.relative].read_mask()

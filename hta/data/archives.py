@@ -1,30 +1,23 @@
-"""Archives of data sets, checked and unpacked so that nothing is written outside the target folder.
-
-Only regular files and folders are taken. A member is refused, and with it the whole archive, when its name is absolute
-or climbs with `..`, or when it is a link, a device or a pipe. Contents are copied out one by one, so that owners, modes
-and times of the archive have no effect, under every version of Python alike.
-"""
+"""Archives of data sets, checked and unpacked so that nothing is written outside the target folder."""
 
 import gzip
 import hashlib
 import logging
 import lzma
-import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import MappingProxyType
-from typing import IO
 
 from hta.errors import RunError, UserError
 
 logger = logging.getLogger(__name__)
 
+# gzip.BadGzipFile is an OSError, but one of the archive; zipfile raises RuntimeError on an encrypted member.
 _BROKEN_ARCHIVE = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -36,86 +29,51 @@ _BROKEN_ARCHIVE = (
 )
 _CHUNK_BYTES = 1 << 20
 
-
-@dataclass(frozen=True)
-class Checksum:
-    """What a published archive must be."""
-
-    num_bytes: int
-    sha256: str
-
-
-# The files of Paris come without a published sum; CIFAR10's archive is checked by torchvision.
-PUBLISHED: Mapping[str, Checksum] = MappingProxyType(
+PUBLISHED: Mapping[str, tuple[int, str]] = MappingProxyType(
     {
-        "mvtec_anomaly_detection.tar.xz": Checksum(
-            5_264_982_680, "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d"
+        "mvtec_anomaly_detection.tar.xz": (
+            5_264_982_680,
+            "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
         ),
     }
 )
+"""Size in bytes and SHA-256 of archives. Those of Paris have no published sum; torchvision checks that of CIFAR10."""
 
 
-def check_archive(archive: Path, published: Mapping[str, Checksum] = PUBLISHED) -> None:
-    """Compare an archive with its published size and checksum; one without passes.
-
-    Raises:
-        UserError: It is another file than the published one.
-    """
-    expected = published.get(archive.name)
-    if expected is None:
-        return
-    num_bytes = archive.stat().st_size
-    if num_bytes != expected.num_bytes:
-        raise UserError(
-            f"{archive}: {num_bytes} bytes instead of {expected.num_bytes}; get it again or unpack it yourself"
-        )
-    digest = hashlib.sha256()
-    with archive.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    if digest.hexdigest() != expected.sha256:
-        raise UserError(f"{archive}: its SHA-256 is not the published one; get it again, or unpack it yourself")
-
-
-def extract_archive(archive: Path, target: Path) -> None:
-    """Unpack a tar archive (plain, gz, bz2, xz) or a zip archive.
-
-    A refused or broken archive leaves what came before the fault; `unpack_into` leaves nothing.
-
-    Args:
-        archive: The file.
-        target: Folder that everything goes into; created where missing.
+def check_archive(archive: Path, published: Mapping[str, tuple[int, str]] = PUBLISHED) -> None:
+    """Compare an archive with its published size and checksum; one that has none passes if it can be opened.
 
     Raises:
-        UserError: The archive cannot be read, or holds a member that is refused.
-        RunError: The files cannot be written.
+        UserError: It cannot be opened or differs from the published one.
     """
     try:
-        with archive.open("rb"):
-            pass
+        with archive.open("rb") as file:
+            if archive.name not in published:
+                return
+            expected_bytes, expected_sha256 = published[archive.name]
+            if (num_bytes := archive.stat().st_size) != expected_bytes:
+                raise UserError(
+                    f"{archive}: {num_bytes} bytes instead of {expected_bytes}; get it again or unpack it yourself"
+                )
+            digest = hashlib.sha256()
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
     except OSError as error:
         raise UserError(f"{archive}: cannot be opened ({error.strerror}); check the path") from error
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name, content in _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive):
-            _copy_out(content, target / _checked_name(archive, name))
-    except _BROKEN_ARCHIVE as error:
-        raise UserError(f"{archive}: broken or no archive ({error}); get it again") from error
-    except OSError as error:
-        raise RunError(
-            f"{archive}: unpacking into {target} failed ({error}); make room there or unpack it yourself"
-        ) from error
+    if digest.hexdigest() != expected_sha256:
+        raise UserError(f"{archive}: its SHA-256 is not the published one; get it again, or unpack it yourself")
 
 
 def unpack_into(archives: Sequence[Path], folder: Path) -> None:
     """Check archives, then unpack them into one folder: all or nothing.
 
     Args:
-        archives: The files.
-        folder: Where their top-level entries go, created where missing; an entry that is already there stays as it is.
+        archives: Tar (plain, gz, bz2, xz) or zip files.
+        folder: Where their top-level entries go, created where missing; an entry that already exists is kept.
 
     Raises:
-        UserError: An archive is not the published one, cannot be read, or holds a member that is refused.
+        UserError: An archive is not the published one, cannot be read, or has a member that is refused: a link, a
+            device, a pipe, or a name that is absolute or climbs with `..`.
         RunError: The files cannot be written.
     """
     for archive in archives:
@@ -126,7 +84,7 @@ def unpack_into(archives: Sequence[Path], folder: Path) -> None:
         with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=place) as workshop:
             for archive in archives:
                 logger.info("unpacking %s into %s", archive, folder)
-                extract_archive(archive, Path(workshop))
+                _extract(archive, Path(workshop))
             folder.mkdir(exist_ok=True)
             for entry in Path(workshop).iterdir():
                 if not (folder / entry.name).exists():
@@ -135,46 +93,39 @@ def unpack_into(archives: Sequence[Path], folder: Path) -> None:
         raise RunError(f"{folder}: unpacking into it failed ({error}); unpack the archives yourself") from error
 
 
-def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Yield name and content of each member, no content for a folder."""
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            if not (member.isfile() or member.isdir()):
-                raise UserError(_refusal(archive, member.name))
-            yield member.name, tar.extractfile(member) if member.isfile() else None
-        # The compressed stream carries its checksum at the very end, behind what tar needs to read.
-        while tar.fileobj.read(_CHUNK_BYTES):
-            pass
+def _extract(archive: Path, target: Path) -> None:
+    """Unpack one archive; a refused or broken one leaves what came before the fault."""
+
+    def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
+        _refuse_member(archive, member.name, is_plain=member.isfile() or member.isdir())
+        return tarfile.data_filter(member, path)
+
+    try:
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as package:
+                for info in package.infolist():
+                    # The upper half holds the Unix mode; 0 where the archive was made elsewhere.
+                    kind = stat.S_IFMT(info.external_attr >> 16)
+                    _refuse_member(archive, info.filename, is_plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
+                package.extractall(target)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(target, filter=checked)
+                # The compressed stream ends with its checksum, which tar does not need to read.
+                while tar.fileobj.read(_CHUNK_BYTES):
+                    pass
+    except _BROKEN_ARCHIVE as error:
+        reason = " ".join(str(error).split())  # tarfile's text may have several lines
+        raise UserError(f"{archive}: broken or no archive ({reason}); get it again") from error
 
 
-def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Yield name and content of each member, no content for a folder."""
-    with zipfile.ZipFile(archive) as package:
-        for member in package.infolist():
-            # The upper half holds the Unix mode; 0 where the archive was made elsewhere.
-            if stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UserError(_refusal(archive, member.filename))
-            yield member.filename, None if member.is_dir() else package.open(member)
+def _refuse_member(archive: Path, name: str, *, is_plain: bool) -> None:
+    """Refuse what is no plain file or folder, or leaves the target when its name is read as POSIX or as Windows does.
 
-
-def _checked_name(archive: Path, name: str) -> PurePosixPath:
-    """Refuse a name that could lead out of the target, whether read the POSIX or the Windows way."""
+    The data filter of `tarfile` and `zipfile` would repair such names or follow links that stay inside.
+    """
     windows = PureWindowsPath(name)
-    if PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts or "\0" in name:
-        raise UserError(
-            f"{archive}: member {name!r} leads out of the folder, which is refused; get the archive elsewhere"
-        )
-    return PurePosixPath(name)
-
-
-def _copy_out(content: IO[bytes] | None, path: Path) -> None:
-    if content is None:
-        path.mkdir(parents=True, exist_ok=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with content, path.open("wb") as file:
-        shutil.copyfileobj(content, file, _CHUNK_BYTES)
-
-
-def _refusal(archive: Path, member: str) -> str:
-    return f"{archive}: member {member!r} is a link or a device, which is refused; get the archive elsewhere"
+    leads_out = PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts or "\0" in name
+    if leads_out or not is_plain:
+        reason = "leads out of the folder" if leads_out else "is a link or a device"
+        raise UserError(f"{archive}: member {name!r} {reason}, which is refused; get the archive elsewhere")

@@ -1,4 +1,4 @@
-"""Images in folders: what to train on, what to test, with which labels and masks; finding apart from reading."""
+"""Image files in folders: which to train on and which to score, with labels and masks."""
 
 import csv
 import difflib
@@ -6,13 +6,14 @@ import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
+from hta.data.sample import Sample
 from hta.errors import UserError
 from hta.images import IMAGE_SUFFIXES, image_size, read_image, resize, to_tensor
 
@@ -25,52 +26,12 @@ TRAIN_FOLDER = "train"
 MASK_ENDING = "_mask"
 
 NORMAL_LABELS = (NORMAL_FOLDER, "normal", "ok")
-"""Words of a CSV, in any case, that mean normal as 0 does."""
+"""Words that mean normal in a CSV file, as 0 does; case does not matter."""
 
 LABELS_RULE = f"0, {' or '.join(NORMAL_LABELS)} is normal, 1 or the name of a defect anomalous"
-"""What labels of a CSV may be, in words."""
+"""The labels that a CSV file may have, in words."""
 
 _LISTED = 5  # how many offending files a message names before it only counts them
-
-
-@dataclass(frozen=True)
-class TestItem:
-    """One image to score.
-
-    Attributes:
-        path: The image file.
-        relative: Its path below the folder that was given, with forward slashes; unique.
-        label: 1 = anomalous, 0 = normal, None = not known.
-        defect: Name of the kind of defect, None for normal images and where it is not known.
-        mask: Image of the anomalous pixels, None where there is none.
-    """
-
-    path: Path
-    relative: str
-    label: int | None = None
-    defect: str | None = None
-    mask: Path | None = None
-
-    def read(self) -> np.ndarray:
-        """Read the image, `(H, W, 3)` float32 in [0, 1]; UserError if the file cannot be read."""
-        return read_image(self.path)
-
-    def read_mask(self) -> np.ndarray | None:
-        """Read the mask, `(H, W)` bool; None where there is none.
-
-        Raises:
-            UserError: The mask cannot be read, or is not as large as the image.
-        """
-        if self.mask is None:
-            return None
-        mask, image_shape = read_mask(self.mask), image_size(self.path)
-        if mask.shape != image_shape:
-            raise UserError(
-                f"{self.mask}: {mask.shape[0]} x {mask.shape[1]} px (height x width), but its image {self.path} has "
-                f"{image_shape[0]} x {image_shape[1]}; make the mask as large as the image"
-            )
-        return mask
-
 
 # --- training images ------------------------------------------------------------------------------------------------
 
@@ -79,16 +40,16 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
     """Find the files to train on.
 
     Args:
-        names: Files of `input_dir` or paths to files, or one folder, whose image files are taken sorted by name.
-        input_dir: Where names without a folder are looked for first.
-        num_images: How many images of a folder, the first by name; it must hold so many. All by default.
+        names: Files of `input_dir` or paths of files, or one folder, whose image files are used in order of name.
+        input_dir: Where names without a folder are looked up first.
+        num_images: How many images of a folder to use, the first by name; None: all.
 
     Returns:
         Paths of existing files, none twice.
 
     Raises:
-        UserError: A name does not exist, a folder stands among several names or holds no or too few images, a file is
-            given twice, or `num_images` does not fit.
+        UserError: A name does not exist, a folder is one of several names or has no or too few images, a file is given
+            twice, or `num_images` does not fit.
     """
     if not names:
         raise UserError("--input_name: none given; name an image file or a folder of images")
@@ -107,16 +68,16 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
 
 
 def load_training_images(paths: Sequence[Path], size_image: int | None = None) -> Iterator[np.ndarray]:
-    """Read training images one after the other and bring them to one size, that of the first.
+    """Read training images one after the other, all resized to the size of the first.
 
     Args:
         paths: Image files.
-        size_image: Length in px to which the SHORTER side of the first image is brought first, aspect kept: a square
-            image becomes size_image x size_image.
+        size_image: Length in px of the SHORTER side of the first image once it is resized, aspect ratio kept: a square
+            image becomes size_image x size_image. None: the first keeps its size.
 
     Returns:
-        Arrays (H, W, 3), float32 in [0, 1], each read when it is asked for. Images of another size are resized, aspect
-        given up, with a notice.
+        Arrays (H, W, 3), float32 in [0, 1], each read only when it is needed. Images of another size are resized
+        without regard to their aspect ratio, with a notice.
 
     Raises:
         UserError: A file cannot be read, or `size_image` is below 1.
@@ -133,7 +94,7 @@ def load_training_images(paths: Sequence[Path], size_image: int | None = None) -
 
 
 def locate(name: str, input_dir: Path) -> Path:
-    """Find a file or folder: a plain name in the input folder first, else as a path of its own first.
+    """Find a file or folder: a plain name in the input folder first, a path with a folder in it as a path first.
 
     Raises:
         UserError: There is none.
@@ -150,9 +111,19 @@ def locate(name: str, input_dir: Path) -> Path:
     raise UserError(f"--input_name: no file or folder {name!r}, neither in {input_dir} nor as a path; {remedy}")
 
 
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files directly in a folder, sorted by name; none where there is no such folder.
+
+    Raises:
+        UserError: The folder cannot be opened.
+    """
+    names = _names(folder) if folder.is_dir() else []
+    return [folder / name for name in names if _is_image_name(name)]
+
+
 def _images_of_folder(folder: Path, num_images: int | None) -> list[Path]:
     """List the image files directly in a folder, sorted by name and capped."""
-    paths = [folder / name for name in _names(folder) if _is_image_name(name) and (folder / name).is_file()]
+    paths = [path for path in images_in(folder) if path.is_file()]
     if not paths:
         raise UserError(f"{folder}: holds no image file ({_suffix_text()}); give the folder that holds the images")
     if num_images is None:
@@ -179,7 +150,7 @@ def _shorter_side_to(size: tuple[int, int], length: int) -> tuple[int, int]:
 
 
 def _resize_array(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize (H, W, 3) in [0, 1]; the channels go alike, so a gray image stays gray to the bit."""
+    """Resize (H, W, 3) in [0, 1]; all channels alike, so a gray image stays gray to the bit."""
     if image.shape[:2] == tuple(size):
         return image
     return (resize(to_tensor([image]), size)[0].permute(1, 2, 0).numpy() + 1) / 2
@@ -188,46 +159,46 @@ def _resize_array(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 # --- test images ----------------------------------------------------------------------------------------------------
 
 
-def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[TestItem]:
+def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Sample]:
     """Find the images to score, with the labels and masks that the folder's layout or a CSV file gives.
 
-    In MVTec's layout (the class folder, of which only `test` is scored, or its test folder), and in any folder that
-    holds a folder `good`, labels are known: `good` is normal, every other folder a kind of defect. Any other folder is
-    searched whole, without labels. Masks, `ground_truth/<defect>/<stem>_mask.png` or `<stem>.png`, are never scored.
+    In MVTec's layout (the class folder, of which only `test` is scored, or its test folder), and in any folder with a
+    subfolder `good`, labels are known: `good` is normal, every other folder a kind of defect. Any other folder is
+    searched recursively, without labels. Masks, `ground_truth/<defect>/<stem>_mask.png` or `<stem>.png`, are never
+    scored.
 
     Args:
         test_dir: A folder, or one image file.
-        labels_csv: CSV with the header `path,label`, a row for every image. Paths count from `test_dir`, else from the
-            CSV's folder; labels are 0 or one of `NORMAL_LABELS` for normal, 1 or a kind of defect for anomalous. They
-            replace the layout's.
+        labels_csv: CSV file with the header `path,label` and a row for every image. Paths are relative to `test_dir`,
+            else to the CSV's folder; labels are 0 or one of `NORMAL_LABELS` for normal, 1 or a kind of defect for
+            anomalous. They replace those of the layout.
 
     Returns:
-        Items sorted by their relative path.
+        Samples sorted by their relative path.
 
     Raises:
         UserError: There is no image, a mask fits no image or two masks fit one, or the CSV does not fit the images.
     """
-    test_dir = Path(test_dir)
     if not os.access(test_dir, os.F_OK):
         raise UserError(f"--test_dir: no file or folder {test_dir}; check the path")
     if test_dir.is_dir():
-        items, base = _items_of_folder(test_dir), test_dir
+        samples, base = _samples_of_folder(test_dir), test_dir
     else:
-        items, base = [TestItem(test_dir, test_dir.name)], test_dir.parent
+        samples, base = [Sample(test_dir, test_dir.name)], test_dir.parent
     if labels_csv is not None:
-        items = _with_csv_labels(items, base, Path(labels_csv))
-    return sorted(items, key=lambda item: item.relative)
+        samples = _with_csv_labels(samples, base, labels_csv)
+    return sorted(samples, key=lambda sample: sample.relative)
 
 
-def find_good_images(good_dir: Path, test: Sequence[Path] = ()) -> list[Path]:
-    """Find normal images to make a threshold of: all images of a folder and the folders in it, each once.
+def find_good_images(good_dir: Path, scored: Iterable[Sample] = ()) -> list[Sample]:
+    """Find normal images to derive a threshold from: all images below a folder, each once.
 
     Args:
         good_dir: The folder.
-        test: Files that will be scored; none of them may be among the good ones.
+        scored: Images that will be scored; none of them may be among the good ones.
 
     Returns:
-        Their paths, sorted, without copies of one another.
+        Samples sorted by path, without copies of one another.
 
     Raises:
         UserError: There is no such folder or no image in it, or one of them will be scored.
@@ -237,26 +208,26 @@ def find_good_images(good_dir: Path, test: Sequence[Path] = ()) -> list[Path]:
     paths = list({path.resolve(): path for path in reversed(_walk_images(good_dir))}.values())[::-1]
     if not paths:
         raise UserError(f"--good_dir {good_dir}: no image in it; {_suffix_text()}")
-    scored = {path.resolve() for path in test}
-    both = next((path for path in paths if path.resolve() in scored), None)
+    scored_files = {path.resolve() for path in _files(scored)}
+    both = next((path for path in paths if path.resolve() in scored_files), None)
     if both is not None:
         _refuse_scored(good_dir, f"{both} is also a test image")
-    alike = _first_alike(paths)
-    for path, first in alike.items():
+    firsts = _first_copies(paths)
+    for path, first in firsts.items():
         if first != path:
             logger.info("--good_dir: %s is left out, it is a copy of %s", path, first)
-    return [path for path, first in alike.items() if first == path]
+    return [Sample(path, path.relative_to(good_dir).as_posix()) for path in paths if firsts[path] == path]
 
 
-def refuse_copies(good_dir: Path, good: Sequence[Path], test: Sequence[Path]) -> None:
+def refuse_copies(good_dir: Path, good: Iterable[Sample], scored: Iterable[Sample]) -> None:
     """Refuse good images that are copies of images that will be scored.
 
     Raises:
         UserError: One is; it is named.
     """
-    scored = set(test)
-    for path, first in _first_alike([*test, *good]).items():
-        if first in scored and path not in scored:
+    scored_files = dict.fromkeys(_files(scored))
+    for path, first in _first_copies([*scored_files, *_files(good)]).items():
+        if first in scored_files and path not in scored_files:
             _refuse_scored(good_dir, f"{path} is a copy of the test image {first}")
 
 
@@ -267,101 +238,89 @@ def _refuse_scored(good_dir: Path, what: str) -> NoReturn:
     )
 
 
-def _first_alike(paths: Sequence[Path]) -> dict[Path, Path]:
-    """For each file the first of them that holds the same bytes, itself where no other does."""
+def _files(samples: Iterable[Sample]) -> list[Path]:
+    return [sample.source for sample in samples if isinstance(sample.source, Path)]
+
+
+def _first_copies(paths: Sequence[Path]) -> dict[Path, Path]:
+    """Map each file to the first one with the same bytes, which is itself where no other has them."""
     sizes = {path: path.stat().st_size for path in paths if path.is_file() and os.access(path, os.R_OK)}
     counts = Counter(sizes.values())
     firsts: dict[bytes, Path] = {}
-    alike = {}
+    copies = {}
     for path in paths:
-        # Only files of one size are read. What cannot be read is left to whoever reads the images.
-        if counts[sizes.get(path)] > 1:
-            alike[path] = firsts.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
+        # Only files of equal size are read. Files that cannot be read are reported when the images are read.
+        if counts[sizes.get(path, -1)] > 1:
+            copies[path] = firsts.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
         else:
-            alike[path] = path
-    return alike
+            copies[path] = path
+    return copies
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Read a mask.
-
-    Args:
-        path: Image file; transparent pixels count as black.
-
-    Returns:
-        Array (H, W), bool, True where any channel is above 0: anomalous.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    return (read_image(path, background=0.0) > 0).any(axis=2)
-
-
-def _items_of_folder(folder: Path) -> list[TestItem]:
+def _samples_of_folder(folder: Path) -> list[Sample]:
     """Index a folder of any layout."""
     root, masks_root = _find_layout(folder)
     labelled = (root / NORMAL_FOLDER).is_dir() or masks_root is not None
-    items = [_item(path, folder, root if labelled else None) for path in _walk_images(root, skip=MASK_FOLDER)]
-    if not items:
+    paths = _walk_images(root, skip=MASK_FOLDER)
+    if not paths:
         raise UserError(f"--test_dir: {root} holds no image file ({_suffix_text()}); give a folder of images")
-    return items if masks_root is None else _with_masks(items, root, masks_root)
+    masks = {} if masks_root is None else _match_masks(paths, root, masks_root)
+    return [_sample(path, folder, root if labelled else None, masks.get(path)) for path in paths]
 
 
 def _find_layout(folder: Path) -> tuple[Path, Path | None]:
-    """Tell where the test images are, and where their masks, if the layout has any."""
+    """Return the folder of the test images, and that of their masks if the layout has any."""
     test, masks = folder / TEST_FOLDER, folder / MASK_FOLDER
     if test.is_dir() and any(path.is_dir() for path in (test / NORMAL_FOLDER, masks, folder / TRAIN_FOLDER)):
         return test, masks if masks.is_dir() else None
     places = [masks] if (folder / NORMAL_FOLDER).is_dir() else []
-    # A sibling is taken only beside a folder of MVTec's name: elsewhere it may belong to anything.
+    # A sibling counts only beside a folder of MVTec's name: elsewhere it may belong to anything.
     if _absolute(folder).name == TEST_FOLDER:
         places.append(_absolute(folder).parent / MASK_FOLDER)
     return folder, next((place for place in places if place.is_dir()), None)
 
 
-def _item(path: Path, given: Path, root: Path | None) -> TestItem:
-    """Make an item; in a labelled `root` the first folder is the kind of defect."""
+def _sample(path: Path, given: Path, root: Path | None, mask: Path | None) -> Sample:
+    """Make a sample; in a labelled `root` the first folder is the kind of defect."""
     relative = path.relative_to(given).as_posix()
     if root is None:
-        return TestItem(path, relative)
-    parts = path.relative_to(root).parts
-    if len(parts) == 1:
+        return Sample(path, relative)
+    kind, *rest = path.relative_to(root).parts
+    if not rest:
         raise UserError(
-            f"{path}: lies beside the folders that are its label; put it into {NORMAL_FOLDER} or a defect's"
+            f"{path}: is beside the folders that give the labels; move it into {NORMAL_FOLDER} or a folder of defects"
         )
-    normal = parts[0] == NORMAL_FOLDER
-    return TestItem(path, relative, label=0 if normal else 1, defect=None if normal else parts[0])
+    if kind == NORMAL_FOLDER:
+        return Sample(path, relative, label=0, mask=mask)
+    return Sample(path, relative, label=1, defect=kind, mask=mask)
 
 
-def _with_masks(items: Sequence[TestItem], root: Path, masks_root: Path) -> list[TestItem]:
-    """Give every item its mask; each mask must find its image, and only one."""
+def _match_masks(paths: Sequence[Path], root: Path, masks_root: Path) -> dict[Path, Path]:
+    """Find the masks of images; each mask must fit one image, and only one."""
     masks: dict[Path, Path] = {}  # by the path below the masks' folder, without suffix
     for path in _walk_images(masks_root):
         other = masks.setdefault(path.relative_to(masks_root).with_suffix(""), path)
         if other != path:
             raise UserError(f"{path}: a second mask beside {other}; remove one of them")
-    owners: dict[Path, TestItem] = {}
-    matched = []
-    for item in items:
-        stem = item.path.relative_to(root).with_suffix("")
+    owners: dict[Path, Path] = {}
+    for path in paths:
+        stem = path.relative_to(root).with_suffix("")
         found = [masks[key] for key in (stem.with_name(stem.name + MASK_ENDING), stem) if key in masks]
         if len(found) > 1:
-            raise UserError(f"{item.path}: two masks, {found[0]} and {found[1]}; remove one of them")
+            raise UserError(f"{path}: two masks, {found[0]} and {found[1]}; remove one of them")
         for mask in found:
-            owner = owners.setdefault(mask, item)
-            if owner is not item:
-                raise UserError(f"{mask}: the mask of both {owner.path} and {item.path}; rename one of the images")
-        matched.append(replace(item, mask=found[0] if found else None))
+            if (owner := owners.setdefault(mask, path)) != path:
+                raise UserError(f"{mask}: the mask of both {owner} and {path}; rename one of the images")
     without = [str(mask) for mask in masks.values() if mask not in owners]
     if without:
         raise UserError(f"mask without an image in {root}: {_listing(without)}; remove it or add the image")
-    return matched
+    return {path: mask for mask, path in owners.items()}
 
 
-def _with_csv_labels(items: Sequence[TestItem], base: Path, labels_csv: Path) -> list[TestItem]:
-    """Set the labels of a CSV file, which must name exactly the items."""
-    by_path = {_absolute(item.path): item for item in items}
-    labelled: dict[Path, TestItem] = {}
+def _with_csv_labels(samples: Sequence[Sample], base: Path, labels_csv: Path) -> list[Sample]:
+    """Set the labels from a CSV file, which must name exactly the samples."""
+    by_path = {_absolute(base / sample.relative): sample for sample in samples}
+    labelled: dict[Path, Sample] = {}
     unknown = []
     for name, label in _csv_rows(labels_csv):
         places = [_absolute(folder / name) for folder in (base, labels_csv.parent)]
@@ -374,23 +333,23 @@ def _with_csv_labels(items: Sequence[TestItem], base: Path, labels_csv: Path) ->
             labelled[place] = _relabelled(by_path[place], label, labels_csv)
     if unknown:
         raise UserError(f"{labels_csv}: no such test image: {_listing(unknown)}; correct or remove these rows")
-    missing = [item.relative for path, item in by_path.items() if path not in labelled]
+    missing = [sample.relative for path, sample in by_path.items() if path not in labelled]
     if missing:
         raise UserError(f"{labels_csv}: no row for {_listing(missing)}; add the rows or take the images away")
     return list(labelled.values())
 
 
-def _relabelled(item: TestItem, label: str, labels_csv: Path) -> TestItem:
-    """Set a label as it stands in the CSV: a number, a word for normal, or the name of a kind of defect."""
+def _relabelled(sample: Sample, label: str, labels_csv: Path) -> Sample:
+    """Set a label from the CSV file: a number, a word for normal, or the name of a kind of defect."""
     if label.lower() in NORMAL_LABELS:
-        return replace(item, label=0, defect=None)
+        return replace(sample, label=0, defect=None)
     try:
         value = float(label)
     except ValueError:
-        return replace(item, label=1, defect=label)
+        return replace(sample, label=1, defect=label)
     if value not in (0, 1):
-        raise UserError(f"{labels_csv}: label {label} of {item.relative}; {LABELS_RULE}")
-    return replace(item, label=int(value), defect=item.defect if value else None)
+        raise UserError(f"{labels_csv}: label {label} of {sample.relative}; {LABELS_RULE}")
+    return replace(sample, label=int(value), defect=sample.defect if value else None)
 
 
 def _csv_rows(labels_csv: Path) -> Iterator[tuple[str, str]]:
@@ -440,12 +399,12 @@ def _names(folder: Path) -> list[str]:
 
 
 def _is_image_name(name: str) -> bool:
-    """Tell an image by its suffix; hidden files (`._photo.png` of some systems) are none."""
+    """Recognise an image by its suffix; hidden files (`._photo.png` of some systems) are not images."""
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _absolute(path: Path) -> Path:
-    """Make a path comparable without following links: two links to one file stay two items."""
+    """Make a path comparable without following links: two links to one file stay two samples."""
     return Path(os.path.normpath(path.absolute()))
 
 

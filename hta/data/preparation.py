@@ -1,7 +1,7 @@
-"""Resampling and CLAHE of the benchmarks' images, as the protocol's table has them (section 7).
+"""Resampling and CLAHE of the benchmarks' images, as the protocol prescribes for each data set (paper, section 4).
 
 Resampling is Pillow's, on 8-bit images: that is what the named filters mean on the images of these data sets (bicubic
-has a = -0.5; all filters widen when shrinking). CLAHE comes after the resampling where the table says nothing else.
+has a = -0.5; all filters widen when shrinking). CLAHE comes after the resampling unless the geometry says otherwise.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def prepare_training_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray
 
     Args:
         image: `(H, W, 3)` float32 in [0, 1].
-        spec: The data set's row of the table.
+        spec: How the data set is prepared.
 
     Returns:
         `(size, size, 3)` float32 in [0, 1].
@@ -41,11 +41,11 @@ def prepare_test_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
 
 
 def prepare_mask(mask: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
-    """Bring a defect mask to the place that its image takes.
+    """Resample a defect mask as its image is.
 
     Args:
-        mask: `(H, W)` bool, as `hta.data.folders.read_mask` gives it; true on the defect.
-        spec: The data set's row of the table.
+        mask: `(H, W)` bool, as `hta.data.sample.read_mask` returns it; true on the defect.
+        spec: How the data set is prepared.
 
     Returns:
         `(size, size)` bool, true on the defect (nearest neighbour).
@@ -54,7 +54,7 @@ def prepare_mask(mask: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
 
 
 def resample(image: np.ndarray, geometry: Geometry, size: int, filter_name: Filter) -> np.ndarray:
-    """Bring an image `(H, W, 3)` or `(H, W)` to size x size px, cropped or squashed; values in [0, 1] to float32."""
+    """Resize an image `(H, W, 3)` or `(H, W)`, values in [0, 1], to size x size px, cropped or squashed; float32."""
     picture = _to_picture(image)
     if geometry != "crop":
         return _to_array(picture.resize((size, size), _FILTERS[filter_name]))
@@ -65,9 +65,9 @@ def resample(image: np.ndarray, geometry: Geometry, size: int, filter_name: Filt
 
 
 def _shrink_to_fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Shrink to at most size x size, aspect ratio kept; a smaller image stays.
+    """Shrink to at most size x size px, aspect ratio kept; a smaller image stays as it is.
 
-    The table leaves the filter open: bicubic, as in the squash that follows.
+    The paper names no filter for this step: bicubic, as in the squash that follows.
     """
     picture = _to_picture(image)
     picture.thumbnail((size, size), Image.Resampling.BICUBIC, reducing_gap=None)

@@ -1,4 +1,4 @@
-"""What the protocol fixes for each data set: class names, preparation of images, transformations (section 7)."""
+"""What the protocol fixes for each data set: class names, preparation of images, transformations (paper, section 4)."""
 
 import re
 from collections.abc import Mapping
@@ -12,14 +12,17 @@ from hta.settings import Checked, option
 Geometry = Literal["squash", "fit_then_squash", "crop"]
 Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
+ROTATIONS = 4
+"""The number of transformations for which images with defects have a preparation of their own, without CLAHE."""
+
 
 @dataclass(frozen=True)
 class BenchmarkSpec:
     """One row of the protocol's table.
 
     Attributes:
-        name: What `--dataset` takes.
-        title: The name for people; where only a part of a data set is at hand it says so.
+        name: The name that `--dataset` accepts.
+        title: The name for people, which says so where only a part of the data set is present.
         table_name: The data set's name in the file of the paper's values.
         classes: Class names in label order, in the paper's spelling.
         geometry: "squash" (to a square, whatever the aspect ratio), "crop" (shorter side to `size`, then the centre) or
@@ -30,6 +33,7 @@ class BenchmarkSpec:
         train_clahe: Whether training images, and only they, go through CLAHE.
         num_transforms: The paper's number of transformations.
         is_gray: Whether the images are gray (R = G = B).
+        has_defects: Whether anomalies are defects of the class's own object, not images of other classes.
         aliases: Pairs of another spelling of a class and the paper's.
     """
 
@@ -44,6 +48,7 @@ class BenchmarkSpec:
     train_clahe: bool = True
     num_transforms: int = 54
     is_gray: bool = False
+    has_defects: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
 
 
@@ -123,28 +128,25 @@ MVTEC = BenchmarkSpec(
     geometry="crop",
     train_filter="lanczos",
     test_filter="lanczos",
+    has_defects=True,
 )
 
-MVTEC_ROTATIONS = replace(MVTEC, train_clahe=False, num_transforms=4)
-
-# Any other data set, as a tree of one folder a class; the tree fills in the title and the classes.
+# Any other data set, as a tree with one folder per class or of one object's defects; the tree gives title and classes.
+DEFECTS = replace(MVTEC, name="defects", title="defects", table_name="defects", classes=())
 FOLDER = BenchmarkSpec(name="folder", title="folder", table_name="folder", classes=())
 FOLDER_GRAY = replace(MNIST, name="folder", title="folder", table_name="folder", classes=(), aliases=())
 
 SPECS: Mapping[str, BenchmarkSpec] = MappingProxyType(
-    {spec.name: spec for spec in (CIFAR, MNIST, FASHION_MNIST, PARIS, MVTEC, FOLDER)}
+    {spec.name: spec for spec in (CIFAR, MNIST, FASHION_MNIST, PARIS, MVTEC, FOLDER, DEFECTS)}
 )
-DEFECTS = "defects"
-"""What `--dataset` takes for a folder of defects in MVTec's layout."""
-
 _SET_ALIASES: Mapping[str, str] = MappingProxyType({"cifar10": "cifar", "mvtecad": "mvtec"})
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions(Checked):
-    """A data set of the protocol instead of images of one's own."""
+class DatasetOptions(Checked):
+    """A data set of the protocol instead of the user's own images."""
 
-    dataset: str | None = option(None, f"data set of the protocol: {', '.join((*SPECS, DEFECTS))}")
+    dataset: str | None = option(None, f"data set of the protocol: {', '.join(SPECS)}")
     data_root: str = option("data", "folder of its files")
     pos_class: str | None = option(None, "the class that is normal: its name or number")
     index_download: int = option(1, "which images of the class: k takes the k-th --num_images of them", low=1)
@@ -152,32 +154,48 @@ class BenchmarkOptions(Checked):
     download: bool = option(False, "fetch CIFAR10, MNIST or FashionMNIST into --data_root")
 
 
-def benchmark_spec(name: str, preparation: str = "full") -> BenchmarkSpec:
+def benchmark_spec(name: str, num_transforms: int | None = None) -> BenchmarkSpec:
     """Return the protocol's row for a data set.
 
     Args:
-        name: cifar, mnist, fashionmnist, paris, mvtec or folder; case and hyphens do not matter.
-        preparation: "full", or "rotations" for the row of the 4 rotations, which only MVTec has.
+        name: A key of `SPECS`; case and hyphens do not matter.
+        num_transforms: M; None: the paper's number, for defects the 4 rotations, which have a row of their own.
 
     Raises:
-        UserError: No such data set, or no such row of it.
+        UserError: No such data set.
     """
     key = _fold(name)
     spec = SPECS.get(_SET_ALIASES.get(key, key))
     if spec is None:
         raise UserError(f"--dataset {name}: no such data set; choose from {', '.join(SPECS)}")
-    if preparation == "full":
-        return spec
-    if preparation == "rotations" and spec is MVTEC:
-        return MVTEC_ROTATIONS
-    raise UserError(f"preparation {preparation!r}: {spec.name} has only 'full' (mvtec has 'rotations' as well)")
+    if spec.has_defects and num_transforms in (None, ROTATIONS):
+        return replace(spec, train_clahe=False, num_transforms=ROTATIONS)
+    return spec
+
+
+def is_defect_set(dataset: str) -> bool:
+    """Whether a data set's anomalies are defects, not images of another class.
+
+    Raises:
+        UserError: No such data set.
+    """
+    return benchmark_spec(dataset).has_defects
+
+
+def default_task(dataset: str) -> str:
+    """The task that a data set is for: "defect" or "class".
+
+    Raises:
+        UserError: No such data set.
+    """
+    return "defect" if is_defect_set(dataset) else "class"
 
 
 def class_index(spec: BenchmarkSpec, pos_class: str | int) -> int:
     """Return the label of a class.
 
     Args:
-        spec: The data set; one read from a class-per-folder tree knows its classes only once it is loaded.
+        spec: The data set; that of a folder has its classes only once it is loaded.
         pos_class: The paper's spelling, a usual one, or the label's number; case, spaces and punctuation do not matter.
             A name wins over a number.
 
@@ -195,44 +213,32 @@ def class_index(spec: BenchmarkSpec, pos_class: str | int) -> int:
     raise UserError(f"--pos_class {pos_class}: {spec.title} has no such class; choose from {choices} or a label number")
 
 
-def is_defect_set(dataset: str) -> bool:
-    """Whether a data set's anomalies are defects, not images of another class."""
-    return dataset == DEFECTS or benchmark_spec(dataset).name == "mvtec"
+def default_model_name(options: DatasetOptions, num_images: int) -> str:
+    """Return a name for the model of one run from the options alone, such as `fashionmnist_sandals_5shot_2`.
 
-
-def default_task(dataset: str) -> str:
-    """The task that a data set is for: "defect" or "class"."""
-    return "defect" if is_defect_set(dataset) else "class"
-
-
-def default_model_name(options: BenchmarkOptions, num_images: int) -> str:
-    """A name for the model of one run, told from the options alone, such as `fashionmnist_sandals_5shot_2`.
-
-    A class goes by the paper's spelling where the data set's classes are known beforehand, else as it is given. Random
+    A class has the paper's spelling where the data set's classes are known beforehand, else the given one. Random
     draws end in `draw2` instead of `2`.
 
     Raises:
         UserError: An option is missing, or there is no such data set or class.
     """
-    require_class(options)
-    dataset, pos_class = options.dataset, options.pos_class
-    if dataset != DEFECTS:
-        spec = benchmark_spec(dataset)
-        dataset = spec.name
-        pos_class = spec.classes[class_index(spec, pos_class)] if spec.classes else pos_class
+    dataset, pos_class = required_options(options)
+    spec = benchmark_spec(dataset)
+    name = spec.classes[class_index(spec, pos_class)] if spec.classes else pos_class
     choice = f"{'draw' if options.random_images_download else ''}{options.index_download}"
-    return f"{dataset}_{pos_class}_{num_images}shot_{choice}"
+    return f"{spec.name}_{name}_{num_images}shot_{choice}"
 
 
-def require_class(options: BenchmarkOptions) -> None:
-    """Refuse options that do not name a data set and a class.
+def required_options(options: DatasetOptions) -> tuple[str, str]:
+    """Return the names of data set and class.
 
     Raises:
-        UserError: Names what is missing.
+        UserError: The options lack one of them, which is named.
     """
     if options.dataset is None or options.pos_class is None:
         missing = "dataset" if options.dataset is None else "pos_class"
         raise UserError(f"--{missing} is missing: name a data set and its normal class")
+    return options.dataset, options.pos_class
 
 
 def _fold(text: str) -> str:

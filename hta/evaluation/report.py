@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import numpy as np
 
-from hta.data.scored import ScoredImage
+from hta.data.sample import Sample
 from hta.evaluation import report_text
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report_charts import colour_bar, colour_legend, histogram, roc
@@ -34,7 +34,7 @@ _ESCAPES = str.maketrans({character: f"\\u{ord(character):04x}" for character in
 def write_report(
     folder: Path,
     document: dict[str, Any],
-    items: Sequence[ScoredImage],
+    items: Sequence[Sample],
     scores: np.ndarray,
     shares: Sequence[np.ndarray],
     thumbnails: Sequence[Thumbnails | None],
@@ -114,7 +114,7 @@ def _link(relative: str, suffix: str) -> str:
 
 
 def _rows(
-    items: Sequence[ScoredImage],
+    items: Sequence[Sample],
     scores: np.ndarray,
     shares: Sequence[np.ndarray],
     thumbnails: Sequence[Thumbnails | None],
@@ -149,7 +149,7 @@ def _rows(
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _charts(document: dict[str, Any], items: Sequence[ScoredImage], scores: np.ndarray) -> str:
+def _charts(document: dict[str, Any], items: Sequence[Sample], scores: np.ndarray) -> str:
     """Distributions of the scores, and the ROC curve or the reason why there is none."""
     labels = [item.label for item in items]
     groups = {name: scores[[known == label for known in labels]] for name, label in _GROUPS.items()}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from hta.data.scored import ScoredImage
+from hta.data.sample import Sample
 from hta.errors import UserError
 from hta.evaluation.metrics import Metric, auroc_with_interval, summarize_image_metrics
 from hta.evaluation.overlays import ColourScale, draw_overlay
@@ -121,7 +121,7 @@ class ResultsWriter:
         finally:
             self._thread.shutdown(cancel_futures=True)
 
-    def add(self, item: ScoredImage, votes: ImageVotes, picture: np.ndarray) -> None:
+    def add(self, item: Sample, votes: ImageVotes, picture: np.ndarray) -> None:
         """Take the next image.
 
         Args:
@@ -145,7 +145,7 @@ class ResultsWriter:
 
     def _write(
         self,
-        item: ScoredImage,
+        item: Sample,
         levels: np.ndarray,
         anomaly_map: np.ndarray,
         picture: np.ndarray,
@@ -161,7 +161,7 @@ class ResultsWriter:
         write_atomically(self._folder / OVERLAYS_FOLDER / f"{item.relative}{PLAIN_SUFFIX}", large_jpeg(picture))
 
 
-def has_known_pixels(item: ScoredImage) -> bool:
+def has_known_pixels(item: Sample) -> bool:
     """Whether it is known which pixels of an image are anomalous: it has a mask, or is normal."""
     return item.mask is not None or item.label == 0
 
@@ -170,7 +170,7 @@ def has_known_pixels(item: ScoredImage) -> bool:
 
 
 def summarize(
-    items: Sequence[ScoredImage], scores: np.ndarray, pixels: PixelMetrics | None, peaks: np.ndarray | None = None
+    items: Sequence[Sample], scores: np.ndarray, pixels: PixelMetrics | None, peaks: np.ndarray | None = None
 ) -> dict[str, Any]:
     """All metrics of a test set, as JSON can hold them.
 
@@ -203,7 +203,7 @@ def _undefined(names: Sequence[str], reason: str) -> dict[str, Any]:
 
 def write_scores(
     folder: Path,
-    items: Sequence[ScoredImage],
+    items: Sequence[Sample],
     scores: np.ndarray,
     shares: Sequence[np.ndarray],
     rejected: np.ndarray | None,

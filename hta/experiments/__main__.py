@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hta.cli import Parser, run_command
-from hta.data.selection import load_dataset
+from hta.data.benchmark import load_dataset
 from hta.errors import RunError, UserError
 from hta.experiments import changes, table_text
 from hta.experiments.paper import SHOT_TABLES, TABLES

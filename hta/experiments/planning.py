@@ -7,8 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hta.config import ModelConfig, RuntimeConfig, TrainingConfig
-from hta.data.selection import ROTATIONS
-from hta.data.specs import MVTEC, BenchmarkSpec, benchmark_spec, is_defect_set
+from hta.data.specs import MVTEC, ROTATIONS, BenchmarkSpec, benchmark_spec, is_defect_set
 from hta.errors import UserError
 from hta.evaluation.scores import default_fraction
 from hta.experiments.paper import paper_datasets
@@ -130,11 +129,11 @@ def plan_runs(request: Request, precision: str) -> list[RunSpec]:
 def _runs_of_dataset(request: Request, dataset: str, precision: str) -> Iterator[RunSpec]:
     benchmark = prepared_dataset(dataset, request.data_root, request.num_transforms, request.preparation)
     spec = benchmark.spec
-    classes = [benchmark.classes[benchmark.class_index(name)] for name in request.classes or benchmark.classes]
+    classes = [benchmark.class_name(name) for name in request.classes or spec.classes]
     own_rows = spec.table_name if spec.table_name in paper_datasets() else None
     for shots, draw, pos_class in product(request.shots, request.draws, classes):
         selection = select_images(benchmark, pos_class, shots, draw, request.seed, in_order=request.in_order)
-        digest = digest_images(selection, selection.test_indices(request.test_limit, request.seed))
+        digest = digest_images(selection, selection.test_samples(request.test_limit, request.seed))
         for variant in request.variants:
             yield RunSpec(
                 dataset=spec.name,

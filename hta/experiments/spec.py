@@ -21,7 +21,7 @@ class RunSpec:
     """One run.
 
     Attributes:
-        dataset: name for `hta.data.selection.load_dataset`.
+        dataset: name for `hta.data.benchmark.load_dataset`.
         title: the data set's name in tables; where only a part is at hand it says so.
         pos_class: the normal class, in the paper's spelling.
         shots: N, the number of training images.

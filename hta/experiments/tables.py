@@ -15,8 +15,7 @@ from functools import cached_property
 import numpy as np
 from scipy import stats
 
-from hta.data.selection import ROTATIONS
-from hta.data.specs import SPECS
+from hta.data.specs import ROTATIONS, SPECS
 from hta.errors import UserError
 from hta.experiments.paper import (
     PaperValue,

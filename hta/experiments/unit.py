@@ -3,7 +3,7 @@
 import hashlib
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -13,9 +13,8 @@ import numpy as np
 import torch
 
 from hta.config import RuntimeConfig
-from hta.data.image_sets import Benchmark
-from hta.data.protocol import draw_training_images
-from hta.data.selection import Selection, load_dataset
+from hta.data.benchmark import Benchmark, Selection, draw_images, load_dataset
+from hta.data.sample import Sample
 from hta.errors import RunError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.metrics import bootstrap_auroc, image_auroc
@@ -79,22 +78,20 @@ def select_images(
 ) -> Selection:
     """The images of a draw, or the `draw`-th ones of the class in data-set order."""
     which = {"index_download": draw} if in_order else {"draw": draw}
-    training = draw_training_images(benchmark, pos_class, shots, **which, seed=seed)
-    return Selection(benchmark, pos_class, tuple(training))
+    return draw_images(benchmark, pos_class, shots, **which, seed=seed)
 
 
-def digest_images(selection: Selection, test_indices: list[int]) -> str:
+def digest_images(selection: Selection, test: Sequence[Sample]) -> str:
     """Digest of the training images, pixels included, and of the names of the test images."""
     digest = hashlib.sha256("\n".join(selection.training_ids()).encode())
-    for index in selection.training:
-        digest.update(selection.benchmark.train.read(index).tobytes())
-    digest.update(_digest_names(selection, test_indices).encode())
+    for sample in selection.training:
+        digest.update(sample.read().tobytes())
+    digest.update(_digest_names(test).encode())
     return digest.hexdigest()
 
 
-def _digest_names(selection: Selection, test_indices: list[int]) -> str:
-    names = "\n".join(selection.benchmark.test_id(index) for index in test_indices)
-    return hashlib.sha256(names.encode()).hexdigest()
+def _digest_names(test: Sequence[Sample]) -> str:
+    return hashlib.sha256("\n".join(sample.relative for sample in test).encode()).hexdigest()
 
 
 def attempt(task: Task) -> Outcome:
@@ -115,8 +112,8 @@ def execute(task: Task) -> Outcome:
     spec = task.spec
     benchmark = prepared_dataset(spec.dataset, task.data_root, spec.num_transforms, spec.preparation)
     selection = select_images(benchmark, spec.pos_class, spec.shots, spec.draw, spec.seed, in_order=spec.in_order)
-    indices = selection.test_indices(spec.test_limit, spec.seed)
-    if digest_images(selection, indices) != spec.data_sha256:
+    test = selection.test_samples(spec.test_limit, spec.seed)
+    if digest_images(selection, test) != spec.data_sha256:
         raise RunError(f"{task.data_root}: holds other images than the runner saw; give all workers the same data")
     runtime = set_up(task.runtime)
 
@@ -127,10 +124,10 @@ def execute(task: Task) -> Outcome:
     plan = plan_of(training_set.record.config.model, training_set.record.image_size)
     shares_of = train_variant(spec, training_set, runtime)
     trained = time.perf_counter()
-    shares = score_images(shares_of, _test_images(selection, indices), plan.working_size)
+    shares = score_images(shares_of, (sample.read() for sample in test), plan.working_size)
     scored = time.perf_counter()
 
-    labels = selection.labels(indices)
+    labels = np.array([sample.label for sample in test])
     results, scores = measure(spec, shares, labels)
     # All patches, or as many as any fraction has: the last fraction is the largest.
     results["training_shares"] = _rounded(score_images(shares_of, images, plan.working_size)[-1].mean(axis=0))
@@ -145,8 +142,8 @@ def execute(task: Task) -> Outcome:
         "test_images": {
             "normal": int((labels == 0).sum()),
             "anomalous": int(labels.sum()),
-            "available": len(selection.test_indices()),
-            "names_sha256": _digest_names(selection, indices),
+            "available": len(selection.test_samples()),
+            "names_sha256": _digest_names(test),
         },
         "results": results,
         "run": {
@@ -157,12 +154,8 @@ def execute(task: Task) -> Outcome:
             "versions": describe_versions(),
         },
     }
-    names = np.array([benchmark.test_id(index) for index in indices])
+    names = np.array([sample.relative for sample in test])
     return Outcome(spec, record, {"scores": scores, "labels": labels, "names": names})
-
-
-def _test_images(selection: Selection, indices: list[int]) -> Iterator[np.ndarray]:
-    return (selection.benchmark.test_image(index) for index in indices)
 
 
 def measure(spec: RunSpec, shares: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:

@@ -11,9 +11,8 @@ from hta.data.folders import (
     find_test_images,
     find_training_images,
     load_training_images,
-    read_mask,
 )
-from hta.data.scored import check_readable
+from hta.data.sample import Sample, check_readable, read_mask
 from hta.errors import UserError
 from hta.images import is_gray, read_image
 
@@ -179,7 +178,7 @@ class TestLoadTrainingImages:
 class TestFindTestImages:
     def test_one_file(self, tmp_path):
         (path,) = make(tmp_path, "a.png")
-        assert find_test_images(path) == [folders.TestItem(path, "a.png")]
+        assert [vars(item) for item in find_test_images(path)] == [vars(Sample(path, "a.png"))]
 
     def test_plain_folder_is_recursive_without_labels_and_masks(self, tmp_path):
         make(tmp_path, "b.png", "a/z.jpg", "a.png", ".hidden/c.png", "a/ground_truth/z_mask.png", "ground_truth/b.png")
@@ -204,7 +203,7 @@ class TestFindTestImages:
         items = find_test_images(mvtec)
         assert table(items) == [(f"test/{name}", label, defect) for name, label, defect in expected]
         assert masks(items, mvtec / "ground_truth") == {f"test/{name}": mask for name, mask in matches.items()}
-        assert all(item.path == mvtec / item.relative for item in items)
+        assert all(item.source == mvtec / item.relative for item in items)
 
     def test_test_folder_as_the_working_directory(self, mvtec, monkeypatch):
         monkeypatch.chdir(mvtec / "test")
@@ -261,7 +260,7 @@ class TestFindTestImages:
             ("ground_truth/scratch/000.png", "two masks"),
             ("ground_truth/scratch/000_mask.bmp", "a second mask"),
             ("test/scratch/000.jpg", "the mask of both"),
-            ("test/loose.png", "lies beside"),
+            ("test/loose.png", "beside the folders"),
         ],
     )
     def test_mistakes_in_the_layout(self, mvtec, extra, message):
@@ -373,9 +372,9 @@ class TestMasks:
 
     def test_size_must_be_that_of_the_image(self, tmp_path):
         image, mask = make(tmp_path, "a.png", "a_mask.png")
-        item = folders.TestItem(image, "a.png", mask=mask)
+        item = Sample(image, "a.png", mask=mask)
         assert item.read_mask().shape == (4, 6)
-        assert folders.TestItem(image, "a.png").read_mask() is None
+        assert Sample(image, "a.png").read_mask() is None
         Image.new("L", (4, 6)).save(mask)
         with pytest.raises(UserError, match="6 x 4") as error:
             item.read_mask()
@@ -387,7 +386,7 @@ class TestCheckReadable:
     def test_lists_every_broken_file_with_its_reason(self, mvtec):
         items = find_test_images(mvtec)
         assert check_readable(items) == {}
-        text, cut, mask = items[0].path, items[2].path, items[4].mask
+        text, cut, mask = items[0].source, items[2].source, items[4].mask
         text.write_text("text")
         cut.write_bytes(cut.read_bytes()[:50])
         mask.write_bytes(b"")

@@ -19,7 +19,7 @@ from skimage import data
 
 import hta
 import main_eval
-from hta.data import folders
+from hta.data.sample import Sample
 from hta.errors import UserError
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report import as_script_data, overlay_link, plain_link, write_report
@@ -241,7 +241,7 @@ def make_document(items, scores, threshold=None, **changes):
 
 def page_of(folder, labels, scores, threshold=None, *, with_overlays=True, **changes):
     """A report of images that are all the same, and the rows in it."""
-    items = [folders.TestItem(Path(f"{n}.png"), f"{n}.png", label) for n, label in enumerate(labels)]
+    items = [Sample(Path(f"{n}.png"), f"{n}.png", label) for n, label in enumerate(labels)]
     small = Thumbnails(b"image", b"overlay" if with_overlays else None)
     scores = np.array(scores)
     document = make_document(items, scores, threshold, **changes)
@@ -255,7 +255,7 @@ def read(path):
 
 
 def test_the_peaks_of_the_maps_stand_beside_the_decisions(tmp_path):
-    items = [folders.TestItem(Path(f"{n}.png"), f"{n}.png", 0) for n in range(2)]
+    items = [Sample(Path(f"{n}.png"), f"{n}.png", 0) for n in range(2)]
     scores, small = np.array([0.1, 0.2]), Thumbnails(b"image", b"overlay")
     arguments = (make_document(items, scores, None), items, scores, [np.array([0.5])] * 2, [small] * 2)
     path = write_report(tmp_path, *arguments, np.array([True, False]), np.array([0.71249, 0.3]))
@@ -327,7 +327,7 @@ def test_the_image_lies_beside_its_overlay(tmp_path):
     picture = np.full((40, 30, 3), 200, dtype=np.uint8)
     votes = ImageVotes(np.array([0.5]), np.ones((8, 8), dtype=np.float32), (8, 8))
     with ResultsWriter(tmp_path, SCALE, masked=False) as writer:
-        writer.add(folders.TestItem(Path("x"), f"bad/{LATIN_1}"), votes, picture)
+        writer.add(Sample(Path("x"), f"bad/{LATIN_1}"), votes, picture)
     for link, equal in ((plain_link, True), (overlay_link, False)):
         with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(link(f"bad/{LATIN_1}")))) as image:
             assert (np.abs(np.asarray(image).astype(int) - picture).max() <= 2) == equal
@@ -370,7 +370,7 @@ def test_the_writer_keeps_thumbnails_in_order(tmp_path, with_maps):
     with ResultsWriter(tmp_path, SCALE, masked=False) as writer:
         for n in range(20):
             votes = ImageVotes(np.array([0.5]), anomaly_map, (8, 8))
-            writer.add(folders.TestItem(Path("x"), f"{n}.png"), votes, np.full((64, 64, 3), 10 * n, dtype=np.uint8))
+            writer.add(Sample(Path("x"), f"{n}.png"), votes, np.full((64, 64, 3), 10 * n, dtype=np.uint8))
     levels = [pixels_of(small.image).mean() for small in writer.thumbnails]
     np.testing.assert_allclose(levels, 10 * np.arange(20), atol=1.5)
     assert all((small.overlay is not None) == with_maps for small in writer.thumbnails)
@@ -388,7 +388,7 @@ def large(tmp_path_factory):
     for _ in range(20):
         noise = rng.integers(0, 256, (THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), dtype=np.uint8)
         kept.append(make_thumbnails(noise, rng.random((64, 64), dtype=np.float32), SCALE))
-    items = [folders.TestItem(Path("x"), f"test/some kind of defect/{n:06d}.png", n % 2) for n in range(2000)]
+    items = [Sample(Path("x"), f"test/some kind of defect/{n:06d}.png", n % 2) for n in range(2000)]
     scores = rng.random(2000)
     document = make_document(items, scores, Threshold(0.5, None, "given"))
     return write_report(folder, document, items, scores, [rng.random(5)] * 2000, kept * 100)
@@ -487,7 +487,7 @@ def test_the_table_sorts_by_keyboard(page):
 
 @pytest.mark.parametrize("decided_by", ["map", "score"])
 def test_first_come_the_images_that_are_most_anomalous_by_what_decides(chromium, tmp_path, decided_by):
-    items = [folders.TestItem(Path(f"{n}.png"), f"{n}.png", 0) for n in range(3)]
+    items = [Sample(Path(f"{n}.png"), f"{n}.png", 0) for n in range(3)]
     scores, peaks = np.array([0.1, 0.2, 0.3]), np.array([0.9, 0.0956, 0.5])
     threshold = Threshold(0.25, source="calibrated", target_fpr=0.05, pixel_threshold=0.6, decided_by=decided_by)
     document, small = make_document(items, scores), make_thumbnails(np.zeros((8, 8, 3), dtype=np.uint8))

@@ -30,7 +30,7 @@ from hta.experiments.paper import paper_parts
 from hta.experiments.presets import VARIANTS
 from hta.experiments.results import ResultsFolder
 from hta.experiments.spec import RunSpec
-from tests.data.test_benchmarks import write_mnist
+from tests.data.trees import write_mnist
 from tests.experiments.helpers import make_tree, records, run_arguments
 
 SLOW = ("min_size=11", "max_size=13", "nfc=3", "niter=8", "Gsteps=1", "Dsteps=1")

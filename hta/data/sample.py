@@ -1,0 +1,98 @@
+"""An image of a data set or a folder, which can read itself and its mask."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hta.data.preparation import prepare_mask, prepare_test_image
+from hta.data.specs import BenchmarkSpec
+from hta.errors import UserError
+from hta.images import image_size, read_image, to_array
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image, decoded only when it is read. Two samples are equal only if they are the same object.
+
+    Attributes:
+        source: The image file, or the pixels, uint8 `(H, W)` or `(H, W, 3)`.
+        relative: Its name, unique within its split: for a file the path relative to the folder that was given, with
+            forward slashes, else split and index, as in `test/17`.
+        label: 1 = anomalous, 0 = normal, None = unknown.
+        defect: The kind of defect, or the class of an image that is anomalous because of it; None for normal images and
+            where it is unknown.
+        mask: File of the anomalous pixels, None where there is none.
+        classes: The classes of its data set that it belongs to: one, or in Paris any number.
+        spec: How a data set prepares the image for scoring; None: it is scored as it is.
+    """
+
+    source: Path | np.ndarray
+    relative: str
+    label: int | None = None
+    defect: str | None = None
+    mask: Path | None = None
+    classes: tuple[str, ...] = ()
+    spec: BenchmarkSpec | None = None
+
+    def read(self) -> np.ndarray:
+        """Return the image, `(H, W, 3)` float32 in [0, 1].
+
+        Raises:
+            UserError: The file cannot be read.
+        """
+        image = to_array(self.source)
+        return image if self.spec is None else prepare_test_image(image, self.spec)
+
+    def read_mask(self) -> np.ndarray | None:
+        """Return the anomalous pixels, `(H, W)` bool of the same size as the image; None without a mask.
+
+        Raises:
+            UserError: The mask cannot be read, or its size differs from that of the image.
+        """
+        if self.mask is None:
+            return None
+        mask = read_mask(self.mask)
+        shape = image_size(self.source) if isinstance(self.source, Path) else self.source.shape[:2]
+        if mask.shape != shape:
+            raise UserError(
+                f"{self.mask}: {mask.shape[0]} x {mask.shape[1]} px (height x width), but its image {self.source} has "
+                f"{shape[0]} x {shape[1]}; make the mask as large as the image"
+            )
+        return mask if self.spec is None else prepare_mask(mask, self.spec)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read a mask file.
+
+    Args:
+        path: Image file; transparent pixels count as black.
+
+    Returns:
+        Array `(H, W)`, bool, True where any channel is above 0: anomalous.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    return (read_image(path, background=0.0) > 0).any(axis=2)
+
+
+def check_readable(samples: Iterable[Sample]) -> dict[str, str]:
+    """Read every image and mask once, to find all faults before the work begins.
+
+    Args:
+        samples: The images to score.
+
+    Returns:
+        The reason in one line for each image that cannot be read, or whose mask cannot, by its name and in the given
+        order; empty if all can be read.
+    """
+    reasons: dict[str, str] = {}
+    for sample in samples:
+        try:
+            sample.read()
+            sample.read_mask()
+        except UserError as error:
+            reasons[sample.relative] = str(error)
+    return reasons

@@ -1,0 +1,140 @@
+"""Archives: what is unpacked, and what is refused."""
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hta.data.archives import check_archive, unpack_into
+from hta.data.benchmark import load_dataset
+from hta.errors import UserError
+
+
+def tar_with(path: Path, *members: tarfile.TarInfo, content: bytes = b"data") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as tar:
+        for info in members:
+            info.size = len(content) if info.isreg() else 0
+            tar.addfile(info, io.BytesIO(content) if info.isreg() else None)
+    return path
+
+
+def zip_with(path: Path, name: str, mode: int) -> Path:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = mode << 16
+    with zipfile.ZipFile(path, "w") as package:
+        package.writestr("fine.txt", "data")
+        package.writestr(info, "/etc/passwd")
+    return path
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname, info.mode = kind, target, 0o4000
+    return info
+
+
+def refused(archive: Path, *words: str) -> None:
+    """The archive is refused in one line, and nothing is left beside it."""
+    before = sorted(archive.parent.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        unpack_into([archive], archive.parent / "target")
+    assert all(word in str(caught.value) for word in (archive.name, *words))
+    assert "\n" not in str(caught.value)
+    assert sorted(archive.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        member("../evil.txt"),
+        member("inside/../../evil.txt"),
+        member("inside/../evil.txt"),
+        member("/tmp/evil.txt"),
+        member("..\\evil.txt"),
+        member("C:\\evil.txt"),
+        member("link", tarfile.SYMTYPE, "/etc"),
+        member("link", tarfile.SYMTYPE, "fine.txt"),
+        member("link", tarfile.LNKTYPE, "fine.txt"),
+        member("device", tarfile.CHRTYPE),
+        member("pipe", tarfile.FIFOTYPE),
+    ],
+    ids=lambda info: f"{info.name}-{info.type.decode()}",
+)
+def test_a_tar_that_could_write_elsewhere_is_refused_whole(tmp_path, bad):
+    refused(tar_with(tmp_path / "bad.tgz", member("fine.txt"), bad), repr(bad.name), "refused")
+
+
+@pytest.mark.parametrize(("name", "mode"), [("../evil.txt", 0), ("/evil.txt", 0o100644), ("link", 0o120777)])
+def test_a_zip_that_could_write_elsewhere_is_refused_whole(tmp_path, name, mode):
+    refused(zip_with(tmp_path / "bad.zip", name, mode), repr(name), "refused")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "fine", "bad"),
+    [
+        ("paris", "paris_1.tgz", "paris_2.tgz"),
+        ("paris", None, "paris_120310.tgz"),
+        ("mvtec", "bottle.tar.xz", "wood.tar.xz"),
+        ("mvtec", None, "mvtec/wood.tar.xz"),
+    ],
+)
+def test_archives_of_data_sets_are_refused_alike(tmp_path, dataset, fine, bad):
+    root = tmp_path / "root"
+    if fine:
+        tar_with(root / fine, member("fine.txt"))
+    tar_with(root / bad, member("fine.txt"), member("wood/../../../evil.txt"))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=f"{bad}: member 'wood/../../../evil.txt' .* refused"):
+        load_dataset(dataset, root)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_archives_unpack(tmp_path):
+    tar = tar_with(tmp_path / "good.tgz", member("folder", tarfile.DIRTYPE), member("folder/a.txt"))
+    with zipfile.ZipFile(tmp_path / "good.zip", "w") as package:
+        package.writestr("folder/b.txt", "zipped")
+        package.writestr("empty/", "")
+    target = tmp_path / "target"
+    unpack_into([tar, tmp_path / "good.zip"], target)
+    found = {path.relative_to(target).as_posix() for path in target.rglob("*")}
+    assert found == {"folder", "folder/a.txt", "folder/b.txt", "empty"}
+    assert (target / "folder" / "b.txt").read_text() == "zipped"
+    assert (target / "folder" / "a.txt").stat().st_mode & 0o7000 == 0
+
+
+def test_existing_entries_are_kept(tmp_path):
+    (tmp_path / "target" / "a").mkdir(parents=True)
+    unpack_into([tar_with(tmp_path / "a.tgz", member("a/new.txt"), member("b/new.txt"))], tmp_path / "target")
+    assert [path.name for path in sorted((tmp_path / "target").rglob("*"))] == ["a", "b", "new.txt"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "text"])
+def test_a_broken_archive_leaves_nothing(tmp_path, damage):
+    noise = np.random.default_rng(0).bytes(1 << 16)
+    archive = tar_with(tmp_path / "broken.tgz", member("noise.bin"), content=noise)
+    content = bytearray(archive.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 255
+    archive.write_bytes({"cut": content[: len(content) // 2], "flipped": content, "text": b"<html>"}[damage])
+    refused(archive, "broken or no archive")
+
+
+def test_a_missing_archive_is_named(tmp_path):
+    refused(tmp_path / "none.tgz", "cannot be opened")
+
+
+def test_checksums(tmp_path):
+    archive = tmp_path / "some.tgz"
+    archive.write_bytes(b"data")
+    digest = hashlib.sha256(b"data").hexdigest()
+    check_archive(archive, {"some.tgz": (4, digest)})
+    check_archive(archive, {})
+    with pytest.raises(UserError, match="4 bytes instead of 5"):
+        check_archive(archive, {"some.tgz": (5, digest)})
+    with pytest.raises(UserError, match="SHA-256"):
+        check_archive(archive, {"some.tgz": (4, "0" * 64)})
