@@ -177,6 +177,42 @@ def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return resized.clamp(-1, 1)
 
 
+def fit(size: tuple[int, ...], side: float) -> tuple[int, int]:
+    """Scale a size to a longer side.
+
+    Args:
+        size: (height, width, ...) in px, such as the shape of a picture.
+        side: Longer side of the result, px.
+
+    Returns:
+        (height, width) of the same aspect ratio, at least 1 px each.
+    """
+    height, width = (max(1, round(length * side / max(size[:2]))) for length in size[:2])
+    return height, width
+
+
+def jpeg_of(picture: np.ndarray, quality: int) -> bytes:
+    """Encode a picture as JPEG.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        quality: From 1 to 95.
+
+    Returns:
+        The content of the file.
+    """
+    content = io.BytesIO()
+    Image.fromarray(picture).save(content, format="JPEG", quality=quality)
+    return content.getvalue()
+
+
+def png_of(array: np.ndarray) -> bytes:
+    """Encode a picture, (H, W) uint8 or uint16 or (H, W, 3) uint8, as PNG: the content of the file."""
+    content = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(array)).save(content, format="PNG")
+    return content.getvalue()
+
+
 def write_png(path: str | Path, array: np.ndarray) -> None:
     """Write a picture as PNG, whole or not at all: a reader never sees half a file.
 
@@ -187,9 +223,7 @@ def write_png(path: str | Path, array: np.ndarray) -> None:
     Raises:
         RunError: The file cannot be written.
     """
-    content = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(array)).save(content, format="PNG")
-    write_atomically(Path(path), content.getvalue())
+    write_atomically(Path(path), png_of(array))
 
 
 # --- reading --------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ FLOORS = {
     "hta.files": 2,
     "hta.config": 3,
     "hta.images": 3,
+    "hta.pages": 3,
     "hta.runtime": 4,
     "hta.cli": 4,
     "hta.data": 5,

@@ -1,15 +1,13 @@
-"""What a training run tells: losses in metrics.csv, curves, progress bars and the time that is left."""
+"""What a training reports while it runs: losses in metrics.csv, progress bars and the time left."""
 
 import csv
 import io
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import astuple, fields
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from hta.config import ModelConfig
@@ -22,10 +20,10 @@ from hta.training.scale import IterationLosses
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.csv"
-CURVES_FILE = "curves.png"
+LOSSES = tuple(f.name for f in fields(IterationLosses))
+"""The columns of metrics.csv after scale and iteration."""
 
-_LOSSES = tuple(f.name for f in fields(IterationLosses))
-_HEADER = ("scale", "iteration", *_LOSSES)
+_HEADER = ("scale", "iteration", *LOSSES)
 # The first iterations of a scale warm up caches and allocators; the estimate is made from the next ones.
 _WARM_UP, _TIMED = 2, 5
 # What an iteration costs whatever its size, in multiplications of one layer: fitted to seconds at 25 ... 64 px.
@@ -33,43 +31,45 @@ _FIXED_COST = 9e7
 
 
 class Journal:
-    """Keeps the losses of a run, and reports while it goes on.
+    """Keeps the losses of a run, and shows its progress.
 
     Args:
         plan: scales of the pyramid.
         config: of the model.
-        niter: iterations a scale.
-        folder: where metrics.csv is kept; None keeps it in memory.
+        niter: iterations per scale.
+        folder: of the run, where metrics.csv is kept; None keeps the losses in memory.
     """
 
     def __init__(self, plan: ScalePlan, config: ModelConfig, niter: int, folder: Path | None = None):
-        self.plan, self.niter, self.folder = plan, niter, folder
+        self.plan, self.niter = plan, niter
+        self.path = folder / METRICS_FILE if folder else None
         self.rows: list[tuple] = []
         self._costs = [_relative_cost(plan, config, n) for n in range(plan.num_scales)]
-        self._bar: tqdm | None = None
+        self._bar = tqdm(disable=True)
         self._times: list[float] = []
 
     def resume(self, scale: int, iteration: int) -> None:
-        """Take up the rows of metrics.csv, if there is one, that lie before a checkpoint, and drop the later ones.
+        """Keep the rows of metrics.csv, if there is one, from before a checkpoint, and drop the later ones.
 
         Raises:
             UserError: metrics.csv is damaged.
         """
-        self.rows = [row for row in read_losses(self.folder / METRICS_FILE) if row[:2] < (scale, iteration)]
+        earlier = read_losses(self.path) if self.path else []
+        self.rows = [row for row in earlier if row[:2] < (scale, iteration)]
 
     def begin_scale(self, n: int, iteration: int) -> None:
-        """Show the bar of a scale, from an iteration on."""
+        """Show the progress bar of a scale that starts at an iteration."""
         height, width = self.plan.sizes[n]
         title = f"scale {n} of 0-{self.plan.num_scales - 1} ({width} x {height} px)"
-        # disable=None: quiet where stderr is no terminal.
+        # disable=None: quiet where stderr is not a terminal.
         self._bar = tqdm(total=self.niter, initial=iteration, desc=title, unit="it", disable=None, dynamic_ncols=True)
         self._times = [time.perf_counter()]
 
     def record(self, n: int, iteration: int, losses: IterationLosses) -> None:
-        """Take the losses of one iteration."""
+        """Record the losses of one iteration."""
         self.rows.append((n, iteration, *astuple(losses)))
         self._bar.set_postfix(
-            {name: f"{value:.3f}" for name, value in zip(_LOSSES, astuple(losses), strict=True)}, refresh=False
+            {name: f"{value:.3f}" for name, value in zip(LOSSES, astuple(losses), strict=True)}, refresh=False
         )
         self._bar.update()
         self._times.append(time.perf_counter())
@@ -78,35 +78,28 @@ class Journal:
             self._announce_time(n, iteration, seconds)
 
     def end_scale(self) -> None:
-        """Close the bar of a scale."""
-        if self._bar is not None:
-            self._bar.close()
+        """Close the progress bar of a scale."""
+        self._bar.close()
 
     def save(self) -> None:
-        """Write metrics.csv."""
-        if self.folder is None:
+        """Write metrics.csv, if the run has a folder."""
+        if self.path is None:
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_HEADER)
         writer.writerows((*row[:2], *(f"{value:.6g}" for value in row[2:])) for row in self.rows)
-        write_atomically(self.folder / METRICS_FILE, text.getvalue().encode())
-
-    def draw_curves(self) -> None:
-        """Write curves.png: every loss over the iterations, one panel a scale."""
-        picture = io.BytesIO()
-        curves_figure(self.plan, self.rows).savefig(picture, format="png", dpi=100)
-        write_atomically(self.folder / CURVES_FILE, picture.getvalue())
+        write_atomically(self.path, text.getvalue().encode())
 
     def _announce_time(self, n: int, iteration: int, seconds: float) -> None:
-        """Say how long the rest of the run takes, if the coming scales cost what their size says."""
+        """Estimate how long the rest of the run takes, assuming that the cost of a scale follows from its size."""
         here = (self.niter - iteration - 1) * seconds
         later = sum(self.niter * seconds * cost / self._costs[n] for cost in self._costs[n + 1 :])
-        logger.info("scale %d: %.2f s an iteration; roughly %s left in all", n, seconds, format_duration(here + later))
+        logger.info("scale %d: %.2f s per iteration; roughly %s left in all", n, seconds, format_duration(here + later))
 
 
 def read_losses(path: Path) -> list[tuple]:
-    """The rows of a metrics.csv: scale, iteration and the losses in the order of `IterationLosses`; none without it.
+    """Read the rows of a metrics.csv: scale, iteration and the losses in the order of `LOSSES`; none without a file.
 
     Raises:
         UserError: the file is damaged.
@@ -120,34 +113,11 @@ def read_losses(path: Path) -> list[tuple]:
             raise ValueError(f"not {len(_HEADER)} columns in every row")
         return [(int(scale), int(iteration), *map(float, losses)) for scale, iteration, *losses in table]
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it to go on without the earlier losses") from error
-
-
-def curves_figure(plan: ScalePlan, rows: Sequence[tuple]) -> Figure:
-    """Draw every loss over the iterations, a column a scale: cross-entropies above, squared error below.
-
-    Args:
-        plan: scales of the pyramid.
-        rows: as `read_losses` gives them, in order.
-    """
-    figure = Figure(figsize=(3.2 * plan.num_scales, 5), layout="constrained")
-    panels = figure.subplots(2, plan.num_scales, squeeze=False, sharey="row", sharex=True)
-    for n, (height, width) in enumerate(plan.sizes):
-        table = np.array([row for row in rows if row[0] == n]).reshape(-1, len(_HEADER))
-        panels[0, n].set_title(f"scale {n}: {width} x {height} px")
-        for column, name in enumerate(_LOSSES, start=2):
-            panels[int(name == "g_reconstruction"), n].plot(table[:, 1], table[:, column], label=name, linewidth=0.8)
-        panels[1, n].set_yscale("log")
-        panels[1, n].set_xlabel("iteration")
-    panels[0, 0].set_ylabel("cross-entropy")
-    panels[1, 0].set_ylabel("mean squared error")
-    for row in panels:
-        row[0].legend(fontsize="small", frameon=False)
-    return figure
+        raise UserError(f"{path}: cannot be read ({error}); remove it to resume without the earlier losses") from error
 
 
 def _relative_cost(plan: ScalePlan, config: ModelConfig, n: int) -> float:
-    """Multiplications of the discriminator on its canvases, and a share for what does not depend on the size."""
+    """Multiplications of the discriminator on its canvases, plus a constant for what does not depend on the size."""
     width = plan.widths[n]
     canvases = plan_canvases(*plan.sizes[n], config.num_transforms)
     pixels = sum(len(group.canvases) * group.size[0] * group.size[1] for group in canvases.groups)
@@ -156,7 +126,7 @@ def _relative_cost(plan: ScalePlan, config: ModelConfig, n: int) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """A duration for a person, such as "2 h 05 min", "3 min 20 s" or "12 s"."""
+    """Format a duration for people, such as "2 h 05 min", "3 min 20 s" or "12 s"."""
     seconds = round(seconds)
     if seconds >= 3600:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

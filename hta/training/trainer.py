@@ -63,8 +63,6 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
         if folder:
             folder.save_scale(n, trainer.scale)
             folder.save_checkpoint({}, scale=n + 1, iteration=0)
-    if folder:
-        journal.draw_curves()
     return pyramid
 
 

@@ -21,7 +21,7 @@ from hta.models.scales import image_pyramid
 from hta.models.storage import RunFolder
 from hta.runtime import seeded_generator
 from hta.training.progress import Journal, read_losses
-from hta.training.report import _thumbnails, write_train_page
+from hta.training.report import _thinned, _thumbnails, write_train_page
 from hta.training.scale import IterationLosses
 from hta.training.trainer import train_pyramid
 from tests.browser import assert_quiet_and_from_disk, boxes, headless_chromium, resize_window
@@ -89,15 +89,6 @@ def decode(address):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On images as small as these, threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def train(folder, **settings):
     draw = np.random.default_rng(0)
     images = [draw.integers(0, 256, (19, 22, 3), dtype=np.uint8) for _ in range(NUM_IMAGES)]
@@ -133,12 +124,12 @@ def write(model, tmp_path):
 def test_it_is_one_file_that_fetches_nothing(write):
     path = write()
     assert path.name == "train.html"
-    assert [file.name for file in path.parent.iterdir() if file != path] == ["metrics.csv"]
+    assert {file.name for file in path.parent.iterdir()} == {"train.html", "curves.png", "metrics.csv"}
     page = Page(path)
     assert page.addresses
-    assert [address for address in page.addresses if not address.startswith(("data:image/", "#"))] == []
+    assert [address for address in page.addresses if not address.startswith(("data:", "#"))] == []
     tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    assert not tags & {"script", "iframe", "object", "embed", "base", "form"}
     (policy,) = (attrs["content"] for tag, attrs in page.elements if attrs.get("http-equiv"))
     assert policy.startswith("default-src 'none'; img-src data:;")
     styles = path.read_text(encoding="utf-8")
@@ -164,11 +155,12 @@ def test_what_cannot_be_seen_is_named_and_headings_and_labels_fit(write):
 
 def test_every_scale_has_its_curves_its_figures_and_its_pictures(write, model):
     page = Page(write())
-    panels = [attrs["id"] for tag, attrs in page.elements if tag == "g" and attrs.get("id", "").startswith("axes_")]
-    assert panels == [f"axes_{number}" for number in range(1, 2 * SCALES + 1)]  # cross-entropies above, errors below
+    curves = page.texts("losses")
+    assert all(curves.count(name) == 2 for name in ("d_real", "d_fake", "g_adversarial", "g_reconstruction"))  # + note
     assert len(page.sections["images"]["images"]) == NUM_IMAGES
     assert len(page.sections["losses"]["images"]) == 0
     for n, (height, width) in enumerate(model.pyramid.plan.sizes):
+        assert f"scale {n}: {width} x {height} px" in curves
         text = page.texts(f"scale-{n}")
         assert text.startswith(f"Scale {n}: {width} x {height} px")
         assert f"{SHARES[:, n].mean():.3f} (chance {CHANCE:.3f})" in text
@@ -233,16 +225,21 @@ def test_a_browser_shows_it_from_disk_without_an_error_and_none_of_it_lies_besid
 @pytest.mark.parametrize(("count", "side"), [(1, 256), (2, 160), (4, 160), (5, 64)])
 def test_few_training_images_are_shown_large(count, side):
     images = torch.rand(count, 3, 75, 300, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    row = _thumbnails([f"{i}.png" for i in range(count)], images)
-    assert row.count(f'width="{side}" height="{side // 4}"') == count
-    address = row.split('src="')[1].split('"')[0]
-    assert decode(address).shape == (side // 4, side, 3)
+    pictures = _thumbnails([f"{i}.png" for i in range(count)], images)
+    assert [(picture.width, picture.height) for picture in pictures] == [(side, side // 4)] * count
+    assert decode(pictures[0].address).shape == (side // 4, side, 3)
 
 
 def test_settings_in_short_and_in_full(write, model):
     page = Page(write())
     text = page.texts("settings")
-    for said in ("task defect", "transformations 4", "iterations a scale 3", "22 x 19 px, colour", "precision float32"):
+    for said in (
+        "task defect",
+        "transformations 4",
+        "iterations per scale 3",
+        "22 x 19 px, colour",
+        "precision float32",
+    ):
         assert said in text
     full = text[text.index("{") :]
     record = model.record.config.to_dict()
@@ -252,10 +249,13 @@ def test_settings_in_short_and_in_full(write, model):
 def test_same_seed_same_bytes_and_no_draw_from_the_global_stream(write):
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    first = write().read_bytes()
+    path = write()
+    files = [path, path.with_name("curves.png")]
+    first = [file.read_bytes() for file in files]
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(4)
-    assert write().read_bytes() == first
+    write()
+    assert [file.read_bytes() for file in files] == first
     one, other = Page(write()), Page(write(seed=8))
     for n in range(SCALES):
         before, after = one.pictures(f"scale-{n}"), other.pictures(f"scale-{n}")
@@ -270,7 +270,7 @@ def test_names_are_text_and_never_markup(write, model):
     assert not {tag for tag, _ in page.elements} & {"script", "b"}
     assert sum(tag == "i" for tag, _ in page.elements) == SCALES  # the marks of the bars
     assert len([tag for tag, _ in page.elements if tag == "img"]) == NUM_IMAGES + SCALES * (2 * NUM_IMAGES + 4)
-    assert '<script>alert("1")</script>&amp;?.png' in page.texts("images")
+    assert '<script>alert("1")</script>&amp;\\xff.png' in page.texts("images")
     assert "'\"><img src=x>" in page.texts("images")
     assert 'a"<b>&' in page.text
     assert 'a"<b>&: training' in page.text
@@ -303,44 +303,62 @@ def test_a_run_that_was_stopped_gives_the_same_page(write, model, tmp_path):
     assert write(name="stopped").read_text().replace("stopped", "whole") == whole
 
 
-def test_long_runs_of_many_large_images_stay_below_three_megabytes(write, model):
-    num_images, iterations = 26, 5000
-    config = replace(model.record.config.model, min_size=25, max_size=300, scale_factor=0.7, nfc=1)
+def untrained(model, num_images, image_size, niter, **changes):
+    """What the page of a large training takes, without the training: a record, a pyramid and images of noise."""
+    config = replace(model.record.config.model, nfc=1, **changes)
+    training = replace(model.record.config.training, niter=niter)
     record = replace(
         model.record,
-        config=replace(
-            model.record.config, model=config, training=replace(model.record.config.training, niter=iterations)
-        ),
+        config=replace(model.record.config, model=config, training=training),
         sources=tuple(f"{i}.png" for i in range(num_images)),
-        image_size=(225, 300),
+        image_size=image_size,
     )
-    pyramid = type(model.pyramid).planned(config, (225, 300), num_images, model.runtime.device, torch.float32)
-    scales = pyramid.plan.num_scales
-    assert scales > 6
-    for n in range(scales):
+    pyramid = type(model.pyramid).planned(config, image_size, num_images, model.runtime.device, torch.float32)
+    for n in range(pyramid.plan.num_scales):
         pyramid.scales.append(pyramid.new_scale(n, torch.Generator().manual_seed(n)))
         pyramid.scales[n].freeze()
-    # Noise is what packs worst.
-    images = torch.rand(num_images, 3, *pyramid.plan.working_size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    noise = torch.Generator().manual_seed(0)
+    images = torch.rand(num_images, 3, *pyramid.plan.working_size, generator=noise) * 2 - 1
+    shares = np.full((num_images, pyramid.plan.num_scales), 0.5)
+    return dict(record=record, pyramid=pyramid, images=images, vote_shares=shares)
+
+
+def test_long_runs_of_large_images_stay_below_three_megabytes(write, model):
+    iterations = 1200
+    large = untrained(model, 4, (225, 300), iterations, min_size=25, max_size=300, scale_factor=0.7)
+    sizes = large["pyramid"].plan.sizes
+    assert len(sizes) > 6
     folder = write(name="long").parent
-    losses = np.random.default_rng(0).uniform(0.1, 2, (scales, iterations, 4))
-    lines = [
-        f"{n},{i}," + ",".join(f"{loss:.6g}" for loss in losses[n, i]) for n in range(scales) for i in range(iterations)
-    ]
+    losses = np.random.default_rng(0).uniform(0.1, 2, (len(sizes), iterations, 4))
+    lines = [f"{n},{i}," + ",".join(f"{x:.6g}" for x in losses[n, i]) for n, i in np.ndindex(*losses.shape[:2])]
     (folder / "metrics.csv").write_text("\n".join(["scale,iteration,a,b,c,d", *lines]) + "\n")
-    shares = np.full((num_images, scales), 0.5)
-    path = write(name="long", record=record, pyramid=pyramid, images=images, vote_shares=shares)
+    path = write(name="long", **large)
     assert path.stat().st_size < 3_000_000
     page = Page(path)
-    assert "A point is the mean of 17 iterations on average." in page.texts("losses")  # 5,000 / 300
-    assert len(page.sections["images"]["images"]) == 24
-    assert "and 2 more" in page.texts("images")
-    for n, (height, width) in enumerate(pyramid.plan.sizes):
+    assert "Each point is the mean of 4 iterations on average." in page.texts("losses")  # 1,200 / 300
+    for n, (height, width) in enumerate(sizes):
         pictures = page.pictures(f"scale-{n}")
         assert len(pictures) == 2 * 4 + 4
         for picture in pictures.values():
             assert max(picture.shape) <= 192
             assert picture.shape[1] / picture.shape[0] == pytest.approx(width / height, rel=0.03)
+
+
+def test_of_many_training_images_the_first_are_shown(write, model):
+    page = Page(write(**untrained(model, 26, (19, 22), 3, max_size=18)))
+    assert len(page.sections["images"]["images"]) == 24
+    assert "and 2 more" in page.texts("images")
+    assert len(page.pictures("scale-0")) == 2 * 4 + 4
+
+
+def test_curves_are_means_of_stretches_that_end_with_a_gap():
+    rows = [(1, i, float(i), 0.0, 0.0, 2.0) for i in range(900)]
+    thinned = _thinned(rows)
+    assert thinned.shape == (301, 6)
+    np.testing.assert_array_equal(thinned[:2], [[1, 1, 1, 0, 0, 2], [1, 4, 4, 0, 0, 2]])
+    assert np.isnan(thinned[-1]).all()
+    assert _thinned(rows[:2]).shape == (3, 6)
+    assert _thinned([]).shape == (1, 6)
 
 
 @pytest.mark.parametrize("text", ["scale,iteration\n0,0,1,1,1,x\n", "scale,iteration\n0,0,1\n", "\n\n"])
@@ -355,7 +373,7 @@ def test_damaged_losses_are_named(write, text):
 
 def test_missing_losses_leave_the_curves_empty(model, tmp_path):
     path = write_train_page(tmp_path, model.record, model.pyramid, model.training_images, SHARES, 0)
-    assert list(tmp_path.iterdir()) == [path]
+    assert set(tmp_path.iterdir()) == {path, tmp_path / "curves.png"}
     assert [len(Page(path).pictures(f"scale-{n}")) for n in range(3)] == [2 * NUM_IMAGES + 4] * 3
 
 
