@@ -17,6 +17,7 @@ from hta.model import ImageLike, Model, as_several
 from hta.models.pyramid import plan_of
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, resolve, set_up
+from hta.training.report import write_train_page
 from hta.training.trainer import train_pyramid
 
 _TOLD_APART = {torch.bfloat16: 256}
@@ -274,6 +275,8 @@ def train(
     run_folder = RunFolder(Path(folder))
     with begun(run_folder, training_set, overwrite=overwrite):
         model = go_on(run_folder)
+        shares, seed = model.training_vote_shares(), model.record.config.training.manualSeed
+        write_train_page(run_folder.path, model.record, model.pyramid, model.training_images, shares, seed)
         model.keep_calibration()
         run_folder.finish()
     return model

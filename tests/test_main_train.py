@@ -766,7 +766,7 @@ def test_a_run_that_lacks_only_its_end_goes_on_without_its_losses(workspace, cap
         assert main_train.main(RESUME) == 2
         *_, line = error_lines(capsys)
         assert "metrics.csv: cannot be read" in line
-        assert "remove it to go on" in line
+        assert "remove it to resume" in line
         metrics.unlink()
     assert main_train.main(RESUME) == 0
     assert (metrics.parent / "train.html").is_file()

@@ -377,11 +377,13 @@ def test_missing_losses_leave_the_curves_empty(model, tmp_path):
     assert [len(Page(path).pictures(f"scale-{n}")) for n in range(3)] == [2 * NUM_IMAGES + 4] * 3
 
 
-def test_the_run_folder_of_a_model_holds_it_and_gives_it_up_with_the_rest(model, tmp_path):
+def test_a_trained_folder_holds_the_page_and_a_new_training_replaces_it(tmp_path):
     folder = tmp_path / "kept"
     own = train(folder, niter=1)
-    path = write_train_page(folder, own.record, own.pyramid, own.training_images, own.training_vote_shares(), 0)
     assert RunFolder(folder).finished
-    images = [np.zeros((19, 22, 3), np.uint8)]
-    hta.train(images, own.record.config, folder=folder, overwrite=True)
-    assert not path.exists()
+    names = ["curves.png", "train.html"]
+    first = [(folder / name).read_bytes() for name in names]
+    write_train_page(folder, own.record, own.pyramid, own.training_images, own.training_vote_shares(), 0)
+    assert [(folder / name).read_bytes() for name in names] == first
+    hta.train([np.zeros((19, 22, 3), np.uint8)], own.record.config, folder=folder, overwrite=True)
+    assert all((folder / name).read_bytes() != content for name, content in zip(names, first, strict=True))
