@@ -1,0 +1,221 @@
+"""The documents: what they show works, their links lead somewhere, their tables are those of the results.
+
+`python -m tests.test_docs` renews the tables, those in docs/results.md and those beside the results, from the results
+that git knows.
+"""
+
+import contextlib
+import importlib.util
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+import main_eval
+import main_train
+from hta.experiments.__main__ import main
+from hta.experiments.results import ResultsFolder
+
+ROOT = Path(__file__).parents[1]
+README, NOTEBOOK = ROOT / "README.md", ROOT / "examples" / "quickstart.ipynb"
+TABLES_PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+TABLE_NUMBERS = range(1, 8)
+
+_MADE = re.compile(r"<!-- python -m hta\.experiments (.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
+_LINK = re.compile(r'\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"')
+
+
+def read(page):
+    return page.read_text(encoding="utf-8")
+
+
+def code_blocks(text, language):
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+# Tables
+
+
+def printed(arguments, results):
+    """What a command of the experiments prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main([*arguments.split(), "--results", str(results)]) == 0
+    return out.getvalue().strip() + "\n"
+
+
+def renewed(text, results):
+    """A page with every table made anew from the results."""
+    return _MADE.sub(
+        lambda found: f"<!-- python -m hta.experiments {found[1]} -->\n{printed(found[1], results)}<!-- end -->", text
+    )
+
+
+def copy_results(folder):
+    """Copy the results that belong to the repository: a checkout may hold others, made by its user."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--", "*.json"], cwd=RESULTS, capture_output=True, text=True, check=False
+    )
+    names = listed.stdout.split() or [path.name for path in RESULTS.glob("*.json")]
+    folder.mkdir()
+    for name in names:
+        shutil.copy(RESULTS / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return copy_results(tmp_path_factory.mktemp("docs") / "results")
+
+
+def test_tables_are_those_of_the_results(results):
+    text = read(TABLES_PAGE)
+    assert len(_MADE.findall(text)) >= 10
+    assert renewed(text, results) == text
+    for number in TABLE_NUMBERS:
+        printed(f"table {number}", results)
+    kept = sorted((RESULTS / "tables").iterdir())
+    assert len(kept) == 2 * len(TABLE_NUMBERS)
+    for path in kept:
+        assert read(results / "tables" / path.name) == read(path)
+
+
+def test_readme_repeats_the_figures_of_the_summary():
+    summary = dict(_MADE.findall(read(TABLES_PAGE)))["summary"]
+    table = re.search(r"<!-- results -->\n(.*?)\n\n", read(README), re.DOTALL)[1]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert len(rows) <= 8
+    shown = [row for row in rows if re.fullmatch(r"[\d.]+", row[2])]
+    assert len(shown) >= 5
+    for data, ours, papers, runs in shown:
+        classes, draws = re.fullmatch(r"(\d+) class(?:es)?, (\d) draws?", runs).groups()
+        (line,) = [line for line in summary.splitlines() if f" {data}, " in line and "in data-set order" not in line
+                   and "preset fast" in line]  # fmt: skip
+        assert f"| {classes} | {draws} | {ours} | {papers} |" in line
+
+
+def test_every_result_in_the_repository_can_be_read(results):
+    assert len(list(ResultsFolder(results).results())) == len(list(results.glob("*.json"))) > 100
+
+
+# Pages
+
+
+def anchors(page):
+    """The fragments that a page can be linked with: those of its headings, as GitHub makes them, and its own."""
+    text = re.sub(r"```.*?```", "", read(page), flags=re.DOTALL)
+    headings = [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in
+                re.findall(r"^#+ (.*?) *$", text, re.MULTILINE)]  # fmt: skip
+    return {*headings, *re.findall(r'<a id="([^"]+)"', text)}
+
+
+@every_page
+def test_every_link_leads_somewhere(page):
+    for link in (a or b for a, b in _LINK.findall(read(page))):
+        if re.match(r"https?:|mailto:", link):
+            continue
+        path, _, fragment = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        if fragment:
+            assert fragment in anchors(target), link
+
+
+def test_readme_is_short():
+    assert len(read(README).splitlines()) <= 180
+    assert README.stat().st_size <= 12_000
+
+
+@every_page
+def test_pages_name_no_machine_and_no_working_paper(page):
+    assert re.findall(r"/tmp\b|/work\b|/root\b|/home\b|\bSPEC\b|\bDESIGN\b", read(page)) == []
+
+
+@pytest.fixture(scope="module")
+def known_options():
+    """The long options of all commands."""
+    helps = []
+    for command in (main_train.main, main_eval.main, lambda words: main(["run", *words])):
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            command(["--help"])
+        helps.append(out.getvalue())
+    return set(re.findall(r"--[A-Za-z][\w-]*", " ".join(helps)))
+
+
+OTHER_OPTIONS = {"--brief", "--chart", "--growth", "--json", "--num_good", "--num_per_defect", "--plants", "--quick",
+                 "--results", "--array", "--cpus-per-task", "--dist", "--nthreads", "--nworkers", "--port",
+                 "--wrap", "--check", "--help", "--no-compile"}  # fmt: skip
+
+
+@every_page
+def test_options_and_modules_exist(page, known_options):
+    text = read(page)
+    if page.name != "CHANGELOG.md":  # which names old modules too
+        for module in re.findall(r"python -m ((?:hta|tests)[\w.]*)", text):
+            assert importlib.util.find_spec(module), module
+    named = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text))
+    assert named - known_options - OTHER_OPTIONS == set()
+
+
+# What the pages show
+
+
+def test_python_example_runs(tmp_path, monkeypatch, capsys):
+    (code,) = code_blocks(read(README), "python")
+    assert code_blocks(read(ROOT / "docs" / "usage.md"), "python") == [code]
+    (tmp_path / "Input").symlink_to(ROOT / "Input")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hta.runtime.available_cores", lambda: 1)
+    exec(compile(code, "README.md", "exec"), {})
+    assert "(128, 128)" in capsys.readouterr().out
+
+
+def test_quick_start_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
+    shown = re.search(r"<!-- demo output -->\n```text\n(.*?)```", read(README), re.DOTALL)[1].splitlines()
+    (tmp_path / "Input").symlink_to(ROOT / "Input")
+    monkeypatch.chdir(tmp_path)
+    short = "--input_name brick.png --niter 1 --max_size 25 --num_samples 0 --not_cuda --threads 1"
+    assert main_train.main(short.split()) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub(r"\d\.\d{3}.*", "#", lines[1])] == [re.sub(r"\d\.\d{3}", "#", shown[1])]
+    assert [lines[0], *lines[2:]] == [shown[0], *shown[-3:]]
+
+
+def test_notebook_runs(tmp_path, monkeypatch):
+    (tmp_path / "Input").symlink_to(ROOT / "Input")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}})
+    client.create_kernel_manager().kernel_spec.argv[0] = sys.executable  # whatever kernels are installed
+    client.execute()
+    pictures = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+                if "image/png" in output.get("data", {})]  # fmt: skip
+    assert pictures
+
+
+def test_notebook_is_kept_without_outputs():
+    cells = nbformat.read(NOTEBOOK, as_version=4).cells
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells if cell.cell_type == "code")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        known = copy_results(Path(folder, "results"))
+        TABLES_PAGE.write_text(renewed(read(TABLES_PAGE), known), encoding="utf-8")
+        for table_number in TABLE_NUMBERS:
+            printed(f"table {table_number}", known)
+        shutil.copytree(known / "tables", RESULTS / "tables", dirs_exist_ok=True)
