@@ -18,6 +18,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+import hta
 import main_eval
 import main_train
 from hta.experiments.__main__ import main
@@ -143,6 +144,11 @@ def test_readme_is_short():
 @every_page
 def test_pages_name_no_machine_and_no_working_paper(page):
     assert re.findall(r"/tmp\b|/work\b|/root\b|/home\b|\bSPEC\b|\bDESIGN\b", read(page)) == []
+
+
+def test_citation_names_the_version():
+    assert f"\nversion: {hta.__version__}\n" in read(ROOT / "CITATION.cff")
+    assert f"## [{hta.__version__}]" in read(ROOT / "CHANGELOG.md")
 
 
 @pytest.fixture(scope="module")
