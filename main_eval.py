@@ -9,21 +9,19 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.sample import Sample
-from hta.data.specs import DatasetOptions, default_model_name
+from hta.data.specs import DatasetOptions
 from hta.errors import UserError
-from hta.evaluation.differences import InputComparison
-from hta.evaluation.held_out import HeldOut, check_enough
+from hta.evaluation.metrics import metric_text
 from hta.evaluation.overlays import ColourScale, picture_of
 from hta.evaluation.report import write_report
 from hta.evaluation.report_text import METRIC_NAMES
@@ -37,19 +35,27 @@ from hta.evaluation.results import (
     write_metrics,
     write_scores,
 )
-from hta.evaluation.thresholds import Threshold, decide, pixel_false_alarms, score_text, summarize_decision
+from hta.evaluation.scores import check_aggregate, score_text
+from hta.evaluation.thresholds import (
+    NormalVotes,
+    Threshold,
+    decide,
+    decision_text,
+    pixel_false_alarms,
+    summarize_decision,
+)
 from hta.files import new_folder, printable
 from hta.inputs import (
+    InputComparison,
     InputOptions,
     Source,
-    TestSet,
-    check_images,
-    good_images,
-    images_of_dataset,
-    images_of_folder,
-    refuse_mixture,
+    find_images,
+    find_unreadable,
+    open_model,
+    progress_bar,
+    score_good,
 )
-from hta.model import Model, check_aggregate, load
+from hta.model import Model
 from hta.settings import Checked, option
 from hta.version import __version__
 
@@ -65,7 +71,7 @@ class OutputOptions(Checked):
     """What is written."""
 
     out: str | None = option(None, "results folder; by default results/<name of test_dir> in the model's folder")
-    overwrite: bool = option(False, "replace results that are there")
+    overwrite: bool = option(False, "replace existing results")
     no_maps: bool = option(False, "scores only, no maps and overlays")
     full_size_maps: bool = option(False, "write the maps at the size of their images, not at the model's working size")
 
@@ -86,12 +92,13 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is to be done, all of it checked."""
+    """What is to be done, all of it checked: `items` are the readable images of `source`, the others are `skipped`."""
 
     model: Model
     source: Source
-    test_set: TestSet
-    good: HeldOut | None
+    items: list[Sample]
+    skipped: dict[str, str]
+    good: NormalVotes | None
     scoring: ScoringConfig
     threshold: Threshold
     options: InputOptions
@@ -123,43 +130,19 @@ def _command(argv: Sequence[str] | None) -> None:
 def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     """Load the model and check everything, before anything is written."""
     options, benchmark, output = parts[InputOptions], parts[DatasetOptions], parts[OutputOptions]
-    refuse_mixture(benchmark, given)
-    name = options.input_name
-    if benchmark.dataset is None:
-        for missing in ("input_name", "test_dir"):
-            if not getattr(options, missing):
-                raise UserError(f"--{missing} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
-    elif not name:
-        name = default_model_name(benchmark, options.num_images or 1)
-    model = load(name, options.models_dir, parts[RuntimeConfig])
-    if benchmark.dataset is None:
-        source = images_of_folder(options)
-    else:
-        source = images_of_dataset(model, options, benchmark, given)
-    target = Path(output.out) if output.out else model.folder.path / RESULTS_FOLDER / source.name
+    model = open_model(options, benchmark, parts[RuntimeConfig], given)
+    source = find_images(model, options, benchmark, given)
+    target = Path(output.out) if output.out else model.saved_folder.path / RESULTS_FOLDER / source.name
     good_dir = Path(options.good_dir) if options.good_dir else None
     check_target(target, source.folder, overwrite=output.overwrite, good_dir=good_dir)
-    test_set = check_images(source.images, skip_unreadable=options.skip_unreadable)
-    check_aggregate(parts[ScoringConfig].aggregate, len(test_set.items))
-    scoring = model.resolve_scoring(parts[ScoringConfig], options.task)
-    good = _hold_out(model, options, test_set, scoring, with_maps=not output.no_maps)
-    threshold = model.threshold(scoring, options.task, with_maps=not output.no_maps, good=good)
-    return Evaluation(model, source, test_set, good, scoring, threshold, options, output, target)
-
-
-def _hold_out(
-    model: Model, options: InputOptions, test_set: TestSet, scoring: ScoringConfig, *, with_maps: bool
-) -> HeldOut | None:
-    """Let the model score the good images that a threshold is to be made of, if there are any."""
-    if options.good_dir is None:
-        return None
-    if not with_maps and (scoring.threshold is not None or scoring.aggregate == "minmax"):
-        by = "--threshold" if scoring.threshold is not None else "--aggregate minmax"
-        raise UserError(f"--good_dir: {by} and --no_maps leave no threshold to make; leave out one of them")
-    items = good_images(model, options, test_set.items)
-    check_enough(len(items), scoring.target_fpr)
-    bar = tqdm(items, "scoring good images", unit="image", disable=None, dynamic_ncols=True)
-    return model.hold_out((item.read() for item in bar), scoring, options.task, with_maps=with_maps)
+    skipped = find_unreadable(source.images, skip=options.skip_unreadable)
+    items = [item for item in source.images if item.relative not in skipped]
+    check_aggregate(parts[ScoringConfig].aggregate, len(items))
+    scoring = replace(parts[ScoringConfig], fraction_defect=model.fraction(parts[ScoringConfig]))
+    with_maps = not output.no_maps
+    good = None if options.good_dir is None else score_good(model, options, items, scoring, with_maps=with_maps)
+    threshold = model.threshold(scoring, with_maps=with_maps, good=good)
+    return Evaluation(model, source, items, skipped, good, scoring, threshold, options, output, target)
 
 
 def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
@@ -169,92 +152,80 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
         The content of metrics.json, and `(N,)` by how much each image is anomalous: the maxima of the maps where these
         decide, else the scores.
     """
-    model, items, output = evaluation.model, evaluation.test_set.items, evaluation.output
-    masked = not output.no_maps and any(item.mask is not None for item in items)
-    normal = evaluation.good or model.calibration(evaluation.scoring, evaluation.options.task)
-    scale = None if output.no_maps else ColourScale.of_normal_peaks(normal.peaks)
+    model, items, threshold = evaluation.model, evaluation.items, evaluation.threshold
     comparison = InputComparison(model.training_images, model.record.image_size)
     with new_folder(evaluation.target, replace=True) as folder:
         start = time.perf_counter()
-        with ResultsWriter(folder, scale, masked=masked, full_size_maps=output.full_size_maps) as writer:
-            peaks = _score(evaluation, writer, comparison)
+        writer = _score(evaluation, folder, comparison)
         seconds = time.perf_counter() - start
-        scores = model.anomaly_scores(writer.shares, evaluation.scoring, evaluation.options.task)
-        rejected = decide(scores, evaluation.threshold, peaks)
-        labels, threshold = [item.label for item in items], evaluation.threshold
+        peaks = np.array(writer.peaks) if writer.peaks else None
+        scores = model.anomaly_scores(np.stack(writer.shares), evaluation.scoring)
+        rejected = decide(scores, threshold, peaks)
+        labels = [item.label for item in items]
+        decision = summarize_decision(labels, rejected, threshold)
+        alarms = pixel_false_alarms(labels, peaks, threshold.pixel_threshold)
         document = {
             "metrics": summarize(items, scores, writer.pixels, peaks),
-            "decision": summarize_decision(labels, rejected, threshold)
-            | {"pixel_false_alarms": pixel_false_alarms(labels, peaks, threshold.pixel_threshold)},
-            "warnings": _warnings(evaluation.source, comparison) + _mask_warnings(items, masked=masked),
-            "colour_scale": None if scale is None else asdict(scale),
+            "decision": decision | {"pixel_false_alarms": alarms},
+            "warnings": _warnings(evaluation, comparison, writer),
+            "colour_scale": None if writer.scale is None else asdict(writer.scale),
             "seconds": {"total": round(seconds, 3), "per_image": round(seconds / len(items), 6)},
         } | _describe(evaluation)
         write_scores(folder, items, scores, writer.shares, rejected, peaks)
         write_metrics(folder, document)
         write_report(folder, document, items, scores, writer.shares, writer.thumbnails, rejected, peaks)
-    return document, peaks if threshold.decided_by == "map" else scores
+    return document, scores if peaks is None or threshold.decided_by == "score" else peaks
 
 
-def _score(evaluation: Evaluation, writer: ResultsWriter, comparison: InputComparison) -> np.ndarray | None:
-    """Hand the images one after the other to the model, and what it says to the writer.
-
-    Returns:
-        `(N,)` maxima of the anomaly maps at the working size, where the pixel threshold was made; None without maps.
-    """
-    items, with_maps = evaluation.test_set.items, not evaluation.output.no_maps
+def _score(evaluation: Evaluation, folder: Path, comparison: InputComparison) -> ResultsWriter:
+    """Pass the images one after the other to the model, and its votes to the writer of the results."""
+    model, items, output = evaluation.model, evaluation.items, evaluation.output
+    normal = evaluation.good or model.calibration(evaluation.scoring)
+    scale = None if output.no_maps or normal.peaks is None else ColourScale.of_normal_peaks(normal.peaks)
+    masked = not output.no_maps and any(item.mask is not None for item in items)
     pictures: deque[np.ndarray] = deque()  # of images that are read and not yet scored
-    peaks = []
 
     def observe(image: np.ndarray) -> None:
         comparison.add(image)
         pictures.append(picture_of(image))
 
-    images = (item.read() for item in items)
-    warn = not evaluation.source.compared  # the comparison says it otherwise
-    stream = evaluation.model.stream(images, evaluation.scoring, with_maps=with_maps, observe=observe, warn=warn)
-    bar = tqdm(stream, "scoring", len(items), unit="image", disable=None, dynamic_ncols=True)
-    for item, votes in zip(items, bar, strict=True):
-        writer.add(item, votes, pictures.popleft())
-        if with_maps:
-            peaks.append(votes.anomaly_map.max())
-    return np.array(peaks) if with_maps else None
+    stream = model.stream(
+        (item.read() for item in items),
+        evaluation.scoring,
+        with_maps=not output.no_maps,
+        observe=observe,
+        warn=not evaluation.source.compared,  # otherwise the comparison warns
+    )
+    with ResultsWriter(folder, scale, masked=masked, full_size_maps=output.full_size_maps) as writer:
+        for item, votes in zip(items, progress_bar(stream, "scoring", len(items)), strict=True):
+            writer.add(item, votes, pictures.popleft())
+    return writer
 
 
-def _warnings(source: Source, comparison: InputComparison) -> list[str]:
-    """Say what makes the model look unfit for the images."""
-    return [*source.warnings, *(comparison.warnings() if source.compared else ())]
-
-
-def _mask_warnings(items: Sequence[Sample], *, masked: bool) -> list[str]:
-    """Say which images the pixel metrics leave out."""
-    unknown = sum(not has_known_pixels(item) for item in items)
-    return [f"{unknown} anomalous images have no mask: the pixel metrics leave them out"] if masked and unknown else []
+def _warnings(evaluation: Evaluation, comparison: InputComparison, writer: ResultsWriter) -> list[str]:
+    """Why the model may not fit the images, and which images the pixel metrics leave out."""
+    lines = [*evaluation.source.warnings, *(comparison.warnings() if evaluation.source.compared else ())]
+    unknown = sum(not has_known_pixels(item) for item in evaluation.items)
+    if writer.pixels is not None and unknown:
+        lines.append(f"{unknown} anomalous images have no mask: the pixel metrics leave them out")
+    return lines
 
 
 def _describe(evaluation: Evaluation) -> dict[str, Any]:
     """What the results came from, and with which settings, for metrics.json."""
-    model, options, test_set = evaluation.model, evaluation.options, evaluation.test_set
-    record = model.record
+    model, good = evaluation.model, evaluation.good
     return {
-        "images": len(test_set.items),
+        "images": len(evaluation.items),
         "images_available": evaluation.source.available,
         **evaluation.source.about,
-        "skipped": test_set.skipped,
-        "good_images": evaluation.good and {"dir": options.good_dir, "images": evaluation.good.count},
-        "scoring": asdict(evaluation.scoring) | {"task": options.task or record.config.model.task},
-        "model": {
-            "path": str(model.folder.path),
-            "training_images": list(record.sources),
-            "image_size": list(record.image_size),
-            "scales": [list(size) for size in model.pyramid.plan.sizes],
-            "hta_version": record.hta_version,
-            "config": record.config.to_dict(),
-        },
-        "seed": {"training": record.config.training.manualSeed, "bootstrap": BOOTSTRAP_SEED},
+        "skipped": evaluation.skipped,
+        "good_images": good and {"dir": evaluation.options.good_dir, "images": len(good.shares)},
+        "scoring": asdict(evaluation.scoring) | {"task": model.task},
+        "model": model.describe(),
+        "seed": {"training": model.record.config.training.manualSeed, "bootstrap": BOOTSTRAP_SEED},
         "machine": {
             "device": str(model.runtime.device),
-            "dtype": str(model.runtime.dtype).removeprefix("torch."),
+            "dtype": model.scorer.precision,
             "threads": torch.get_num_threads(),
         },
         "versions": {
@@ -267,54 +238,22 @@ def _describe(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _report(evaluation: Evaluation, document: dict[str, Any], ranking: np.ndarray) -> None:
-    """Say what came out, and where it is."""
+    """Print the outcome and where it is."""
     for warning in document["warnings"]:
         logger.warning("warning: %s", warning)
-    items, seconds = evaluation.test_set.items, document["seconds"]
+    items, seconds = evaluation.items, document["seconds"]
     part = f" of {evaluation.source.available}" if len(items) < evaluation.source.available else ""
     print(f"{len(items)}{part} image(s) scored, {seconds['per_image']:.3f} s an image")
     for key, name in METRIC_NAMES.items():
-        print(f"  {name}: {_metric_text(document['metrics'][key])}")
-    print(_decision_text(document["decision"]))
+        print(f"  {name}: {metric_text(document['metrics'][key])}")
+    print(decision_text(document["decision"]))
     by = "maximum of its map" if document["decision"]["decided_by"] == "map" else "score"
     print(f"most anomalous ({by}, image):")
     for index in np.argsort(-ranking, kind="stable")[:_MOST_ANOMALOUS]:
         print(f"  {score_text(ranking[index])}  {printable(items[index].relative)}")
-    # A name that is no UTF-8 must not end the run now.
+    # A name that is not UTF-8 must not end the run now.
     print(f"results: {printable(evaluation.target)}")
     print(f"report: {printable(evaluation.target / REPORT_FILE)}")
-
-
-def _decision_text(decision: dict[str, Any]) -> str:
-    """What was decided, in words."""
-    if decision["rejected"] is None:
-        return f"no decision: {decision['reason']}"
-    by, limit = "anomaly score", decision["threshold"]
-    if decision["decided_by"] == "map":
-        by, limit = "anomaly map anywhere", decision["pixel_threshold"]
-    target = decision["target_fpr"]
-    origin = "" if target is None else f", for {100 * target:g} % false alarms"
-    limit = f"{by} above {score_text(limit)} ({decision['source']}{origin})"
-    text = f"{decision['rejected']} rejected: {limit}"
-    rates = {"false_positive_rate": "false alarms", "recall": "recall"}
-    if decision["decided_by"] != "map":  # else they are the same
-        rates["pixel_false_alarms"] = "false alarms of the maps"
-    for key, name in rates.items():
-        if decision[key]["value"] is not None:
-            low, high = decision[key]["interval_95"]
-            text += f"\n  {name}: {decision[key]['value']:.1%} (95 % interval {low:.1%} to {high:.1%})"
-    return text
-
-
-def _metric_text(metric: dict[str, Any]) -> str:
-    """One metric in words."""
-    if metric["value"] is None:
-        return f"not defined, {metric['reason']}"
-    interval = metric.get("interval_95")
-    notes = [f"95 % interval {interval['low']:.3f} to {interval['high']:.3f}"] if interval else []
-    notes += [f"at threshold {score_text(metric['threshold'])}"] if "threshold" in metric else []
-    notes += [f"false positive rate up to {metric['max_fpr']:g}"] if "max_fpr" in metric else []
-    return f"{metric['value']:.3f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
 if __name__ == "__main__":

@@ -1,25 +1,37 @@
-"""What main_eval.py scores: the images of a folder, or those of a data set by the paper's protocol, all checked."""
+"""What main_eval.py scores: the images of a folder, or those of a data set by the paper's protocol, all checked.
+
+Images that do not look like the training images are counted: their scores mean little.
+"""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
+from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.benchmark import Selection, select, select_again
 from hta.data.folders import LABELS_RULE, find_good_images, find_test_images, refuse_copies
 from hta.data.sample import Sample, check_readable
-from hta.data.specs import DatasetOptions, default_task
+from hta.data.specs import DatasetOptions, default_model_name, default_task
 from hta.errors import UserError
-from hta.model import Model
+from hta.evaluation.thresholds import GOOD_IMAGES, NormalVotes, check_enough
+from hta.images import is_gray
+from hta.model import Model, has_other_aspect, load
 from hta.settings import Checked, option
 
 logger = logging.getLogger(__name__)
 
-_PIXEL_TOLERANCE = 0.02  # of [-1, 1]: what versions of Pillow and OpenCV may differ by
+_T = TypeVar("_T")
+
+_PIXEL_TOLERANCE = 0.02  # of [-1, 1]: versions of Pillow and OpenCV may differ by this much
 _LISTED = 10  # unreadable files that a message names before it only counts them
+_BRIGHTNESS_TOLERANCE = 0.15
+_GRAY_TOLERANCE = 1e-5  # of [-1, 1]: resizing may separate equal channels by this much
 
 
 @dataclass(frozen=True)
@@ -29,7 +41,7 @@ class InputOptions(Checked):
     input_name: str = option(
         "",
         "the model: its name, the name of its training image, or the path of its folder; with --dataset by default the "
-        "one that main_train.py makes of the same options",
+        "one that main_train.py makes with the same options",
     )
     models_dir: str = option("TrainedModels", "folder of the models")
     test_dir: str = option(
@@ -39,33 +51,33 @@ class InputOptions(Checked):
     good_dir: str | None = option(
         None,
         "folder of normal images that are neither trained on nor scored, 19 or more for 5 % false alarms: the "
-        "threshold is made of them, instead of views of the training images",
+        "threshold is made of them instead of views of the training images",
     )
     skip_unreadable: bool = option(False, "leave out images that cannot be read")
     task: str | None = option(
-        None, "take fraction and calibration of another task than the model's", choices=("defect", "class")
+        None, "use fraction and calibration of another task than the model's", choices=("defect", "class")
     )
     num_images: int | None = option(
         None, "how many images of a --dataset the model was trained on, by default 1", low=1
     )
     test_limit: int | None = option(
-        None, "score only so many test images of a --dataset, each class in proportion", low=1
+        None, "score only this many test images of a --dataset, each class in proportion", low=1
     )
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images come from.
+    """The images to score and where they come from.
 
     Attributes:
         images: what is to be scored.
         name: of the results folder, by default.
-        folder: the folder or image that holds them, in which results must not lie; None for a data set.
-        about: what metrics.json says of them.
-        available: number of images before a part of them was taken.
-        compared: whether they are to look like the training images; those of a data set are prepared like them, and
-            other classes look as they do.
-        warnings: why the model may not be made for them.
+        folder: the folder or image that holds them, in which results must not be written; None for a data set.
+        about: what metrics.json says about them.
+        available: number of images before `--test_limit`.
+        compared: whether they should look like the training images; those of a data set are prepared alike, and other
+            classes may look different.
+        warnings: why the model may not fit them.
     """
 
     images: Sequence[Sample]
@@ -77,29 +89,59 @@ class Source:
     warnings: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class TestSet:
-    """Images that were checked, and those that were left out, with the reason."""
+def open_model(
+    options: InputOptions, benchmark: DatasetOptions, runtime: RuntimeConfig, given: dict[str, Any]
+) -> Model:
+    """Load the model that is asked for, for the task that is asked for.
 
-    items: list[Sample]
-    skipped: dict[str, str]
+    Args:
+        options: which model and images.
+        benchmark: the data set, if any.
+        runtime: device, precision and threads.
+        given: the options that the user gave.
+
+    Raises:
+        UserError: no or a damaged model, or options that do not go together.
+    """
+    _refuse_mixture(benchmark, given)
+    name = options.input_name
+    if benchmark.dataset is None:
+        for missing in ("input_name", "test_dir"):
+            if not getattr(options, missing):
+                raise UserError(f"--{missing} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
+    elif not name:
+        name = default_model_name(benchmark, options.num_images or 1)
+    return replace(load(name, options.models_dir, runtime), task=options.task or "")
 
 
-def refuse_mixture(benchmark: DatasetOptions, given: dict[str, Any]) -> None:
-    """Refuse options of a folder beside a data set, and the other way round."""
+def _refuse_mixture(benchmark: DatasetOptions, given: dict[str, Any]) -> None:
+    """Refuse options of a folder together with a data set, and the other way round.
+
+    Raises:
+        UserError: names the first such option.
+    """
     of_dataset = (*(f.name for f in fields(DatasetOptions)), "num_images", "test_limit")
     if benchmark.dataset is None:
         names, reason = of_dataset, "has no effect without --dataset; give the data set, or leave it out"
     else:
         names = ("test_dir", "labels_csv", "good_dir")
-        reason = "contradicts --dataset, whose protocol says what to score; leave out one of them"
+        reason = "contradicts --dataset, whose protocol defines what to score; leave out one of them"
     stray = next((name for name in names if name in given), None)
     if stray is not None:
         raise UserError(f"--{stray}: {reason}")
 
 
-def images_of_folder(options: InputOptions) -> Source:
-    """Image files, with the labels and masks that their folder has."""
+def find_images(model: Model, options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Source:
+    """Find the images to score; none is read yet. Arguments as in `open_model`.
+
+    Raises:
+        UserError: there is none, or the model is not of the data set.
+    """
+    return _of_folder(options) if benchmark.dataset is None else _of_dataset(model, options, benchmark, given)
+
+
+def _of_folder(options: InputOptions) -> Source:
+    """Image files, with the labels and masks that their folder provides."""
     test_dir = Path(options.test_dir)
     items = find_test_images(test_dir, None if options.labels_csv is None else Path(options.labels_csv))
     located = test_dir.resolve()
@@ -107,15 +149,11 @@ def images_of_folder(options: InputOptions) -> Source:
     return Source(items, located.name if located.is_dir() else located.stem, test_dir, about, len(items))
 
 
-def images_of_dataset(model: Model, options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Source:
+def _of_dataset(model: Model, options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Source:
     """Test images of a data set, labelled and prepared by the paper's protocol."""
     selection = _selection_of(model, options, benchmark, given)
     name = selection.benchmark.spec.name
-    dataset = {
-        "name": name,
-        "pos_class": selection.pos_class,
-        "test_limit": options.test_limit,
-    }
+    dataset = {"name": name, "pos_class": selection.pos_class, "test_limit": options.test_limit}
     return Source(
         images=selection.test_samples(options.test_limit),
         name=f"{name}_{selection.pos_class}",
@@ -128,7 +166,7 @@ def images_of_dataset(model: Model, options: InputOptions, benchmark: DatasetOpt
 
 
 def _selection_of(model: Model, options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Selection:
-    """The run of the protocol that a model is of."""
+    """The run of the protocol that a model belongs to."""
     sources, num_transforms = model.record.sources, model.record.config.model.num_transforms
     named = options.input_name and not {"num_images", "index_download", "random_images_download"} & set(given)
     if named:
@@ -136,14 +174,14 @@ def _selection_of(model: Model, options: InputOptions, benchmark: DatasetOptions
     selection = select(benchmark, options.num_images or 1, num_transforms)
     if selection.training_ids() != list(sources):
         raise UserError(
-            f"--input_name {model.folder.path.name}: was trained on other images than --num_images, --index_download "
-            "and --random_images_download choose; leave these out, or name another model"
+            f"--input_name {model.saved_folder.path.name}: was trained on other images than --num_images, "
+            "--index_download and --random_images_download choose; leave these out, or name another model"
         )
     return selection
 
 
 def _doubts(model: Model, selection: Selection, task: str | None) -> list[str]:
-    """Say why a model may not be made for this run of the protocol."""
+    """Why a model may not fit this run of the protocol."""
     spec, own_task = selection.benchmark.spec, model.record.config.model.task
     doubts = []
     if not _is_trained_on(model, selection):
@@ -153,50 +191,131 @@ def _doubts(model: Model, selection: Selection, task: str | None) -> list[str]:
     if task is None and own_task != default_task(spec.name):
         doubts.append(
             f"the model's task is {own_task}, that of {spec.title} {default_task(spec.name)}: --task "
-            f"{default_task(spec.name)} takes its fraction of the patches"
+            f"{default_task(spec.name)} uses its fraction of the patches"
         )
     return doubts
 
 
 def _is_trained_on(model: Model, selection: Selection) -> bool:
-    """Whether the model's training images are, but for rounding, those of the same names in the data set."""
+    """Whether the model's training images equal, up to rounding, those of the same names in the data set."""
     if len(selection.training) != model.record.num_images:
         return False
     return all(model.was_trained_on(image, _PIXEL_TOLERANCE) for image in selection.training_images())
 
 
-def good_images(model: Model, options: InputOptions, scored: Sequence[Sample]) -> list[Sample]:
-    """The images of `--good_dir` that can be read and were not trained on.
+def score_good(
+    model: Model, options: InputOptions, scored: Sequence[Sample], scoring: ScoringConfig, *, with_maps: bool
+) -> NormalVotes:
+    """What the model says about the images of `--good_dir`, of which a threshold is to be made.
 
     Args:
-        model: that will score them.
+        model: that scores them.
         options: with the folder.
-        scored: the test images; neither they nor copies of them may be among them.
+        scored: the test images; neither they nor copies of them may be among the good images.
+        scoring: how they are scored.
+        with_maps: whether there will be maps to decide by.
 
     Raises:
-        UserError: there is none, one cannot be read, or one will be scored.
+        UserError: there are too few, one cannot be read, or one is a test image; or no threshold would be made of them.
     """
+    if not with_maps and (scoring.threshold is not None or scoring.aggregate == "minmax"):
+        by = "--threshold" if scoring.threshold is not None else "--aggregate minmax"
+        raise UserError(f"--good_dir: {by} and --no_maps leave no threshold to make; leave out one of them")
+    items = _good_images(model, options, scored)
+    check_enough(len(items), scoring.target_fpr, GOOD_IMAGES)
+    bar = progress_bar(items, "scoring good images", len(items))
+    return model.score_good((item.read() for item in bar), scoring, with_maps=with_maps)
+
+
+def _good_images(model: Model, options: InputOptions, scored: Sequence[Sample]) -> list[Sample]:
+    """The images of `--good_dir` that can be read and were not trained on."""
     if not options.good_dir:
         raise UserError("--good_dir: is empty; give a folder, or leave it out")
     folder = Path(options.good_dir)
-    readable = check_images(find_good_images(folder, scored), skip_unreadable=options.skip_unreadable).items
-    known = [item for item in readable if model.was_trained_on(item.read())]
-    for item in known:
-        logger.info("--good_dir: %s is left out, the model was trained on it", item.relative)
-    good = [item for item in readable if item not in known]
+    found = find_good_images(folder, scored)
+    unreadable = find_unreadable(found, skip=options.skip_unreadable)
+    good = []
+    for item in (item for item in found if item.relative not in unreadable):
+        if model.was_trained_on(item.read()):
+            logger.info("--good_dir: %s is left out, the model was trained on it", item.relative)
+        else:
+            good.append(item)
     refuse_copies(folder, good, scored)
     return good
 
 
-def check_images(items: Sequence[Sample], *, skip_unreadable: bool) -> TestSet:
-    """Read every image and mask once."""
-    reasons = check_readable(tqdm(items, "checking", unit="image", disable=None, dynamic_ncols=True))
-    readable = [item for item in items if item.relative not in reasons]
-    if reasons and not (skip_unreadable and readable):
+def find_unreadable(items: Sequence[Sample], *, skip: bool) -> dict[str, str]:
+    """Read every image and mask once.
+
+    Args:
+        items: the images.
+        skip: whether those that cannot be read may be left out.
+
+    Returns:
+        The names of those to leave out, each with the reason.
+
+    Raises:
+        UserError: there are some and `skip` is off, or none is left.
+    """
+    reasons = check_readable(progress_bar(items, "checking", len(items)))
+    if reasons and not (skip and len(reasons) < len(items)):
         lines = list(reasons.values())
         more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-        remedy = "give --skip_unreadable to go on without them" if readable else "none is left to score"
+        all_bad = len(reasons) == len(items)
+        remedy = "none is left to score" if all_bad else "give --skip_unreadable to continue without them"
         raise UserError(f"{'; '.join(lines[:_LISTED])}{more}; {remedy}")
     for reason in reasons.values():
         logger.warning("left out: %s", reason)
-    return TestSet(readable, reasons)
+    return reasons
+
+
+def progress_bar(images: Iterable[_T], text: str, count: int) -> Iterable[_T]:
+    """Show on a terminal how many of `count` images are done."""
+    return tqdm(images, text, count, unit="image", disable=None, dynamic_ncols=True)
+
+
+class InputComparison:
+    """Counts the images that plainly differ from the training images, by kind of difference.
+
+    Args:
+        training_images: `(N, 3, h, w)` in [-1, 1], at the working size.
+        image_size: (height, width) of the training images themselves.
+    """
+
+    def __init__(self, training_images: Tensor, image_size: tuple[int, int]):
+        brightness = (training_images.double().mean(dim=(1, 2, 3)) + 1) / 2
+        self._darkest, self._brightest = float(brightness.min()), float(brightness.max())
+        self._image_size, self._working_size = image_size, tuple(training_images.shape[-2:])
+        # Both True and False if some training images are gray and some are not.
+        self._gray = {
+            bool((image.amax(dim=0) - image.amin(dim=0) <= _GRAY_TOLERANCE).all()) for image in training_images
+        }
+        height, width = self._working_size
+        trained_on, found = ("gray", "in colour") if True in self._gray else ("in colour", "gray")
+        self._counts = {
+            f"{found}, the training images {trained_on}": 0,
+            f"much darker than the training images (mean brightness below {self._darkest:.2f})": 0,
+            f"much brighter than the training images (mean brightness above {self._brightest:.2f})": 0,
+            f"smaller than the model's working size of {width} x {height} px (width x height)": 0,
+            f"of another aspect ratio than the training images, and squeezed to {width} x {height} px": 0,
+        }
+        self._images = 0
+
+    def add(self, image: np.ndarray) -> None:
+        """Compare a test image, `(H, W, 3)` float32 in [0, 1]."""
+        height, width = image.shape[:2]
+        brightness = float(image.mean(dtype=np.float64))
+        differences = (
+            is_gray(image) not in self._gray,
+            brightness < self._darkest - _BRIGHTNESS_TOLERANCE,
+            brightness > self._brightest + _BRIGHTNESS_TOLERANCE,
+            height < self._working_size[0] or width < self._working_size[1],
+            has_other_aspect((height, width), self._image_size),
+        )
+        self._images += 1
+        for text, differs in zip(self._counts, differences, strict=True):
+            self._counts[text] += differs
+
+    def warnings(self) -> list[str]:
+        """One line per kind of difference, with the number of images that have it."""
+        return [f"{count} of {self._images} test images are {text}" for text, count in self._counts.items() if count]

@@ -13,7 +13,7 @@ from hta.config import Config, RuntimeConfig
 from hta.errors import UserError
 from hta.files import check_replaceable, printable
 from hta.images import is_gray, resize, to_array, to_tensor
-from hta.model import ImageLike, Model, as_several
+from hta.model import ImageLike, Model, as_list
 from hta.models.pyramid import plan_of
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, resolve, set_up
@@ -267,7 +267,7 @@ def train(
         UserError: an image or a setting that does not fit, or a folder that holds a model.
         RunError: the training broke.
     """
-    several = as_several(images)
+    several = as_list(images)
     sources = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(several)]
     training_set = prepare((to_array(image) for image in several), sources, config or Config())
     if folder is None:

@@ -141,8 +141,8 @@ def test_the_walk_sees_the_modules_and_their_imports():
         ("hta.config", "def f():\n    import hta.models.pyramid", "hta.config runs up to hta.models.pyramid"),
         ("hta.models.pyramid", "from ..training import scale", "hta.models.pyramid runs up to hta.training.scale"),
         ("hta.models.pyramid", "from hta import Model", "hta.models.pyramid runs up to hta"),
-        ("hta.training.scale", "from hta.evaluation.votes import x", "which must stand apart"),
-        ("hta.evaluation.votes", "from hta import training", "which must stand apart"),
+        ("hta.training.scale", "from hta.evaluation.scorer import x", "which must stand apart"),
+        ("hta.evaluation.scorer", "from hta import training", "which must stand apart"),
         ("hta.runs", "from hta import cli", "hta.runs sees the command line"),
         ("hta.runs", "import main_train", "hta.runs imports the script main_train"),
         ("hta.runtime", "import argparse", "hta.runtime sees the command line"),
@@ -166,7 +166,7 @@ def test_each_kind_of_violation_is_found(module, text, complaint):
         "hta.evaluation",
         "main_train",
     )
-    sources = dict.fromkeys((*names, "hta.evaluation.votes"), "import torch")
+    sources = dict.fromkeys((*names, "hta.evaluation.scorer"), "import torch")
     assert violations(sources) == []
     sources["hta.models.blocks"] = "from hta.models.canvas import Canvas"
     assert any(complaint in line for line in violations(sources | {module: text}))

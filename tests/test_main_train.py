@@ -126,9 +126,8 @@ def test_a_run_leaves_model_curves_samples_and_metrics(trained):
 
 def test_the_kept_statistics_are_those_of_the_finished_model(trained, model):
     kept = kept_calibration(RunFolder(trained / "TrainedModels" / "shots"), 3)
-    made = calibrate(
-        model.evaluator((0.1,)), model.training_images, view_rule("defect", 4)
-    )  # two shots: a tenth of the patches
+    # two shots: a tenth of the patches
+    made = calibrate(model.scorer, model.training_images, 0.1, view_rule("defect", 4))
     assert kept.fits(0.1, view_rule("defect", 4), "float32")
     np.testing.assert_array_equal(kept.shares, made.shares)
     np.testing.assert_array_equal(kept.peaks, made.peaks)

@@ -1,6 +1,7 @@
 """The library: images in every form, one or several, and a model that was never on a disk."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from PIL import Image
 import hta
 from hta import runs, runtime
 from hta.config import RuntimeConfig, ScoringConfig, default_config
+from hta.data.folders import load_training_images
 from hta.errors import UserError
 from hta.evaluation.scores import AGGREGATES, anomaly_scores
-from hta.images import resize, to_tensor
+from hta.images import read_image, resize, to_tensor
 from hta.models.pyramid import plan_of
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
@@ -72,7 +74,7 @@ def test_the_aggregate_is_that_of_the_shares(model):
     images = [picture(2), picture(3), picture(4)]
     shares = np.stack([votes.shares for votes in model.stream(images)])
     for aggregate in AGGREGATES:
-        expected = anomaly_scores(torch.from_numpy(shares), aggregate).numpy()
+        expected = anomaly_scores(shares, aggregate)
         assert model.score(images, aggregate=aggregate).anomaly_scores.tolist() == expected.tolist()
         assert ScoringConfig(aggregate=aggregate).aggregate == aggregate
 
@@ -81,8 +83,8 @@ def test_the_fraction_follows_the_task_and_the_shots(model):
     image = picture(2)
     assert model.score(image).anomaly_scores == model.score(image, fraction_defect=0.10).anomaly_scores  # two shots
     assert model.score(image).anomaly_scores > model.score(image, fraction_defect=1).anomaly_scores
-    assert model.resolve_scoring(ScoringConfig(), "class").fraction_defect == 1
-    assert model.resolve_scoring(ScoringConfig(0.3), "class").fraction_defect == 0.3
+    of_class = replace(model, task="class")
+    assert (of_class.fraction(ScoringConfig()), of_class.fraction(ScoringConfig(0.3))) == (1, 0.3)
 
 
 def test_another_aspect_ratio_is_said_once_a_model(caplog):
@@ -102,18 +104,11 @@ def test_another_aspect_ratio_is_said_once_a_model(caplog):
 
 
 def test_maps_can_be_left_out(model):
+    scorer = model.scorer
     with_maps, without = model.score(picture(2)), model.score(picture(2), with_maps=False)
+    assert model.scorer is scorer  # folded once
     assert without.anomaly_maps is None
     assert without.anomaly_scores.tolist() == with_maps.anomaly_scores.tolist()
-
-
-def test_networks_are_folded_once_for_many_calls(model):
-    model.score(picture(2))
-    evaluator = model.evaluator((0.1,))
-    model.score(picture(3))
-    assert model.evaluator((0.1,)) is evaluator
-    assert model.evaluator((0.2,)) is not evaluator
-    assert model.evaluator((0.2,), with_maps=False).score(model.training_images).maps is None
 
 
 def test_a_stream_shows_the_images_in_order(model):
@@ -123,6 +118,95 @@ def test_a_stream_shows_the_images_in_order(model):
     assert [v.image_size for v in votes] == [(20, 24), (30, 20)]
     for image, array in zip(images, seen, strict=True):
         np.testing.assert_array_equal(array, image.astype(np.float32) / 255)
+
+
+# --- decisions --------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_decided_alike_alone_and_among_others(model):
+    images = [picture(seed) for seed in range(20)]
+    for aggregate in ("mean", "calibrated"):
+        together = model.score(images, aggregate=aggregate, target_fpr=0.5)
+        assert set(together.decisions.tolist()) == {True, False}
+        for i in (0, 7, 19):
+            alone = model.score(images[i], aggregate=aggregate, target_fpr=0.5)
+            assert alone.anomaly_scores[0] == pytest.approx(together.anomaly_scores[i], abs=1e-5)
+            assert alone.decisions[0] == together.decisions[i]
+
+
+def test_calibrated_scores_are_standardised_by_the_views(model):
+    images = [picture(2), picture(3)]
+    shares = np.stack([votes.shares for votes in model.stream(images)])
+    views = model.calibration().shares
+    deviations = (views.mean(axis=0) - shares) / views.std(axis=0, ddof=1)
+    scores = model.score(images, aggregate="calibrated").anomaly_scores
+    np.testing.assert_allclose(scores, deviations.mean(axis=1), rtol=1e-9)
+
+
+def test_a_given_threshold_overrides(model):
+    images = [picture(seed) for seed in range(6)]
+    scores = model.score(images).anomaly_scores
+    middle = float(np.median(scores))
+    assert model.score(images, threshold=middle).decisions.tolist() == (scores > middle).tolist()
+    threshold = model.threshold(ScoringConfig(threshold=middle))
+    assert (threshold.threshold, threshold.source, threshold.target_fpr) == (middle, "given", None)
+    assert threshold.pixel_threshold == model.threshold(ScoringConfig()).pixel_threshold
+    by_minmax = [model.score(images, aggregate="minmax", threshold=t, with_maps=False).decisions for t in (None, 0.5)]
+    assert by_minmax[0] is None
+    assert by_minmax[1].tolist() == (model.score(images, aggregate="minmax").anomaly_scores > 0.5).tolist()
+
+
+def test_defects_are_decided_by_their_maps_and_classes_by_their_scores(model):
+    images = [picture(seed) for seed in range(6)]
+    peaks = np.array([votes.peak for votes in model.stream(images)])
+    target = 0.5
+    limit = model.threshold(ScoringConfig(target_fpr=target))
+    assert (limit.decided_by, limit.source, limit.target_fpr) == ("map", "calibrated", target)
+    decisions = model.score(images, target_fpr=target).decisions
+    assert decisions.tolist() == (peaks > limit.pixel_threshold).tolist()
+    by_minmax = model.threshold(ScoringConfig(target_fpr=target, aggregate="minmax"))
+    assert (by_minmax.decided_by, by_minmax.reason) == ("map", None)
+    assert replace(model, task="class").threshold(ScoringConfig()).decided_by == "score"
+    assert model.threshold(ScoringConfig(), with_maps=False).decided_by == "score"
+    assert model.threshold(ScoringConfig(threshold=0.5)).decided_by == "score"
+
+
+def test_a_target_below_what_the_views_support_is_refused(model):
+    for of_task, with_maps in ((model, True), (model, False), (replace(model, task="class"), True)):
+        with pytest.raises(UserError, match=r"--target_fpr 0\.0049: 200 views .* below 0\.005; .* 204 or more"):
+            of_task.threshold(ScoringConfig(target_fpr=0.0049), with_maps=with_maps)
+    assert model.threshold(ScoringConfig(target_fpr=1 / 201)).target_fpr == 1 / 201
+    assert model.threshold(ScoringConfig(target_fpr=0.0001, threshold=0.5)).source == "given"
+
+
+def test_good_images_make_the_threshold(model):
+    images = [picture(seed) for seed in range(100, 119)]
+    good = model.score_good(images, ScoringConfig())
+    scores = model.score([picture(200), picture(0)], good_images=images)
+    limit = model.threshold(ScoringConfig(), good=good)
+    assert (limit.source, limit.decided_by, limit.pixel_threshold) == ("good images", "map", good.peaks.max())
+    working = [votes.peak for votes in model.stream([picture(200), picture(0)])]
+    assert scores.decisions.tolist() == [bool(peak > good.peaks.max()) for peak in working]
+    with pytest.raises(UserError, match="needs at least 19"):
+        model.score(picture(0), good_images=images[:5])
+
+
+def test_a_training_image_is_known_through_a_change_of_its_size(tmp_path):
+    original = picture(0, 40, 48)
+    Image.fromarray(original).save(tmp_path / "wall.png")
+    images = load_training_images([tmp_path / "wall.png"], 30)
+    model = hta.train(list(images), default_config(**CONFIG))
+    assert model.was_trained_on(read_image(tmp_path / "wall.png"))
+    Image.fromarray(np.clip(original.astype(int) + 3, 0, 255).astype(np.uint8)).save(tmp_path / "brighter.png")
+    assert not model.was_trained_on(read_image(tmp_path / "brighter.png"))
+
+
+def test_a_model_in_memory_has_no_folder_to_keep_anything_in(model):
+    with pytest.raises(UserError, match="no folder; train it with folder=PATH"):
+        model.keep_calibration()
+
+
+# --- training images --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -186,6 +270,9 @@ def test_the_number_of_training_images_is_checked_before_they_are_read():
         (lambda m: m.score(picture(0), fraction_defect=0), "--fraction_defect 0"),
         (lambda m: m.score(picture(0), fraction_defect=1.5), "--fraction_defect 1.5: must be 0 < value <= 1"),
         (lambda m: m.score(picture(0), fraction_defect=float("nan")), "--fraction_defect nan"),
+        (lambda m: m.score(picture(0), target_fpr=0), "--target_fpr 0"),
+        (lambda m: m.score(picture(0), target_fpr=1), "--target_fpr 1"),
+        (lambda m: m.score(picture(0), threshold=float("nan")), "--threshold nan"),
     ],
 )
 def test_wrong_calls_are_named(model, call, message):

@@ -1,72 +1,30 @@
-"""Metrics of anomaly scores, and what those of anomaly maps share with them; higher scores mean more anomalous.
+"""Metrics of anomaly scores, and what they share with those of anomaly maps; higher scores mean more anomalous.
 
-A metric that the data do not define (one class only, no anomalous pixel) has no value and a reason instead: it is
-never 0 and never a crash. The decision rule of every threshold is `score >= threshold`, and equal scores are never
+Each metric is a dictionary that JSON can hold: its `value`, for some also the `threshold` that it chose. A metric that
+the data do not define (one class only, no anomalous pixel) has the value None and a `reason` instead: it is never 0
+and never a crash. The decision rule at every threshold here is `score >= threshold`, and equal scores are never
 separated.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from hta.errors import UserError
+from hta.evaluation.scores import score_text
 
-_BOOTSTRAP_CELLS = 2**20  # resampled values held at once, about 8 MB an array
+_BOOTSTRAP_CELLS = 2**20  # resampled values held at once, about 8 MB per array
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A value, or the reason why there is none.
-
-    Attributes:
-        value: The metric; None where it is undefined.
-        reason: Why it is undefined; None where it is not.
-        threshold: The score from which on an image or pixel counts as anomalous, for metrics that choose one.
-    """
-
-    value: float | None
-    reason: str | None = None
-    threshold: float | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return `value` (null where undefined) and, of `reason` and `threshold`, what there is."""
-        return {key: item for key, item in asdict(self).items() if key == "value" or item is not None}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A two-sided confidence interval, or the reason why there is none (`low` and `high` are None)."""
-
-    low: float | None
-    high: float | None
-    level: float
-    method: str
-    reason: str | None = None
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all fields, `reason` only where there is one."""
-        return {key: item for key, item in asdict(self).items() if key != "reason" or item is not None}
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """Counts of the decisions at one threshold; anomalous is the positive class."""
-
-    true_positives: int
-    false_positives: int
-    false_negatives: int
-    true_negatives: int
+Metric = dict[str, Any]
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
 def image_auroc(labels: ArrayLike, scores: ArrayLike) -> Metric:
-    """Area under the ROC curve: the chance that an anomalous image outscores a normal one, ties counting one half.
+    """Area under the ROC curve: the probability that an anomalous image outscores a normal one; ties count one half.
 
     Args:
         labels: `(N,)`, 0 or False = normal, 1 or True = anomalous.
@@ -76,7 +34,7 @@ def image_auroc(labels: ArrayLike, scores: ArrayLike) -> Metric:
         A value in [0, 1], higher = better; undefined unless both classes are there.
 
     Raises:
-        UserError: If labels are not 0 or 1, lengths differ, or a score is not finite. This holds for all image metrics.
+        UserError: labels are not 0 or 1, lengths differ, or a score is not finite. This holds for all image metrics.
     """
     return _image_auroc(*_checked(labels, scores))
 
@@ -91,13 +49,15 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> Metric:
     Returns:
         A value in [0, 1], higher = better; undefined unless both classes are there.
     """
+    from sklearn.metrics import average_precision_score
+
     labels, scores = _checked(labels, scores)
-    reason = one_class(labels.size - labels.sum(), labels.sum(), "images")
-    return Metric(None, reason) if reason else Metric(float(average_precision_score(labels, scores)))
+    reason = _one_class(labels)
+    return undefined(reason) if reason else {"value": float(average_precision_score(labels, scores))}
 
 
 def f1_max(labels: ArrayLike, scores: ArrayLike) -> Metric:
-    """Largest F1 over all thresholds, with the threshold; it is chosen on the same images, so it flatters.
+    """Largest F1 over all thresholds, with the threshold; it is chosen on the same images, so it is optimistic.
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
@@ -108,32 +68,29 @@ def f1_max(labels: ArrayLike, scores: ArrayLike) -> Metric:
         undefined unless both classes are there.
     """
     labels, scores = _checked(labels, scores)
-    reason = one_class(labels.size - labels.sum(), labels.sum(), "images")
+    reason = _one_class(labels)
     if reason:
-        return Metric(None, reason)
+        return undefined(reason)
     values, normal, anomalous = _counts_by_score(labels, scores)
     best, index = best_f1(normal, anomalous)
-    return Metric(best, threshold=float(values[index]))
+    return {"value": best, "threshold": float(values[index])}
 
 
-def confusion_at(labels: ArrayLike, scores: ArrayLike, threshold: float) -> Confusion:
-    """Count the right and wrong decisions of the rule `score >= threshold`.
+def confusion(labels: NDArray, rejected: NDArray[np.bool_]) -> dict[str, int]:
+    """Count the right and wrong decisions; anomalous is the positive class.
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
-        scores: `(N,)`, higher = more anomalous.
-        threshold: Any finite number.
+        rejected: `(N,)`, True = judged anomalous, such as `scores > threshold` (decisions of the product) or
+            `scores >= threshold` (the thresholds of `f1_max`).
     """
-    labels, scores = _checked(labels, scores)
-    if not np.isfinite(threshold):
-        raise UserError(f"threshold: {threshold} is not a finite number; give one")
-    alarm = scores >= threshold
-    return Confusion(
-        true_positives=int(np.sum(alarm & labels)),
-        false_positives=int(np.sum(alarm & ~labels)),
-        false_negatives=int(np.sum(~alarm & labels)),
-        true_negatives=int(np.sum(~alarm & ~labels)),
-    )
+    anomalous = labels.astype(bool)
+    return {
+        "true_positives": int((anomalous & rejected).sum()),
+        "false_positives": int((~anomalous & rejected).sum()),
+        "true_negatives": int((~anomalous & ~rejected).sum()),
+        "false_negatives": int((anomalous & ~rejected).sum()),
+    }
 
 
 def auroc_by_kind(labels: ArrayLike, scores: ArrayLike, kinds: Sequence[str]) -> dict[str, Metric]:
@@ -142,20 +99,17 @@ def auroc_by_kind(labels: ArrayLike, scores: ArrayLike, kinds: Sequence[str]) ->
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         scores: `(N,)`, higher = more anomalous.
-        kinds: `(N,)` names of kinds; those of normal images are not read.
+        kinds: `(N,)` names of kinds; those of normal images are ignored.
 
     Returns:
-        One metric for each kind that has anomalous images, sorted by name.
+        One metric per kind that has anomalous images, sorted by name.
     """
     labels, scores = _checked(labels, scores)
     if len(kinds) != labels.size:
         raise UserError(f"kinds: {len(kinds)} names for {labels.size} images; give one for each image")
-    kinds = np.array([str(kind) for kind in kinds], dtype=object)
-    result = {}
-    for kind in sorted(set(kinds[labels])):
-        chosen = ~labels | (kinds == kind)
-        result[kind] = _image_auroc(labels[chosen], scores[chosen])
-    return result
+    names = np.array([str(kind) for kind in kinds], dtype=object)
+    chosen = {kind: ~labels | (names == kind) for kind in sorted(set(names[labels]))}
+    return {kind: _image_auroc(labels[images], scores[images]) for kind, images in chosen.items()}
 
 
 def bootstrap_auroc(
@@ -164,30 +118,35 @@ def bootstrap_auroc(
     rng: np.random.Generator,
     resamples: int = 1000,
     level: float = 0.95,
-) -> Interval:
+) -> dict[str, Any]:
     """Bootstrap interval of image AUROC: percentiles over resamples drawn within each class (stratified).
 
-    It speaks of the choice of test images, not of the training image. Classes that are fully separated give [1, 1],
-    however few the images are.
+    It reflects the choice of test images, not of the training image. Fully separated classes give [1, 1], however few
+    the images are.
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         scores: `(N,)`, higher = more anomalous.
-        rng: Source of the draws; the result does not depend on the order of the images.
-        resamples: Number of resamples, >= 1.
-        level: Coverage, between 0 and 1.
+        rng: source of the draws; the result does not depend on the order of the images.
+        resamples: number of resamples, >= 1.
+        level: coverage, between 0 and 1.
 
     Returns:
-        The interval; undefined unless both classes are there. Time O(resamples * N), memory bounded.
+        `low` and `high` of the interval, None with a `reason` unless both classes are there; `level` and `method`. Time
+        O(resamples * N), memory bounded.
+
+    Raises:
+        UserError: also if `resamples` or `level` is out of range.
     """
     labels, scores = _checked(labels, scores)
-    _check_level(level)
+    if not 0 < level < 1:
+        raise UserError(f"level: {level} is out of range; give a coverage between 0 and 1")
     if resamples < 1:
         raise UserError(f"resamples: {resamples} is too few; give at least 1")
-    method = f"stratified percentile bootstrap, {resamples} resamples"
-    reason = one_class(labels.size - labels.sum(), labels.sum(), "images")
+    described = {"level": level, "method": f"stratified percentile bootstrap, {resamples} resamples"}
+    reason = _one_class(labels)
     if reason:
-        return Interval(None, None, level, method, reason)
+        return {"low": None, "high": None, **described, "reason": reason}
     _, normal, anomalous = _counts_by_score(labels, scores)
     rows = max(1, _BOOTSTRAP_CELLS // labels.size)
     areas = []
@@ -195,7 +154,7 @@ def bootstrap_auroc(
         chunk = min(rows, resamples - start)
         areas.append(_rank_auroc(_resampled(normal, chunk, rng), _resampled(anomalous, chunk, rng)))
     low, high = np.quantile(np.concatenate(areas), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high), level, method)
+    return {"low": float(low), "high": float(high), **described}
 
 
 def summarize_image_metrics(
@@ -210,33 +169,48 @@ def summarize_image_metrics(
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         scores: `(N,)`, higher = more anomalous.
         kinds: `(N,)` names of the kinds of defect; without them `auroc_by_kind` is left out.
-        seed: Seed of the bootstrap.
+        seed: of the bootstrap.
 
     Returns:
         `images` (counts), `image_auroc` (with `interval_95`), `average_precision`, `f1_max` (with `threshold` and
-        `confusion` where defined), `auroc_by_kind`. Each metric has `value`, null with a `reason` where undefined.
+        `confusion` where defined), `auroc_by_kind`.
     """
     labels, scores = _checked(labels, scores)
     anomalous = int(labels.sum())
-    best = f1_max(labels, scores)
     summary: dict[str, Any] = {
         "images": {"normal": labels.size - anomalous, "anomalous": anomalous},
         "image_auroc": auroc_with_interval(labels, scores, seed),
-        "average_precision": average_precision(labels, scores).as_json(),
-        "f1_max": best.as_json(),
+        "average_precision": average_precision(labels, scores),
+        "f1_max": f1_max(labels, scores),
     }
-    if best.threshold is not None:
-        summary["f1_max"]["confusion"] = asdict(confusion_at(labels, scores, best.threshold))
+    if "threshold" in summary["f1_max"]:
+        counts = confusion(labels, scores >= summary["f1_max"]["threshold"])
+        counts["true_negatives"] = counts.pop("true_negatives")  # last, as it always was in metrics.json
+        summary["f1_max"]["confusion"] = counts
     if kinds is not None:
-        by_kind = auroc_by_kind(labels, scores, kinds)
-        summary["auroc_by_kind"] = {kind: metric.as_json() for kind, metric in by_kind.items()}
+        summary["auroc_by_kind"] = auroc_by_kind(labels, scores, kinds)
     return summary
 
 
-def auroc_with_interval(labels: ArrayLike, scores: ArrayLike, seed: int = 0) -> dict[str, Any]:
-    """Image AUROC and its bootstrap 95 % interval as JSON can hold them; arguments as in `summarize_image_metrics`."""
-    interval = bootstrap_auroc(labels, scores, np.random.default_rng(seed))
-    return image_auroc(labels, scores).as_json() | {"interval_95": interval.as_json()}
+def auroc_with_interval(labels: ArrayLike, scores: ArrayLike, seed: int = 0) -> Metric:
+    """Image AUROC with its bootstrap 95 % interval as `interval_95`; arguments as in `summarize_image_metrics`."""
+    return image_auroc(labels, scores) | {"interval_95": bootstrap_auroc(labels, scores, np.random.default_rng(seed))}
+
+
+def metric_text(metric: dict[str, Any]) -> str:
+    """One metric in words."""
+    if metric["value"] is None:
+        return f"not defined, {metric['reason']}"
+    interval = metric.get("interval_95")
+    notes = [f"95 % interval {interval['low']:.3f} to {interval['high']:.3f}"] if interval else []
+    notes += [f"at threshold {score_text(metric['threshold'])}"] if "threshold" in metric else []
+    notes += [f"false positive rate up to {metric['max_fpr']:g}"] if "max_fpr" in metric else []
+    return f"{metric['value']:.3f}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def undefined(reason: str) -> Metric:
+    """A metric that the data do not define."""
+    return {"value": None, "reason": reason}
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
@@ -255,20 +229,21 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], N
     return labels.astype(bool), scores
 
 
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise UserError(f"level: {level} is out of range; give a coverage between 0 and 1")
-
-
 def one_class(normal: int, anomalous: int, unit: str) -> str | None:
     """Why a metric that needs both classes is undefined, if it is."""
     missing = [name for name, count in (("normal", normal), ("anomalous", anomalous)) if count == 0]
     return f"no {' and no '.join(missing)} {unit}" if missing else None
 
 
+def _one_class(labels: NDArray[np.bool_]) -> str | None:
+    return one_class(int((~labels).sum()), int(labels.sum()), "images")
+
+
 def _image_auroc(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> Metric:
-    reason = one_class(labels.size - labels.sum(), labels.sum(), "images")
-    return Metric(None, reason) if reason else Metric(float(roc_auc_score(labels, scores)))
+    from sklearn.metrics import roc_auc_score
+
+    reason = _one_class(labels)
+    return undefined(reason) if reason else {"value": float(roc_auc_score(labels, scores))}
 
 
 def _counts_by_score(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:

@@ -1,19 +1,17 @@
 """Metrics of anomaly maps against masks; in all of them higher values of a map mean more anomalous.
 
 They are accumulated image by image. A map is quantised to the 65,536 levels of a 16-bit image, and only histograms over
-the levels are kept: 1.5 MB, whatever the number and the sizes of the images. On maps of 16 bits the values are exact;
-on others, exact for the quantised map.
+the levels are kept: 1.5 MB, whatever the number and the sizes of the images. For 16-bit maps the values are exact; for
+others they are exact for the quantised map.
 """
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import ndimage
-from sklearn.metrics import roc_auc_score
 
 from hta.errors import UserError
-from hta.evaluation.metrics import Metric, at_or_above, best_f1, one_class
+from hta.evaluation.metrics import Metric, at_or_above, best_f1, one_class, undefined
 
 LEVELS = 65536
 """Number of levels of a quantised map (16 bits)."""
@@ -69,8 +67,8 @@ class PixelMetrics:
             mask: `(H, W)`, non-zero = anomalous, or None for a normal image. Each 8-connected component is a region.
 
         Raises:
-            UserError: If the map is not two-dimensional, not finite or leaves the bounds, or the mask has another
-                shape. The image is then not added.
+            UserError: the map is not two-dimensional, not finite or exceeds the bounds, or the mask has another shape.
+                The image is then not added.
         """
         levels = self._levels(np.asarray(anomaly_map))
         anomalous = np.zeros(levels.shape, dtype=bool) if mask is None else np.asarray(mask) != 0
@@ -83,16 +81,18 @@ class PixelMetrics:
 
     def auroc(self) -> Metric:
         """Area under the ROC curve over all pixels of all images, in [0, 1], higher = better."""
+        from sklearn.metrics import roc_auc_score
+
         reason = self._undefined()
         if reason:
-            return Metric(None, reason)
+            return undefined(reason)
         levels = np.arange(LEVELS)
         area = roc_auc_score(
             np.repeat([0, 1], LEVELS),
             np.concatenate([levels, levels]),
             sample_weight=np.concatenate([self._normal, self._anomalous]),
         )
-        return Metric(float(area))
+        return {"value": float(area)}
 
     def f1_max(self) -> Metric:
         """Largest F1 over all thresholds, pixels of all images together, in (0, 1], higher = better.
@@ -101,10 +101,10 @@ class PixelMetrics:
         """
         reason = self._undefined()
         if reason:
-            return Metric(None, reason)
+            return undefined(reason)
         best, index = best_f1(self._normal, self._anomalous)
         low, high = self.bounds
-        return Metric(best, threshold=low + (high - low) * index / (LEVELS - 1))
+        return {"value": best, "threshold": low + (high - low) * index / (LEVELS - 1)}
 
     def aupro(self, max_fpr: float = 0.3) -> Metric:
         """Area under the per-region overlap curve up to a false positive rate, divided by that rate.
@@ -123,11 +123,11 @@ class PixelMetrics:
             raise UserError(f"max_fpr: {max_fpr} is out of range; give a rate above 0 and at most 1")
         reason = self._undefined()
         if reason:
-            return Metric(None, reason)
+            return undefined(reason)
         rates = np.concatenate([[0.0], at_or_above(self._normal)[::-1] / self._normal.sum()])
         overlaps = np.concatenate([[0.0], at_or_above(self._overlap)[::-1]])
-        overlaps /= overlaps[-1]  # the number of regions; so written, the curve ends at exactly 1
-        return Metric(min(1.0, _area_up_to(rates, overlaps, max_fpr) / max_fpr))
+        overlaps /= overlaps[-1]  # the number of regions; written this way, the curve ends at exactly 1
+        return {"value": min(1.0, _area_up_to(rates, overlaps, max_fpr) / max_fpr)}
 
     def compute(self, max_fpr: float = 0.3) -> dict[str, Any]:
         """All pixel metrics as a dictionary that JSON can hold.
@@ -143,9 +143,9 @@ class PixelMetrics:
                 "normal": int(self._normal.sum()),
                 "anomalous": int(self._anomalous.sum()),
             },
-            "pixel_auroc": self.auroc().as_json(),
-            "pixel_f1_max": self.f1_max().as_json(),
-            "aupro": self.aupro(max_fpr).as_json() | {"max_fpr": max_fpr},
+            "pixel_auroc": self.auroc(),
+            "pixel_f1_max": self.f1_max(),
+            "aupro": self.aupro(max_fpr) | {"max_fpr": max_fpr},
         }
 
     def _levels(self, anomaly_map: NDArray) -> NDArray[np.uint16]:
@@ -164,6 +164,8 @@ class PixelMetrics:
 
     def _add_regions(self, levels: NDArray[np.uint16], anomalous: NDArray[np.bool_]) -> None:
         """Add the anomalous pixels of one image, plain and weighted by region."""
+        from scipy import ndimage
+
         labels, count = ndimage.label(anomalous, structure=_EIGHT_NEIGHBOURS)
         inside, region = levels[anomalous], labels[anomalous] - 1
         weights = 1.0 / np.bincount(region, minlength=count)
@@ -173,7 +175,7 @@ class PixelMetrics:
 
     def _undefined(self) -> str | None:
         """Why no pixel metric is defined, if none is."""
-        return one_class(self._normal.sum(), self._anomalous.sum(), "pixels")
+        return one_class(int(self._normal.sum()), int(self._anomalous.sum()), "pixels")
 
 
 def _area_up_to(x: NDArray, y: NDArray, limit: float) -> float:

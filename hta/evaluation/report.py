@@ -22,7 +22,8 @@ from hta.evaluation import report_text
 from hta.evaluation.overlays import ColourScale
 from hta.evaluation.report_charts import colour_bar, colour_legend, histogram, roc
 from hta.evaluation.results import MAP_SUFFIX, OVERLAYS_FOLDER, PLAIN_SUFFIX, REPORT_FILE
-from hta.evaluation.thresholds import Threshold, decide, decision_words, score_text
+from hta.evaluation.scores import score_text
+from hta.evaluation.thresholds import Threshold, decide, decision_words
 from hta.evaluation.thumbnails import Thumbnails
 from hta.files import printable, write_atomically
 

@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import roc_curve
 
 from hta.evaluation.overlays import ColourScale, map_colours
-from hta.evaluation.thresholds import score_text
+from hta.evaluation.scores import score_text
 
 _WIDTH, _MARGIN = 420, 40
 _BINS = 30

@@ -7,7 +7,7 @@ from typing import Any
 
 from hta.config import ModelConfig
 from hta.evaluation.overlays import ColourScale
-from hta.evaluation.thresholds import score_text
+from hta.evaluation.scores import score_text
 from hta.files import printable
 
 METRIC_NAMES = {

@@ -21,7 +21,7 @@ import numpy as np
 
 from hta.data.sample import Sample
 from hta.errors import UserError
-from hta.evaluation.metrics import Metric, auroc_with_interval, summarize_image_metrics
+from hta.evaluation.metrics import auroc_with_interval, summarize_image_metrics, undefined
 from hta.evaluation.overlays import ColourScale, draw_overlay
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
 from hta.evaluation.scorer import ImageVotes
@@ -93,7 +93,9 @@ class ResultsWriter:
 
     Attributes:
         pixels: pixel metrics of the images so far; None if none are due.
+        scale: colours of the overlays.
         shares: `(S,)` vote shares of every image, higher = more normal.
+        peaks: maximum of the anomaly map of every image at the working size; empty without maps.
         thumbnails: of every image, complete at the end.
 
     Args:
@@ -104,9 +106,10 @@ class ResultsWriter:
     """
 
     def __init__(self, folder: Path, scale: ColourScale | None, *, masked: bool, full_size_maps: bool = False):
-        self._folder, self._scale, self._full_size_maps = folder, scale, full_size_maps
+        self._folder, self.scale, self._full_size_maps = folder, scale, full_size_maps
         self.pixels = PixelMetrics() if masked else None
         self.shares: list[np.ndarray] = []
+        self.peaks: list[float] = []
         self.thumbnails: list[Thumbnails] = []
         self._thread = ThreadPoolExecutor(max_workers=1)
         self._pending: deque[Future] = deque()
@@ -133,6 +136,7 @@ class ResultsWriter:
         if votes.anomaly_map is None:
             self.thumbnails.append(make_thumbnails(picture))
             return
+        self.peaks.append(votes.anomaly_map.max())
         mask = item.read_mask()
         counts = self.pixels is not None and has_known_pixels(item)
         full_size = votes.full_size_map() if counts or self._full_size_maps else None
@@ -152,8 +156,8 @@ class ResultsWriter:
         mask: np.ndarray | None,
     ) -> None:
         """Write the map, `levels`, the overlay and the plain picture of an image, and keep the thumbnails."""
-        overlay = draw_overlay(picture, anomaly_map, self._scale, mask)
-        self.thumbnails.append(make_thumbnails(picture, anomaly_map, self._scale, mask))
+        overlay = draw_overlay(picture, anomaly_map, self.scale, mask)
+        self.thumbnails.append(make_thumbnails(picture, anomaly_map, self.scale, mask))
         for kind, pixels in ((MAPS_FOLDER, levels), (OVERLAYS_FOLDER, overlay)):
             path = self._folder / kind / f"{item.relative}{MAP_SUFFIX}"
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +202,7 @@ def summarize(
 
 
 def _undefined(names: Sequence[str], reason: str) -> dict[str, Any]:
-    return {name: Metric(None, reason).as_json() for name in names}
+    return {name: undefined(reason) for name in names}
 
 
 def write_scores(

@@ -1,4 +1,4 @@
-"""From votes to scores: vote shares of images at every scale, and one anomaly score an image (paper, section 3.3)."""
+"""From votes to scores: vote shares of images at every scale, and one anomaly score per image (paper, section 3.3)."""
 
 import math
 from collections.abc import Sequence
@@ -10,12 +10,14 @@ from torch import Tensor
 from hta.errors import UserError
 
 AGGREGATES = ("mean", "minmax")
-"""How the scales are brought together: as they are, or each min-max normalised over the test set first."""
+"""How the scales are combined without calibration: as they are, or each min-max normalised over the test set first."""
 
 _DEFECT_FRACTION_ONE_SHOT = 0.05
 _DEFECT_FRACTION = 0.10
 # A product this close to an integer, relatively, is that integer: 0.29 * 100 is 28.999999999999996.
 _FLOOR_GUARD = 1e-9
+_PLAIN_DIGITS = 6
+_NEARLY = 1e-4  # of 0 or 1: six digits would be nearly all 0 or 9
 
 
 def default_fraction(task: str, num_shots: int) -> float:
@@ -38,7 +40,7 @@ def voting_patches(fraction: float, patches: int) -> int:
         patches: number of patches of one transformed image.
 
     Raises:
-        UserError: `fraction` is out of range.
+        UserError: the fraction is out of range.
     """
     if not 0 < fraction <= 1:
         raise UserError(f"--fraction_defect {fraction}: must be 0 < value <= 1")
@@ -53,10 +55,11 @@ def vote_shares(probabilities: Tensor, fractions: Sequence[float]) -> Tensor:
 
     Args:
         probabilities: `(B, M, h, w)` votes of every patch for every transformation, in [0, 1].
-        fractions: each 0 < fraction <= 1; per transformation and image, the lowest such part of the patches counts.
+        fractions: F values, each 0 < fraction <= 1: the part of the patches, those with the lowest votes, that counts
+            for each transformation and image.
 
     Returns:
-        `(F, B)` in [0, 1], one row a fraction; higher = more normal, chance is 1 / M.
+        `(F, B)` in [0, 1]; higher = more normal, chance is 1 / M.
 
     Raises:
         UserError: a fraction is out of range.
@@ -70,54 +73,60 @@ def vote_shares(probabilities: Tensor, fractions: Sequence[float]) -> Tensor:
 
 
 def _ascending(votes: Tensor) -> Tensor:
-    """Sort along the last dimension; on a CPU by NumPy, whose vectorised sort is over ten times faster than torch's."""
+    """Sort along the last dimension; NumPy's vectorised sort is over ten times faster on a CPU than torch's."""
     if votes.device.type == "cpu":
         return torch.from_numpy(np.sort(votes.numpy(), axis=-1))
     return votes.sort(dim=-1).values
 
 
-def anomaly_scores(shares: Tensor, aggregate: str = "mean") -> Tensor:
-    """Anomaly scores of a test set: 1 - mean over scales of its vote shares.
-
-    Args:
-        shares: `(N, S)` vote shares of N images at S scales.
-        aggregate: "mean" takes the shares as they are: a score depends on its image alone. "minmax" first maps each
-            scale to [0, 1] over the N images; a scale on which all are equal tells nothing and becomes 0.
-
-    Returns:
-        `(N,)` float64 in [0, 1]; higher = more anomalous.
+def check_aggregate(aggregate: str, num_images: int) -> None:
+    """Refuse, before any scoring, what could not be aggregated afterwards.
 
     Raises:
         UserError: an unknown aggregate, or "minmax" of fewer than two images.
     """
-    if aggregate not in AGGREGATES:
-        raise UserError(f"--aggregate {aggregate}: must be one of {', '.join(AGGREGATES)}")
-    shares = shares.double()
-    return 1 - (_min_max(shares) if aggregate == "minmax" else shares).mean(dim=1)
-
-
-def _min_max(shares: Tensor) -> Tensor:
-    """Each scale of `(N, S)` shares mapped to [0, 1] over the images; 0 where all are equal."""
-    if len(shares) < 2:
+    known = (*AGGREGATES, "calibrated")
+    if aggregate not in known:
+        raise UserError(f"--aggregate {aggregate}: must be one of {', '.join(known)}")
+    if aggregate == "minmax" and num_images < 2:
         raise UserError(
             "--aggregate minmax: normalises over a test set and there is one image only; give --aggregate mean"
         )
-    low, high = shares.amin(dim=0), shares.amax(dim=0)
-    return (shares - low) / torch.where(high > low, high - low, 1.0)
 
 
-def calibrated_scores(shares: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Anomaly scores in standard deviations below what normal images reach, mean over scales.
-
-    Unlike "minmax" it needs no test set: an image can be scored alone.
+def anomaly_scores(shares: np.ndarray, aggregate: str = "mean", views: np.ndarray | None = None) -> np.ndarray:
+    """Anomaly scores of a test set, each the mean over the scales.
 
     Args:
-        shares: `(N, S)` vote shares.
-        mean, std: `(S,)` of the vote shares of normal images; a scale without spread is left out (counts 0).
+        shares: `(N, S)` vote shares of N images at S scales.
+        aggregate: "mean" takes one minus the shares: a score depends on its image alone. "minmax" first maps each scale
+            to [0, 1] over the N images; a scale on which all are equal carries no information and becomes 0.
+            "calibrated" counts standard deviations below the mean of normal images; it needs no test set either.
+        views: `(V, S)` vote shares of normal images, for "calibrated"; a scale on which they do not vary counts 0.
 
     Returns:
-        `(N,)` float64; 0 is as normal as normal images are on average, higher = more anomalous.
+        `(N,)` float64; higher = more anomalous; in [0, 1], but 0 for the average normal image where "calibrated".
+
+    Raises:
+        UserError: an unknown aggregate, or "minmax" of fewer than two images.
     """
-    mean, std = mean.double(), std.double()
-    deviations = (mean - shares.double()) / torch.where(std > 0, std, torch.inf)
-    return deviations.mean(dim=1)
+    check_aggregate(aggregate, len(shares))
+    # torch, not NumPy, adds up here: the two differ in the last bit.
+    values = torch.as_tensor(shares).double()
+    if aggregate == "calibrated":
+        normal = torch.as_tensor(views)
+        std = normal.std(dim=0)
+        return ((normal.mean(dim=0) - values) / torch.where(std > 0, std, torch.inf)).mean(dim=1).numpy()
+    if aggregate == "minmax":
+        low, high = values.amin(dim=0), values.amax(dim=0)
+        values = (values - low) / torch.where(high > low, high - low, 1.0)
+    return (1 - values.mean(dim=1)).numpy()
+
+
+def score_text(score: float) -> str:
+    """An anomaly score for people: six digits; near 0 or 1, where those would look alike, the distance from there."""
+    if 0 < abs(score) < _NEARLY:
+        return f"{score:.2e}"
+    if 0 < 1 - score < _NEARLY:
+        return f"1 - {1 - score:.2e}"
+    return f"{score:.{_PLAIN_DIGITS}f}"

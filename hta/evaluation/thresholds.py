@@ -1,37 +1,62 @@
-"""Reject or pass: a threshold on anomaly scores or on anomaly maps, and what it costs where the labels are known.
+"""Reject or pass: where thresholds come from, and what they cost where the labels are known.
 
 A defect is small, and the score of an image, a mean of probabilities, is close to 1 for every image that a model of one
-image does not know by heart. Its map keeps them apart, so defects are decided by it, wherever there are maps: an image
-is rejected whose map is above the pixel threshold anywhere. Images of another class are decided by their scores.
+image does not know by heart. The maximum of its map separates them, so where there are maps they decide on defects: an
+image is rejected if its map exceeds the pixel threshold anywhere. Images of another class are decided by their scores.
+
+Thresholds are made of normal images only: views of the training images (`hta.evaluation.views`), which approximate how
+much normal images differ, or better, good images that the model was not trained on. The limits of the latter are those
+of split conformal prediction: another good image of the same kind exceeds them with at most the target probability.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+
+from hta.errors import UserError
+from hta.evaluation.metrics import confusion
+from hta.evaluation.scores import score_text
 
 REJECT, PASS = "reject", "pass"
-NO_MINMAX = "minmax scores depend on the test set: no threshold can be known before it; give --threshold"
 
+CALIBRATED, GOOD_IMAGES, GIVEN = "calibrated", "good images", "given"
+"""What `Threshold.source` can be."""
+
+_NO_MINMAX = "minmax scores depend on the test set: no threshold can be known before it; give --threshold"
 _CONFIDENCE = 0.95
-_PLAIN_DIGITS = 6
-_NEARLY = 1e-4  # of 0 or 1: six digits would be nearly all 0 or 9
+
+
+# --- making thresholds ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NormalVotes:
+    """What a model says about N normal images, of which a threshold is made.
+
+    Attributes:
+        shares: `(N, S)` vote shares in [0, 1], higher = more normal.
+        peaks: `(N,)` maxima of the anomaly maps at the working size; None without maps.
+    """
+
+    shares: np.ndarray
+    peaks: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """Where anomalous begins.
+    """The limits above which an image or a pixel counts as anomalous.
 
     Attributes:
-        threshold: an anomaly score above it is anomalous; None if there is none.
+        threshold: of the anomaly score; None if there is none.
         reason: why there is none.
-        source: "calibrated" on views of the training images, made of "good images" that were held out
-            (`hta.evaluation.held_out`), or "given" by the user; None if there is none.
-        target_fpr: the share of normal images that may be rejected, in (0, 1); None for one that was given.
-        pixel_threshold: a pixel of the anomaly map above it is anomalous; None if there is none.
-        decided_by: "score": an image is rejected whose score is above `threshold`; "map": one whose map is above
+        source: `CALIBRATED` on views of the training images, made of `GOOD_IMAGES`, or `GIVEN` by the user; None if
+            there is no threshold.
+        target_fpr: the share of normal images that may be rejected, in (0, 1); None for a given threshold.
+        pixel_threshold: of the anomaly map; None if there is none.
+        decided_by: "score": an image is rejected if its score is above `threshold`; "map": if its map is above
             `pixel_threshold` anywhere.
     """
 
@@ -43,12 +68,91 @@ class Threshold:
     decided_by: str = "score"
 
 
+def make_threshold(
+    scores: np.ndarray | None,
+    peaks: np.ndarray | None,
+    target_fpr: float,
+    source: str,
+    *,
+    given: float | None = None,
+    by_map: bool = False,
+) -> Threshold:
+    """Make the thresholds that reject the share `target_fpr` of normal images, by their scores and by their maps.
+
+    Args:
+        scores: `(N,)` anomaly scores of normal images, higher = more anomalous; None for "minmax", whose scores depend
+            on the test set.
+        peaks: `(N,)` maxima of their anomaly maps at the working size; None without maps.
+        target_fpr: in (0, 1).
+        source: `CALIBRATED`: quantiles over the N views; `GOOD_IMAGES`: conformal limits.
+        given: the user's own threshold of the score.
+        by_map: whether the maps decide, unless `given`.
+    """
+
+    def limit(values: np.ndarray) -> float:
+        conformal = source == GOOD_IMAGES
+        return conformal_limit(values, target_fpr) if conformal else float(np.quantile(values, 1 - target_fpr))
+
+    pixel_threshold = None if peaks is None else limit(peaks)
+    if given is not None:
+        return Threshold(given, source=GIVEN, pixel_threshold=pixel_threshold)
+    if by_map:
+        return Threshold(None if scores is None else limit(scores), None, source, target_fpr, pixel_threshold, "map")
+    if scores is None:
+        return Threshold(None, _NO_MINMAX, pixel_threshold=pixel_threshold)
+    return Threshold(limit(scores), None, source, target_fpr, pixel_threshold)
+
+
+def conformal_limit(values: np.ndarray, target_fpr: float) -> float:
+    """The limit that another value of the same kind exceeds with a probability of at most `target_fpr`.
+
+    Args:
+        values: `(N,)`, at least `images_needed(target_fpr)` of them.
+        target_fpr: in (0, 1).
+    """
+    rank = math.ceil(round((len(values) + 1) * (1 - target_fpr), 9))
+    return float(np.sort(values)[max(rank, 1) - 1])
+
+
+def images_needed(target_fpr: float) -> int:
+    """The fewest images that support a limit for a false-positive rate, in (0, 1): 19 for 5 %."""
+    return max(1, math.ceil(round((1 - target_fpr) / target_fpr, 9)))
+
+
+def check_enough(count: int, target_fpr: float, source: str) -> None:
+    """Refuse a target that needs more normal images than there are.
+
+    Args:
+        count: number of normal images.
+        target_fpr: the share of them that may be rejected, in (0, 1).
+        source: `CALIBRATED` or `GOOD_IMAGES`.
+
+    Raises:
+        UserError: names how many it needs.
+    """
+    needed = images_needed(target_fpr)
+    if count >= needed:
+        return
+    if source == CALIBRATED:
+        raise UserError(
+            f"--target_fpr {target_fpr:g}: {count} views of the training images cannot support a false-positive rate "
+            f"below {1 / (count + 1):.2g}; give a larger one, or --good_dir with {needed} or more good images"
+        )
+    raise UserError(
+        f"--good_dir: {count} good image{'s' * (count != 1)}, but --target_fpr {target_fpr:g} needs at least {needed}; "
+        "give more, or a larger --target_fpr"
+    )
+
+
+# --- deciding ---------------------------------------------------------------------------------------------------------
+
+
 def decide(scores: np.ndarray, threshold: Threshold, peaks: np.ndarray | None = None) -> np.ndarray | None:
     """Which images are rejected.
 
     Args:
         scores: `(N,)` anomaly scores, higher = more anomalous.
-        threshold: where anomalous begins.
+        threshold: the limits.
         peaks: `(N,)` maxima of the anomaly maps at the working size; needed where the maps decide.
 
     Returns:
@@ -64,40 +168,31 @@ def decision_words(rejected: np.ndarray | None, count: int) -> list[str]:
     return [""] * count if rejected is None else [REJECT if is_rejected else PASS for is_rejected in rejected]
 
 
-def score_text(score: float) -> str:
-    """An anomaly score for people: six digits; near 0 or 1, where many would read alike, how far from there."""
-    if 0 < abs(score) < _NEARLY:
-        return f"{score:.2e}"
-    if 0 < 1 - score < _NEARLY:
-        return f"1 - {1 - score:.2e}"
-    return f"{score:.{_PLAIN_DIGITS}f}"
-
-
 def summarize_decision(
     labels: Sequence[int | None], rejected: np.ndarray | None, threshold: Threshold
 ) -> dict[str, Any]:
     """The decision on a test set, as JSON can hold it.
 
     Args:
-        labels: 1 = anomalous, 0 = normal, None = not known.
+        labels: 1 = anomalous, 0 = normal, None = unknown.
         rejected: from `decide`.
         threshold: what it was decided with.
 
     Returns:
-        The threshold's attributes, how many were rejected, and with labels the confusion matrix, the false-positive
-        rate (share of the normal images that were rejected) and the recall (of the anomalous ones), each with its
-        exact binomial 95 % interval; None where undefined.
+        The threshold's attributes, how many images were rejected, and if all labels are known the confusion matrix, the
+        false-positive rate (share of the normal images that were rejected) and the recall (of the anomalous ones), each
+        with its exact binomial 95 % interval; None where undefined.
     """
-    summary: dict[str, Any] = asdict(threshold)
-    known = rejected is not None and len(labels) > 0 and None not in labels
-    counts = confusion(np.array(labels), rejected) if known else None
-    false, normal = (counts["false_positives"], counts["true_negatives"]) if known else (0, 0)
-    right, missed = (counts["true_positives"], counts["false_negatives"]) if known else (0, 0)
-    return summary | {
+    counts, of_normal, of_anomalous = None, (0, 0), (0, 0)
+    if rejected is not None and len(labels) > 0 and None not in labels:
+        counts = confusion(np.array(labels), rejected)
+        of_normal = counts["false_positives"], counts["false_positives"] + counts["true_negatives"]
+        of_anomalous = counts["true_positives"], counts["true_positives"] + counts["false_negatives"]
+    return asdict(threshold) | {
         "rejected": None if rejected is None else int(rejected.sum()),
         "confusion": counts,
-        "false_positive_rate": proportion(false, false + normal),
-        "recall": proportion(right, right + missed),
+        "false_positive_rate": proportion(*of_normal),
+        "recall": proportion(*of_anomalous),
     }
 
 
@@ -107,7 +202,7 @@ def pixel_false_alarms(
     """Share of the normal images whose map is above the pixel threshold anywhere, as JSON can hold it.
 
     Args:
-        labels: 1 = anomalous, 0 = normal, None = not known.
+        labels: 1 = anomalous, 0 = normal, None = unknown.
         peaks: `(N,)` maxima of the anomaly maps; None without maps.
         pixel_threshold: above it a pixel is anomalous; None if there is none.
 
@@ -120,25 +215,32 @@ def pixel_false_alarms(
     return proportion(int((of_normal > pixel_threshold).sum()), of_normal.size)
 
 
-def confusion(labels: np.ndarray, rejected: np.ndarray) -> dict[str, int]:
-    """The confusion matrix; positive = anomalous.
-
-    Args:
-        labels: `(N,)`, 1 = anomalous, 0 = normal.
-        rejected: `(N,)` bool.
-    """
-    anomalous = labels.astype(bool)
-    return {
-        "true_positives": int((anomalous & rejected).sum()),
-        "false_positives": int((~anomalous & rejected).sum()),
-        "true_negatives": int((~anomalous & ~rejected).sum()),
-        "false_negatives": int((anomalous & ~rejected).sum()),
-    }
-
-
 def proportion(successes: int, trials: int) -> dict[str, Any]:
     """A share with its exact (Clopper-Pearson) 95 % interval; both None for no trials."""
     if trials == 0:
         return {"value": None, "interval_95": None}
+    from scipy.stats import binomtest  # slow to import
+
     interval = binomtest(successes, trials).proportion_ci(_CONFIDENCE, method="exact")
     return {"value": successes / trials, "interval_95": [float(interval.low), float(interval.high)]}
+
+
+def decision_text(decision: dict[str, Any]) -> str:
+    """What was decided, in words; `decision` is from `summarize_decision`, with `pixel_false_alarms` added."""
+    if decision["rejected"] is None:
+        return f"no decision: {decision['reason']}"
+    by, limit = "anomaly score", decision["threshold"]
+    if decision["decided_by"] == "map":
+        by, limit = "anomaly map anywhere", decision["pixel_threshold"]
+    target = decision["target_fpr"]
+    origin = "" if target is None else f", for {100 * target:g} % false alarms"
+    limit = f"{by} above {score_text(limit)} ({decision['source']}{origin})"
+    text = f"{decision['rejected']} rejected: {limit}"
+    rates = {"false_positive_rate": "false alarms", "recall": "recall"}
+    if decision["decided_by"] != "map":  # else they are the same
+        rates["pixel_false_alarms"] = "false alarms of the maps"
+    for key, name in rates.items():
+        if decision[key]["value"] is not None:
+            low, high = decision[key]["interval_95"]
+            text += f"\n  {name}: {decision[key]['value']:.1%} (95 % interval {low:.1%} to {high:.1%})"
+    return text

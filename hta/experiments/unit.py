@@ -171,17 +171,17 @@ def measure(spec: RunSpec, shares: np.ndarray, labels: np.ndarray) -> tuple[dict
         fraction and scale; and the `(N,)` anomaly scores that the main figure is of, higher = more anomalous.
     """
     by_fraction = {}
-    for fraction, part in zip(spec.fractions, torch.from_numpy(shares), strict=True):
+    for fraction, part in zip(spec.fractions, shares, strict=True):
         by_fraction[f"{fraction:g}"] = {
-            aggregate: _auroc(labels, anomaly_scores(part, aggregate).numpy()) for aggregate in AGGREGATES
+            aggregate: _auroc(labels, anomaly_scores(part, aggregate)) for aggregate in AGGREGATES
         }
     main = shares[spec.fractions.index(spec.main_fraction)]
-    scores = anomaly_scores(torch.from_numpy(main)).numpy()
+    scores = anomaly_scores(main)
     interval = bootstrap_auroc(labels, scores, np.random.default_rng(spec.seed))
     results = {
         "fraction": spec.main_fraction,
         "auroc": by_fraction[f"{spec.main_fraction:g}"],
-        "auroc_interval_95": None if interval.low is None else _rounded([interval.low, interval.high]),
+        "auroc_interval_95": None if interval["low"] is None else _rounded([interval["low"], interval["high"]]),
         "auroc_by_fraction": by_fraction,
         "auroc_by_scale": [_auroc(labels, -column) for column in main.T],
     }
@@ -213,7 +213,7 @@ def decision_on_views(
 
     views = rule.draw(training_set.images, NUM_VIEWS, VIEWS_SEED, recognition)
     shares = np.concatenate([shares_of(batch) for batch in views.split(_BATCH)], axis=1)
-    of_views = anomaly_scores(torch.from_numpy(shares[spec.fractions.index(spec.main_fraction)])).numpy()
+    of_views = anomaly_scores(shares[spec.fractions.index(spec.main_fraction)])
     limit = float(np.quantile(of_views, 1 - TARGET_FPR))
     threshold = Threshold(limit, source="calibrated", target_fpr=TARGET_FPR)
     rejected = decide(scores, threshold)
@@ -221,7 +221,7 @@ def decision_on_views(
 
 
 def _auroc(labels: np.ndarray, scores: np.ndarray) -> float | None:
-    value = image_auroc(labels, scores).value
+    value = image_auroc(labels, scores)["value"]
     return None if value is None else round(value, _DIGITS)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hta.evaluation.scorer import Evaluator
+from hta.evaluation.scorer import Scorer
 from hta.experiments.geom import Geom
 from hta.experiments.presets import PRESETS, VARIANTS
 from hta.experiments.spec import RunSpec
@@ -39,8 +39,8 @@ def train_variant(spec: RunSpec, training_set: TrainingSet, runtime: Runtime) ->
         return lambda images: real_probabilities(pyramid, images)
     if score == "geom":
         return Geom(pyramid, PRESETS[spec.preset].geom_steps, spec.seed + spec.draw, runtime).shares
-    evaluator = Evaluator(pyramid, spec.fractions, with_maps=False)
-    return lambda images: evaluator.score(images).shares
+    scorer = Scorer(pyramid)
+    return lambda images: scorer.shares(images, spec.fractions)
 
 
 @torch.inference_mode()

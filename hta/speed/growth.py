@@ -14,7 +14,7 @@ from skimage import data
 from torch import Tensor
 
 from hta.config import Config, ScoringConfig
-from hta.evaluation.scorer import Evaluator
+from hta.evaluation.scorer import Scorer
 from hta.images import resize, to_tensor
 from hta.runtime import set_up
 from hta.speed.memory import peak_memory_mib
@@ -89,10 +89,10 @@ def _train(config: Config, side: int, shots: int) -> tuple[float, float]:
 
 def _score(config: Config, count: int) -> tuple[float, float]:
     """Seconds to score an image with its map, mean over `count`, and peak memory."""
-    evaluator = Evaluator(random_pyramid(config, set_up(config.runtime)))
+    scorer = Scorer(random_pyramid(config, set_up(config.runtime)))
     image = data.astronaut()[:IMAGE_SIDE, :IMAGE_SIDE].astype("float32") / 255
     start = time.perf_counter()
-    for _ in evaluator.score_stream(itertools.repeat(image, count), ScoringConfig().batch_size):
+    for _ in scorer.stream(itertools.repeat(image, count), 1.0, ScoringConfig().batch_size):
         pass
     return (time.perf_counter() - start) / count, peak_memory_mib()
 

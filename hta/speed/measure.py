@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from hta.config import Config
-from hta.evaluation.scorer import Evaluator
+from hta.evaluation.scorer import Scorer
 from hta.images import resize
 from hta.models.canvas import plan_canvases
 from hta.runtime import Runtime, describe_machine, describe_versions, resolve, set_up
@@ -104,9 +104,9 @@ def measure_training(
 def measure_scoring(plain: PlainProcess, config: Config, runtime: Runtime, rounds: int) -> Timing:
     """Seconds to score one image at all scales, both ways."""
     pyramid = random_pyramid(config, runtime)
-    evaluator = Evaluator(pyramid, with_maps=False)
+    scorer = Scorer(pyramid)
     images = resize(training_image(), pyramid.plan.working_size).expand(SCORED_IMAGES, -1, -1, -1)
-    ways = [lambda: plain.measure(Work("score")), timed(lambda: evaluator.score(images))]
+    ways = [lambda: plain.measure(Work("score")), timed(lambda: scorer.shares(images))]
     explicit, hta = time_in_turns(ways, (2, 2), rounds)
     return Timing(explicit, hta / SCORED_IMAGES)
 

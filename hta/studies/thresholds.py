@@ -20,11 +20,12 @@ from PIL import Image
 
 from hta.cli import parse_for_model, run_command
 from hta.errors import UserError
+from hta.evaluation.metrics import confusion
 from hta.evaluation.pixel_metrics import LEVELS
 from hta.evaluation.results import MAPS_FOLDER, METRICS_FILE, SCORES_FILE
-from hta.evaluation.scorer import BatchScores, Evaluator
-from hta.evaluation.scores import anomaly_scores
-from hta.evaluation.thresholds import confusion, proportion, score_text
+from hta.evaluation.scorer import Scorer
+from hta.evaluation.scores import anomaly_scores, score_text
+from hta.evaluation.thresholds import NormalVotes, proportion
 from hta.evaluation.views import ALL_CHANGES, Changes, ViewRule, draw_views, view_rule
 from hta.model import Model, load
 from hta.models.pyramid import fresh_noise
@@ -74,7 +75,7 @@ def candidates(model: Model, count: int, seed: int) -> Iterator[tuple[str, torch
         Name of a candidate, and its `(B, 3, h, w)` images in [-1, 1].
     """
     images, config = model.training_images, model.record.config.model
-    recognition = model.evaluator(with_maps=False).recognition
+    recognition = model.scorer.recognition
     own = view_rule(config.task, config.num_transforms)
     yield "training images", images
     yield "reconstructions", model.pyramid.reconstruct().clamp(-1, 1)
@@ -125,21 +126,22 @@ def study(model: Model, results: Results, options: StudyOptions) -> Iterator[Row
         results: on a labelled test set.
         options: target and number of images.
     """
-    evaluator = model.evaluator((results.fraction,), with_maps=results.peaks is not None)
     for name, images in candidates(model, options.num_views, options.seed):
-        batches = [evaluator.score(batch) for batch in images.split(_BATCH)]
-        yield from _rows(name, batches, results, options.target_fpr)
+        yield from _rows(name, _votes(model.scorer, images, results.fraction), results, options.target_fpr)
     if options.leave_one_out:
-        batches = leave_one_out(model, results.fraction, with_maps=results.peaks is not None)
-        yield from _rows("leave one out", batches, results, options.target_fpr)
+        yield from _rows("leave one out", leave_one_out(model, results.fraction), results, options.target_fpr)
 
 
-def _rows(name: str, batches: Sequence[BatchScores], results: Results, target_fpr: float) -> Iterator[Row]:
+def _votes(scorer: Scorer, images: torch.Tensor, fraction: float) -> NormalVotes:
+    shares, maps = zip(*(scorer.score(batch, fraction) for batch in images.split(_BATCH)), strict=True)
+    return NormalVotes(np.concatenate(shares), np.concatenate([batch.max(axis=(1, 2)) for batch in maps]))
+
+
+def _rows(name: str, votes: NormalVotes, results: Results, target_fpr: float) -> Iterator[Row]:
     """What thresholds from a candidate's scores and maps would have given."""
-    shares = np.concatenate([batch.shares[0] for batch in batches])
-    found = {"score": (anomaly_scores(torch.from_numpy(shares)).numpy(), results.scores)}
-    if results.peaks is not None:
-        found["map"] = (np.concatenate([batch.maps.max(axis=(1, 2)) for batch in batches]), results.peaks)
+    found = {"score": (anomaly_scores(votes.shares), results.scores)}
+    if votes.peaks is not None and results.peaks is not None:
+        found["map"] = (votes.peaks, results.peaks)
     for by, (of_candidate, of_images) in found.items():
         threshold = float(np.quantile(of_candidate, 1 - target_fpr))
         counts = confusion(results.labels, of_images > threshold)
@@ -147,24 +149,20 @@ def _rows(name: str, batches: Sequence[BatchScores], results: Results, target_fp
         yield Row(name, by, threshold, false_alarms, proportion(counts["true_positives"], int(results.labels.sum())))
 
 
-def leave_one_out(model: Model, fraction: float, *, with_maps: bool) -> list[BatchScores]:
+def leave_one_out(model: Model, fraction: float) -> NormalVotes:
     """What models of all training images but one say about that one, trained as the model was.
 
     Args:
         model: of N >= 2 images.
         fraction: part of the patches that vote.
-        with_maps: whether to make anomaly maps.
-
-    Returns:
-        N batches of one image.
     """
-    images, record, batches = model.training_images, model.record, []
+    images, record, votes = model.training_images, model.record, []
     for n in range(len(images)):
         others = [i for i in range(len(images)) if i != n]
         part = replace(record, sources=tuple(record.sources[i] for i in others))
         pyramid = train_pyramid(images[others], part, model.runtime)
-        batches.append(Evaluator(pyramid, (fraction,), with_maps=with_maps).score(images[n : n + 1]))
-    return batches
+        votes.append(_votes(Scorer(pyramid), images[n : n + 1], fraction))
+    return NormalVotes(np.concatenate([one.shares for one in votes]), np.concatenate([one.peaks for one in votes]))
 
 
 def read_results(folder: Path, working_size: tuple[int, int]) -> Results:

@@ -5,12 +5,13 @@ import pytest
 import torch
 
 from hta.evaluation.maps import anomaly_maps, scale_map, upsample_map
-from hta.evaluation.votes import ScaleVotes, VoteScorer
+from hta.evaluation.scorer import FoldedDiscriminator, ScaleVoter, Scorer
 from hta.models.scales import image_pyramid
 from hta.models.transforms import TRANSFORMATION_SETS
 from tests import oracle
 from tests.helpers import random_images, random_pyramid
 
+MARGIN = 5
 CASES = [((22, 22), 14, 22), ((16, 22), 14, 22), ((22, 16), 14, 22)]
 # From 74 px on a shift outgrows the margin, and a patch can be centred on a mirrored pixel.
 LARGE = [((18, 80), 18, 80), ((80, 18), 18, 80)]
@@ -30,26 +31,26 @@ def test_maps_equal_the_explicit_definition(size, min_size, max_size, num_transf
     pyramid, all_params = random_pyramid(size, num_transforms, min_size=min_size, max_size=max_size)
     images = image_pyramid(random_images(size, 2), pyramid.plan.sizes)
     t_list = oracle.transformation_list(num_transforms)
-    votes = VoteScorer(pyramid).votes(images)
+    votes = Scorer(pyramid).votes(images[-1])
     for n, params in enumerate(all_params):
         for b, image in enumerate(images[n]):
-            assert_close_to(scale_map(votes[n])[b], oracle.localization(params, image, t_list))
+            assert_close_to(scale_map(votes[n], MARGIN)[b], oracle.localization(params, image, t_list))
     for b in range(2):
         resized = [
             np.clip(oracle.localization(params, x[b], t_list, size), 0, 1)
             for params, x in zip(all_params, images, strict=True)
         ]
-        assert_close_to(anomaly_maps(votes, size)[b], np.mean(resized, axis=0))
+        assert_close_to(anomaly_maps(votes, MARGIN, size)[b], np.mean(resized, axis=0))
 
 
 @pytest.mark.parametrize("num_transforms", [54, 42, 4])
 @pytest.mark.parametrize(("size", "min_size", "max_size"), LARGE)
 def test_mirrored_patches_are_left_out_of_large_images(size, min_size, max_size, num_transforms):
     pyramid, all_params = random_pyramid(size, num_transforms, min_size=min_size, max_size=max_size)
-    finest = pyramid.plan.num_scales - 1
     image = random_images(size, 1)
-    expected = oracle.localization(all_params[finest], image[0], oracle.transformation_list(num_transforms))
-    assert_close_to(scale_map(VoteScorer(pyramid).scale_votes(image, finest))[0], expected)
+    expected = oracle.localization(all_params[-1], image[0], oracle.transformation_list(num_transforms))
+    votes = ScaleVoter(FoldedDiscriminator(pyramid.scales[-1].discriminator), size).votes(image)
+    assert_close_to(scale_map(votes, MARGIN)[0], expected)
 
 
 @pytest.mark.parametrize("index", range(54))
@@ -64,14 +65,14 @@ def test_a_planted_vote_lands_on_its_pixel(index):
     ((row, column),) = np.argwhere(moved)
     probabilities = torch.ones(1, 54, height - 10, width - 10)
     probabilities[0, index, row - 5, column - 5] = 0
-    result = scale_map(ScaleVotes(probabilities, (height, width), 5))[0]
+    result = scale_map(probabilities, 5)[0]
     assert (result > 0).nonzero().tolist() == [[y, x]]
 
 
 def test_one_pixel_more_than_a_patch_and_shifts_beyond_it():
     # 21 px shift by 3, 11 px by 1: a row of a single patch has no clean shifted one.
     votes = torch.rand(2, 54, 1, 11, dtype=torch.float64)
-    result = scale_map(ScaleVotes(votes, (11, 21), 5))
+    result = scale_map(votes, 5)
     expected = [
         oracle.localization_from_maps(
             [
@@ -91,13 +92,13 @@ def test_shifts_larger_than_the_map_leave_the_untranslated_votes():
     # 40 px and a margin of 18 leave 4 x 4 patches, and every translation by 6 px carries them into the mirror.
     votes = torch.rand(1, 54, 4, 4)
     still = [not (t.tx or t.ty) for t in TRANSFORMATION_SETS[54]]
-    result = scale_map(ScaleVotes(votes, (40, 40), 18))
+    result = scale_map(votes, 18)
     torch.testing.assert_close(result[0, 18:22, 18:22], surprise(votes[0, still]).mean(dim=0))
 
 
 def test_the_frame_takes_the_nearest_value():
     votes = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]]).expand(1, 4, 2, 3)
-    result = scale_map(ScaleVotes(votes, (12, 13), 5))[0]
+    result = scale_map(votes, 5)[0]
     torch.testing.assert_close(result[5:7, 5:8], surprise(votes[0, 0]))
     torch.testing.assert_close(result[0, [0, 6, 12]], surprise(votes[0, 0, 0]))
     torch.testing.assert_close(result[11, [0, 6, 12]], surprise(votes[0, 0, 1]))
@@ -106,7 +107,7 @@ def test_the_frame_takes_the_nearest_value():
 @pytest.mark.parametrize(("probability", "expected"), [(1, 0.0), (0.1, 1 / 12), (1e-6, 0.5), (1e-12, 1.0), (0, 1.0)])
 def test_surprise_by_hand(probability, expected):
     votes = torch.full((1, 4, 2, 3), probability, dtype=torch.float32)
-    torch.testing.assert_close(scale_map(ScaleVotes(votes, (12, 13), 5)), torch.full((1, 12, 13), expected))
+    torch.testing.assert_close(scale_map(votes, 5), torch.full((1, 12, 13), expected))
 
 
 def test_resized_maps_stay_in_range():

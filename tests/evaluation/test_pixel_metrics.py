@@ -33,15 +33,15 @@ def test_pixel_metrics_equal_hand_computed_values():
     mask = np.array([[1, 1, 0, 0], [0, 0, 0, 1]])
     anomaly_map = np.array([[1.0, 0.2, 0.6, 0.0], [0.2, 0.0, 0.0, 0.6]])
     # pairs of 3 anomalous (1, 0.2, 0.6) and 5 normal (0.6, 0.2, 0, 0, 0): 5 + 3.5 + 4.5 of 15
-    assert accumulated([mask], [anomaly_map]).auroc().value == pytest.approx(13 / 15)
+    assert accumulated([mask], [anomaly_map]).auroc()["value"] == pytest.approx(13 / 15)
     # at 0.6: tp 2, fp 1, fn 1: 2/3; at 0.2: tp 3, fp 2: 3/4
     best = accumulated([mask], [anomaly_map]).f1_max()
-    assert (best.value, best.threshold) == (pytest.approx(3 / 4), pytest.approx(0.2))
+    assert best == {"value": pytest.approx(3 / 4), "threshold": pytest.approx(0.2)}
     # curve (fpr, overlap): (0, 0) (0, 1/4) (1/5, 3/4) (2/5, 1) (1, 1); at 0.3 it is 7/8
     area = 0.2 * (1 / 4 + 3 / 4) / 2 + 0.1 * (3 / 4 + 7 / 8) / 2
-    assert accumulated([mask], [anomaly_map]).aupro().value == pytest.approx(area / 0.3)
-    assert accumulated([mask], [anomaly_map]).aupro(0.2).value == pytest.approx(0.5)  # a point at the limit
-    assert accumulated([mask], [anomaly_map]).aupro(1).value == pytest.approx(0.1 + 0.175 + 0.6)
+    assert accumulated([mask], [anomaly_map]).aupro()["value"] == pytest.approx(area / 0.3)
+    assert accumulated([mask], [anomaly_map]).aupro(0.2)["value"] == pytest.approx(0.5)  # a point at the limit
+    assert accumulated([mask], [anomaly_map]).aupro(1)["value"] == pytest.approx(0.1 + 0.175 + 0.6)
 
 
 def test_regions_touch_at_corners_and_weigh_alike():
@@ -52,7 +52,7 @@ def test_regions_touch_at_corners_and_weigh_alike():
     accumulator.update(np.where(np.arange(8) < 2, 1.0, 0.0) * mask, mask)
     assert accumulator.regions == 2
     # the small region is found without a false alarm, the large one only with all pixels: the line from 1/2 to 1
-    assert accumulator.aupro(1.0).value == pytest.approx(0.75)
+    assert accumulator.aupro(1.0)["value"] == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -60,13 +60,13 @@ def test_pixel_metrics_equal_brute_force(seed):
     masks, maps = random_maps(np.random.default_rng(seed))
     labels = np.concatenate([mask.ravel() for mask in masks]).astype(int)
     scores = np.concatenate([anomaly_map.ravel() for anomaly_map in maps])
-    assert accumulated(masks, maps).auroc().value == pytest.approx(auroc_by_pairs(labels, scores), abs=1e-12)
+    assert accumulated(masks, maps).auroc()["value"] == pytest.approx(auroc_by_pairs(labels, scores), abs=1e-12)
     value, threshold = f1_by_loop(labels, scores)
     best = accumulated(masks, maps).f1_max()
-    assert (best.value, best.threshold) == (pytest.approx(value, abs=1e-12), pytest.approx(threshold, abs=1e-12))
+    assert best == {"value": pytest.approx(value, abs=1e-12), "threshold": pytest.approx(threshold, abs=1e-12)}
     for limit in (0.05, 0.3, 1.0):
         expected = aupro_by_loop(masks, maps, limit)
-        assert accumulated(masks, maps).aupro(limit).value == pytest.approx(expected, abs=1e-12)
+        assert accumulated(masks, maps).aupro(limit)["value"] == pytest.approx(expected, abs=1e-12)
 
 
 def test_pixel_metrics_of_a_perfect_a_constant_and_an_inverted_map():
@@ -98,10 +98,10 @@ def test_quantising_moves_fine_maps_by_little():
     mask = np.zeros((40, 50), dtype=bool)
     mask[5:12, 8:20] = mask[30:33, 30:32] = True
     fine = rng.random(mask.shape) * 0.7 + 0.3 * mask
-    assert accumulated([mask], [fine]).auroc().value == pytest.approx(
+    assert accumulated([mask], [fine]).auroc()["value"] == pytest.approx(
         auroc_by_pairs(mask.ravel(), fine.ravel()), abs=1e-4
     )
-    assert accumulated([mask], [fine]).aupro().value == pytest.approx(aupro_by_loop([mask], [fine], 0.3), abs=1e-4)
+    assert accumulated([mask], [fine]).aupro()["value"] == pytest.approx(aupro_by_loop([mask], [fine], 0.3), abs=1e-4)
     assert quantize([-0.1, 0.0, 0.4 / TOP, 0.6 / TOP, 1.0, 1.1]).tolist() == [0, 0, 0, 1, TOP, TOP]
 
 

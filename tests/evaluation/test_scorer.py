@@ -1,4 +1,4 @@
-"""Scoring in batches: the same numbers as one by one, read as they are needed."""
+"""Votes against the explicit definition; scores in batches and streams are those of each image alone."""
 
 import itertools
 import threading
@@ -8,14 +8,20 @@ import pytest
 import torch
 
 from hta.errors import UserError
+from hta.evaluation import scorer
 from hta.evaluation.maps import anomaly_maps, upsample_map
-from hta.evaluation.scorer import Evaluator, ImageVotes
+from hta.evaluation.scorer import FoldedDiscriminator, ImageVotes, ScaleVoter, Scorer, has_fused_kernel
 from hta.evaluation.scores import vote_shares
-from hta.evaluation.votes import VoteScorer
+from hta.models.canvas import plan_canvases
+from hta.models.networks import Discriminator
 from hta.models.scales import image_pyramid
+from hta.models.transforms import TRANSFORMATION_SETS, apply_transformation
+from tests import oracle
 from tests.helpers import random_images, random_pyramid
 
 FRACTIONS = (0.05, 1.0)
+CPU = torch.device("cpu")
+EXACT = dict(rtol=0, atol=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -27,45 +33,142 @@ def arrays(count, height=19, width=22, seed=0):
     return list(np.random.default_rng(seed).random((count, height, width, 3), dtype=np.float32))
 
 
-def test_a_batch_holds_shares_and_maps_of_every_scale(pyramid):
-    images = random_images((19, 22), 3, dtype=torch.float32)
-    scores = Evaluator(pyramid, FRACTIONS).score(images)
-    votes = VoteScorer(pyramid).votes(image_pyramid(images, pyramid.plan.sizes))
-    assert scores.shares.shape == (2, 3, pyramid.plan.num_scales)
-    assert scores.shares.dtype == np.float64
-    for n, scale in enumerate(votes):
-        expected = vote_shares(scale.probabilities, FRACTIONS).double().numpy()
-        np.testing.assert_array_equal(scores.shares[:, :, n], expected)
-    np.testing.assert_array_equal(scores.maps, anomaly_maps(votes, (19, 22)).numpy())
-    assert scores.maps.dtype == np.float32
-    assert Evaluator(pyramid, FRACTIONS, with_maps=False).score(images).maps is None
+def voter_of(pyramid, fused=None):
+    """Of the finest scale."""
+    return ScaleVoter(FoldedDiscriminator(pyramid.scales[-1].discriminator, fused), pyramid.plan.working_size)
 
 
+# --- votes ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_transforms", [54, 42, 4])
+@pytest.mark.parametrize("size", [(22, 22), (16, 22), (22, 16)])
+def test_votes_equal_the_explicit_definition(size, num_transforms):
+    pyramid, all_params = random_pyramid(size, num_transforms)
+    images = random_images(size, 2)
+    levels = image_pyramid(images, pyramid.plan.sizes)
+    t_list = oracle.transformation_list(num_transforms)
+    assert pyramid.plan.num_scales >= 2
+    for params, level, votes in zip(all_params, levels, Scorer(pyramid).votes(images), strict=True):
+        explicit = oracle.vote_map_explicit(params, level, t_list)
+        expected = [torch.rot90(p, -t[4], dims=(-2, -1)) for p, t in zip(explicit, t_list, strict=True)]
+        expected = torch.stack([p.flip(-1) if t[1] else p for p, t in zip(expected, t_list, strict=True)], dim=1)
+        assert expected.std() > 1e-4
+        torch.testing.assert_close(votes, expected, **EXACT)
+
+
+def test_other_kernels_and_depths():
+    torch.manual_seed(0)
+    network = Discriminator(4, 5, 5, 3, torch.float64).double().eval()
+    network.body.blocks[0].norm.running_mean.normal_()
+    x = random_images((17, 21), 2)
+    votes = ScaleVoter(FoldedDiscriminator(network), (17, 21)).votes(x)
+    assert votes.shape == (2, 4, 17 - 12, 21 - 12)
+    for i, transformation in enumerate(TRANSFORMATION_SETS[4]):
+        (logits,) = network([apply_transformation(x, transformation)])
+        expected = torch.rot90(logits[:, :4].softmax(dim=1)[:, i], -transformation.rotation, dims=(-2, -1))
+        torch.testing.assert_close(votes[:, i], expected, **EXACT)
+
+
+@pytest.mark.parametrize("num_transforms", [54, 42, 4])
+def test_all_votes_of_a_patch_share_its_probability(num_transforms):
+    # On an image that no transformation changes, the M votes of a patch are the M classes of one softmax.
+    pyramid, _ = random_pyramid((16, 22), num_transforms, dtype=torch.float32)
+    for votes in Scorer(pyramid).votes(torch.full((1, 3, 16, 22), 0.3)):
+        torch.testing.assert_close(votes.sum(dim=1), torch.ones(1, *votes.shape[-2:]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_transforms", [54, 4])
+def test_batch_size_order_and_threads_change_nothing(num_transforms):
+    pyramid, _ = random_pyramid((16, 22), num_transforms, dtype=torch.float32, nfc=16)
+    images = random_images((16, 22), 5, dtype=torch.float32)
+    order = [4, 2, 0, 1, 3]
+
+    def shares(batch, pass_images=None):
+        return Scorer(pyramid, pass_images).shares(batch, FRACTIONS)
+
+    reference = shares(images)
+    alone = np.concatenate([shares(image[None]) for image in images], axis=1)
+    assert np.abs(alone - reference).max() <= 1e-6
+    np.testing.assert_array_equal(shares(images[order], 2), shares(images, 2)[:, order])
+    torch.set_num_threads(2)
+    assert np.abs(shares(images, 3) - reference).max() <= 1e-6
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_the_fused_kernel_equals_the_plain_way(dtype, tolerance):
+    if not has_fused_kernel(CPU, dtype):
+        pytest.skip("this build of torch has no fused kernel")
+    pyramid, all_params = random_pyramid((16, 16), 42, dtype=dtype, max_size=16, nfc=32)
+    x = random_images((16, 16), 3, dtype=torch.float32)
+    fused, plain = (voter_of(pyramid, fused).votes(x) for fused in (True, False))
+    explicit = oracle.vote_share(all_params[-1], x.double(), oracle.transformation_list(42))
+    torch.testing.assert_close(fused, plain, rtol=tolerance, atol=tolerance / 10)
+    for votes in (fused, plain):
+        torch.testing.assert_close(votes.mean(dim=(1, 2, 3)).double(), explicit, rtol=tolerance, atol=0)
+
+
+def test_the_fused_kernel_is_not_used_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(scorer, "_fuses_bfloat16", lambda: False)
+    assert not has_fused_kernel(CPU, torch.bfloat16)
+    assert not has_fused_kernel(CPU, torch.float64)
+    assert not has_fused_kernel(torch.device("cuda"), torch.bfloat16)
+    # bfloat16 is scored all the same.
+    pyramid, _ = random_pyramid((16, 16), 4, dtype=torch.bfloat16, max_size=16)
+    assert voter_of(pyramid).votes(random_images((16, 16), 2, dtype=torch.float32)).isfinite().all()
+
+
+def test_folding_copies_the_network():
+    pyramid, _ = random_pyramid((16, 16), 4, max_size=16)
+    images, voter = random_images((16, 16), 1), voter_of(pyramid)
+    before = voter.votes(images)
+    for parameter in pyramid.scales[-1].discriminator.parameters():
+        parameter.data.zero_()
+    assert torch.equal(voter.votes(images), before)
+
+
+def test_a_pass_holds_fewer_images_the_larger_they_are():
+    network = FoldedDiscriminator(Discriminator(32, 55, 3, 5))
+    small, large = ScaleVoter(network, (25, 25)), ScaleVoter(network, (128, 128))
+    assert small.pass_images > large.pass_images >= 1
+    canvas_pixels = max(g.size[0] * g.size[1] * len(g.canvases) for g in plan_canvases(25, 25, 54).groups)
+    assert small.pass_images == (32 << 20) // (canvas_pixels * 2 * 32 * 4)
+
+
+# --- shares and maps --------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_gives_shares_and_maps_of_every_scale(pyramid):
+    images, scorer = random_images((19, 22), 3, dtype=torch.float32), Scorer(pyramid)
+    shares, votes = scorer.shares(images, FRACTIONS), scorer.votes(images)
+    assert shares.shape == (2, 3, pyramid.plan.num_scales)
+    assert shares.dtype == np.float64
+    for n, of_scale in enumerate(votes):
+        np.testing.assert_array_equal(shares[:, :, n], vote_shares(of_scale, FRACTIONS).double().numpy())
+    with_maps, maps = scorer.score(images, FRACTIONS[0])
+    np.testing.assert_array_equal(with_maps, shares[0])
+    np.testing.assert_array_equal(maps, anomaly_maps(votes, scorer.margin, (19, 22)).numpy())
+    assert maps.dtype == np.float32
+    np.testing.assert_allclose(scorer.recognition(images).numpy(), 4 * shares[1].mean(axis=1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_maps", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
-def test_a_stream_gives_what_the_images_give_alone(pyramid, batch_size):
-    evaluator = Evaluator(pyramid, FRACTIONS)
-    images = arrays(5)
-    results = list(evaluator.score_stream(iter(images), batch_size))
-    assert len(results) == 5
-    for image, (shares, anomaly_map) in zip(images, results, strict=True):
-        alone = evaluator.score(evaluator.to_working_size(image)[None])
-        np.testing.assert_allclose(shares, alone.shares[:, 0], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(anomaly_map, alone.maps[0], rtol=0, atol=1e-6)
+def test_a_stream_gives_what_the_images_give_alone(pyramid, batch_size, with_maps):
+    scorer, images = Scorer(pyramid), [*arrays(4), *arrays(1, 40, 30)]
+    results = list(scorer.stream(iter(images), 0.05, batch_size, with_maps=with_maps))
+    assert [votes.image_size for votes in results] == [(19, 22)] * 4 + [(40, 30)]
+    for image, votes in zip(images, results, strict=True):
+        shares, maps = scorer.score(scorer.to_working_size(image)[None], 0.05)
+        np.testing.assert_allclose(votes.shares, shares[0], rtol=0, atol=1e-6)
+        if with_maps:
+            np.testing.assert_allclose(votes.anomaly_map, maps[0], rtol=0, atol=1e-6)
+            assert votes.peak == votes.anomaly_map.max()
+        else:
+            assert votes.anomaly_map is votes.peak is None
 
 
-def test_recognition_counts_in_units_of_chance(pyramid):
-    images = random_images((19, 22), 3, dtype=torch.float32)
-    evaluator = Evaluator(pyramid, (0.1,))
-    shares = Evaluator(pyramid, (1.0,)).score(images).shares[0]
-    np.testing.assert_allclose(evaluator.recognition(images).numpy(), 4 * shares.mean(axis=1), rtol=1e-5)
-
-
-def test_an_image_of_another_size_is_brought_to_the_working_size(pyramid):
-    evaluator = Evaluator(pyramid)
-    (image,) = arrays(1, 40, 30)
-    assert evaluator.to_working_size(image).shape == (3, 19, 22)
-    sizes = [anomaly_map.shape for _, anomaly_map in evaluator.score_stream([image, *arrays(1)], 2)]
-    assert sizes == [(19, 22)] * 2
+def test_a_map_at_the_size_of_its_image():
     votes = ImageVotes(np.zeros(3), np.random.default_rng(0).random((19, 22), dtype=np.float32), (40, 30))
     expected = upsample_map(torch.from_numpy(votes.anomaly_map), (40, 30)).numpy()
     np.testing.assert_array_equal(votes.full_size_map(), expected)
@@ -79,7 +182,7 @@ def test_images_are_read_ahead_by_two_batches_at_most(pyramid):
             taken.append(threading.get_ident())
             yield arrays(1, seed=number)[0]
 
-    stream = Evaluator(pyramid, with_maps=False).score_stream(endless(), 3)
+    stream = Scorer(pyramid).stream(endless(), 1.0, 3, with_maps=False)
     for number in range(1, 10):
         next(stream)
         assert len(taken) <= 3 * ((number - 1) // 3 + 2)
@@ -88,14 +191,11 @@ def test_images_are_read_ahead_by_two_batches_at_most(pyramid):
     assert threading.get_ident() not in taken
 
 
-def test_a_stream_of_nothing_ends(pyramid):
-    assert list(Evaluator(pyramid).score_stream([], 4)) == []
-
-
-def test_an_error_of_the_reader_reaches_the_caller(pyramid):
+def test_a_stream_ends_with_its_images_or_with_the_error_of_their_reader(pyramid):
     def broken():
         yield arrays(1)[0]
         raise UserError("b.png: damaged")
 
+    assert list(Scorer(pyramid).stream([], 1.0, 4)) == []
     with pytest.raises(UserError, match=r"b\.png"):
-        list(Evaluator(pyramid).score_stream(broken(), 1))
+        list(Scorer(pyramid).stream(broken(), 1.0, 1))

@@ -2,47 +2,47 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from hta.errors import UserError
-from hta.evaluation.scores import anomaly_scores, calibrated_scores, default_fraction, vote_shares, voting_patches
-from hta.evaluation.votes import VoteScorer
+from hta.evaluation.scorer import Scorer
+from hta.evaluation.scores import (
+    anomaly_scores,
+    check_aggregate,
+    default_fraction,
+    score_text,
+    vote_shares,
+    voting_patches,
+)
 from hta.models.scales import image_pyramid
 from tests import oracle
 from tests.helpers import random_images, random_pyramid
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
-SHARES = torch.tensor([[0.2, 0.9, 0.3], [0.4, 0.5, 0.3], [0.6, 0.7, 0.3]])
+SHARES = np.array([[0.2, 0.9, 0.3], [0.4, 0.5, 0.3], [0.6, 0.7, 0.3]])
 
 
 @pytest.mark.parametrize("num_transforms", [54, 42, 4])
 @pytest.mark.parametrize("size", [(22, 22), (16, 22)])
 def test_scores_equal_the_explicit_definition(size, num_transforms):
     pyramid, all_params = random_pyramid(size, num_transforms)
-    images = image_pyramid(random_images(size, 2), pyramid.plan.sizes)
-    t_list = oracle.transformation_list(num_transforms)
-    shares = torch.stack([vote_shares(v.probabilities, FRACTIONS) for v in VoteScorer(pyramid).votes(images)])
-    for f, fraction in enumerate(FRACTIONS):
+    images = random_images(size, 2)
+    levels, t_list = image_pyramid(images, pyramid.plan.sizes), oracle.transformation_list(num_transforms)
+    shares = Scorer(pyramid).shares(images, FRACTIONS)
+    for of_fraction, fraction in zip(shares, FRACTIONS, strict=True):
         expected = torch.stack(
-            [oracle.vote_share(params, x, t_list, fraction) for params, x in zip(all_params, images, strict=True)]
+            [oracle.vote_share(params, x, t_list, fraction) for params, x in zip(all_params, levels, strict=True)]
         )
-        torch.testing.assert_close(shares[:, f], expected, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(of_fraction.T, expected, rtol=0, atol=1e-9)
         for aggregate, explicit in [("mean", oracle.anomaly_score), ("minmax", oracle.minmax_anomaly_score)]:
-            score = anomaly_scores(shares[:, f].T, aggregate)
-            torch.testing.assert_close(score, explicit(expected), rtol=0, atol=1e-9)
-    assert (shares.diff(dim=1) >= 0).all()  # the lowest votes come first
-    assert (shares[:, -1] > shares[:, 0]).all()
-
-
-@pytest.mark.parametrize("num_transforms", [54, 42, 4])
-@pytest.mark.parametrize("size", [(22, 22), (16, 22)])
-def test_a_flat_gray_image_scores_chance(size, num_transforms):
-    pyramid, _ = random_pyramid(size, num_transforms)
-    flat = image_pyramid(torch.full((2, 3, *size), -0.4, dtype=torch.float64), pyramid.plan.sizes)
-    for votes in VoteScorer(pyramid).votes(flat):
-        shares = vote_shares(votes.probabilities, FRACTIONS)
-        torch.testing.assert_close(shares, torch.full_like(shares, 1 / num_transforms), rtol=0, atol=1e-12)
+            score = anomaly_scores(of_fraction, aggregate)
+            np.testing.assert_allclose(score, explicit(expected), rtol=0, atol=1e-9)
+    assert (np.diff(shares, axis=0) >= 0).all()  # the lowest votes come first
+    assert (shares[-1] > shares[0]).all()
+    flat = Scorer(pyramid).shares(torch.full((2, 3, *size), -0.4, dtype=torch.float64), FRACTIONS)
+    np.testing.assert_allclose(flat, 1 / num_transforms, rtol=0, atol=1e-12)  # a flat gray image: chance
 
 
 def test_vote_shares_by_hand():
@@ -78,32 +78,45 @@ def test_default_fractions():
     assert default_fraction("class", 1) == default_fraction("class", 10) == 1.0
 
 
-def test_mean_by_hand():
-    expected = torch.tensor([1 - 1.4 / 3, 1 - 1.2 / 3, 1 - 1.6 / 3], dtype=torch.float64)
-    torch.testing.assert_close(anomaly_scores(SHARES), expected, rtol=0, atol=1e-7)
-    torch.testing.assert_close(anomaly_scores(SHARES[:1]), expected[:1], rtol=0, atol=1e-7)
+@pytest.mark.parametrize(
+    ("aggregate", "expected"),
+    [
+        ("mean", [1 - 1.4 / 3, 1 - 1.2 / 3, 1 - 1.6 / 3]),
+        # scale 0 becomes 0 0.5 1, scale 1 becomes 1 0 0.5, the tied scale 0 0 0
+        ("minmax", [1 - 1 / 3, 1 - 0.5 / 3, 1 - 1.5 / 3]),
+        # deviations 3 1 -1, then 0 2 1; the scale without spread counts 0
+        ("calibrated", [3 / 3, 3 / 3, 0 / 3]),
+    ],
+)
+def test_aggregates_by_hand(aggregate, expected):
+    views = np.array([[0.4, 0.7, 0.3], [0.5, 0.9, 0.3], [0.6, 1.1, 0.3]])  # mean 0.5 0.9 0.3, spread 0.1 0.2 0
+    np.testing.assert_allclose(anomaly_scores(SHARES, aggregate, views), expected, rtol=0, atol=1e-12)
+    if aggregate != "minmax":
+        np.testing.assert_allclose(anomaly_scores(SHARES[1:2], aggregate, views), expected[1:2], rtol=0, atol=1e-12)
 
 
-def test_minmax_by_hand():
-    # scale 0 becomes 0 0.5 1, scale 1 becomes 1 0 0.5, the tied scale 0 0 0
-    expected = torch.tensor([1 - 1 / 3, 1 - 0.5 / 3, 1 - 1.5 / 3], dtype=torch.float64)
-    torch.testing.assert_close(anomaly_scores(SHARES, "minmax"), expected, rtol=0, atol=1e-6)
+@pytest.mark.parametrize(("aggregate", "images"), [("minmax", 1), ("minmax", 0), ("median", 3)])
+def test_what_cannot_be_aggregated_is_refused(aggregate, images):
+    for call in (lambda: check_aggregate(aggregate, images), lambda: anomaly_scores(SHARES[:images], aggregate)):
+        with pytest.raises(UserError, match=f"--aggregate {aggregate}"):
+            call()
 
 
-def test_minmax_of_one_image_is_refused():
-    with pytest.raises(UserError, match="--aggregate minmax"):
-        anomaly_scores(SHARES[:1], "minmax")
-
-
-def test_an_unknown_aggregate_is_refused():
-    with pytest.raises(UserError, match="--aggregate median"):
-        anomaly_scores(SHARES, "median")
-
-
-def test_calibrated_by_hand():
-    mean, std = torch.tensor([0.5, 0.9, 0.3]), torch.tensor([0.1, 0.2, 0.0])
-    # deviations 3 1 -1, then 0 2 1; the scale without spread counts 0
-    expected = torch.tensor([3 / 3, 3 / 3, 0 / 3], dtype=torch.float64)
-    torch.testing.assert_close(calibrated_scores(SHARES, mean, std), expected, rtol=0, atol=1e-6)
-    other = calibrated_scores(SHARES[1:2], mean, std)
-    torch.testing.assert_close(other, expected[1:2], rtol=0, atol=1e-6)
+@pytest.mark.parametrize(
+    ("score", "text"),
+    [
+        (0.5, "0.500000"),
+        (12.3456789, "12.345679"),
+        (-0.25, "-0.250000"),
+        (0.0, "0.000000"),
+        (1.0, "1.000000"),
+        (1.00001, "1.000010"),
+        (0.9998, "0.999800"),
+        (1 - 3.2e-9, "1 - 3.20e-09"),
+        (1 - 5e-5, "1 - 5.00e-05"),
+        (np.float64(4.5e-7), "4.50e-07"),
+        (-2e-5, "-2.00e-05"),
+    ],
+)
+def test_scores_near_0_and_1_are_printed_with_their_distance(score, text):
+    assert score_text(score) == text

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hta.config import AblationConfig, Config, ModelConfig, TrainingConfig
-from hta.evaluation.scorer import Evaluator
+from hta.evaluation.scorer import Scorer
 from hta.experiments import variants
 from hta.experiments.geom import SIDE, Geom, WideResNet, transformed_pixels
 from hta.experiments.spec import RunSpec
@@ -194,10 +194,7 @@ def test_every_variant_is_trained_and_scored_by_its_own_way():
         training_set = prepare([image], ["image"], spec.config())
         pyramid = train_pyramid(training_set.images, training_set.record, runtime)
         images = random_images(pyramid.plan.working_size, 3, seed=4, dtype=torch.float32)
-        if variant in "bc":
-            expected = real_probabilities(pyramid, images)
-        else:
-            expected = Evaluator(pyramid, (1.0,), with_maps=False).score(images).shares
+        expected = real_probabilities(pyramid, images) if variant in "bc" else Scorer(pyramid).shares(images)
         np.testing.assert_array_equal(train_variant(spec, training_set, runtime)(images), expected)
         assert expected.shape == (1, 3, 1 if variant == "e" else 3)
 

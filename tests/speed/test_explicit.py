@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig
-from hta.evaluation.scorer import Evaluator
+from hta.evaluation.scorer import Scorer
 from hta.images import resize
 from hta.models.pyramid import fresh_noise
 from hta.runtime import set_up
@@ -33,4 +33,4 @@ def test_vote_shares_of_both_ways_agree():
     networks = [explicit_network(scale.discriminator.body) for scale in pyramid.scales]
     image = resize(training_image(), pyramid.plan.working_size)
     plain = explicit_vote_shares(networks, pyramid, image)
-    assert Evaluator(pyramid, with_maps=False).score(image).shares[0, 0].tolist() == pytest.approx(plain, abs=1e-6)
+    assert Scorer(pyramid).shares(image)[0, 0].tolist() == pytest.approx(plain, abs=1e-6)

@@ -1,6 +1,7 @@
 """The study of calibrations: what it reads, what it counts, and a short run of it."""
 
 import json
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 import hta
 import main_eval
 from hta.errors import UserError
-from hta.evaluation.thresholds import score_text
+from hta.evaluation.scores import score_text
 from hta.studies import thresholds as calibration_study
 from hta.studies.demo import TRAINING_CORNER, brick_wall, cut, write_demo
 
@@ -55,12 +56,11 @@ def test_each_image_is_scored_by_a_model_of_the_others(scored, capsys):
     config = hta.default_config(niter=4, max_size=32, threads=1)
     crops = [cut(brick_wall(), top, 150) for top in (0, 130, 260)]
     model = hta.train(crops, config, folder=scored / "models/three")
-    batches = calibration_study.leave_one_out(model, 0.1, with_maps=True)
-    shares = np.concatenate([batch.shares[0] for batch in batches])
+    shares, peaks = astuple(calibration_study.leave_one_out(model, 0.1))
     assert shares.shape == (3, model.pyramid.plan.num_scales)
-    assert all(batch.maps.shape == (1, 32, 32) for batch in batches)
+    assert peaks.shape == (3,)
     alone = hta.train([crops[0], crops[2]], config)
-    own = alone.evaluator((0.1,), with_maps=False).score(model.training_images[1:2]).shares[0]
+    own = alone.scorer.shares(model.training_images[1:2], [0.1])[0]
     np.testing.assert_allclose(shares[1], own[0], atol=1e-6)
 
     argv = ["--input_name", str(scored / "models/three"), "--results", str(scored / "out"), "--threads", "1"]

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from hta.evaluation.differences import InputComparison, has_other_aspect
 from hta.images import to_tensor
+from hta.inputs import InputComparison
+from hta.model import has_other_aspect
 
 
 def flat(value, height=40, width=60):
