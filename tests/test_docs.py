@@ -7,6 +7,7 @@ that git knows.
 import contextlib
 import importlib.util
 import io
+import pkgutil
 import re
 import shutil
 import subprocess
@@ -167,12 +168,22 @@ OTHER_OPTIONS = {"--brief", "--chart", "--growth", "--json", "--num_good", "--nu
                  "--wrap", "--check", "--help", "--no-compile"}  # fmt: skip
 
 
+def resolves(dotted):
+    """Whether a dotted name is a module, or something in one."""
+    try:
+        return pkgutil.resolve_name(dotted) is not None
+    except (ImportError, AttributeError):
+        return False
+
+
 @every_page
 def test_options_and_modules_exist(page, known_options):
     text = read(page)
     if page.name != "CHANGELOG.md":  # which names old modules too
         for module in re.findall(r"python -m ((?:hta|tests)[\w.]*)", text):
             assert importlib.util.find_spec(module), module
+        for name in re.findall(r"`(hta(?:\.\w+)+)", text):
+            assert resolves(name), name
     named = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text))
     assert named - known_options - OTHER_OPTIONS == set()
 
