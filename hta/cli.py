@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from hta.config import RuntimeConfig
 from hta.errors import HtaError, RunError, UserError
 from hta.settings import describe_range, field_type
 
@@ -90,25 +89,6 @@ def take_settings(cls: type, given: dict[str, Any]) -> Any:
         name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in names
     }
     return cls(**values)
-
-
-def parse_for_model(prog: str, description: str, cls: type, argv: Sequence[str] | None) -> tuple[Any, RuntimeConfig]:
-    """Parse the command line of a module that looks at a trained model.
-
-    Args:
-        prog: how it is called.
-        description: for the help.
-        cls: its dataclass of settings.
-        argv: the arguments; None for those of the process.
-
-    Returns:
-        Its settings and those of the machine.
-    """
-    parser = Parser(prog=prog, description=description)
-    add_settings(parser, "options", cls)
-    add_settings(parser, "machine", RuntimeConfig, exclude=NOT_FOR_SCORING)
-    given = vars(parser.parse_args(argv))
-    return take_settings(cls, given), take_settings(RuntimeConfig, given)
 
 
 def run_command(

@@ -1,18 +1,17 @@
 """Makes the demo images: one training crop of a real brick wall, and a test folder of other crops with planted defects.
 
-The photograph was taken at a slant, so that its joints lean to both sides of the middle and its bricks shrink towards
-one end. The crops are cut from the wall seen straight on, as a camera mounted for inspection would see it.
+`python -m hta.studies demo` writes `Input/Images/brick.png` and, in the layout of MVTec, `Input/Test/brick/`. All
+random numbers come from one seed. The defects are visible to a person, cover at most 2 % of the area and stay within
+the range of values of their crop, so that neither the mean intensity nor the mean squared error to the training image
+finds them; the AUROC of both is printed.
 
-`python -m hta.studies.demo` writes `Input/Images/brick.png` and, in the layout of MVTec, `Input/Test/brick/`.
-Everything is drawn from one seed. The defects are visible to a person, cover at most 2 % of the area and keep to
-the range of values of the crop they are in, so that neither the mean intensity nor the mean squared error to the
-training image finds them; both figures are printed.
+The photograph was taken at an angle: its joints lean away from the middle and its bricks get smaller towards one end.
+The crops are cut from the rectified wall, as an inspection camera in front of it would see it.
 """
 
-import argparse
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -20,26 +19,25 @@ from skimage import data
 from skimage.transform import ProjectiveTransform, warp
 from sklearn.metrics import roc_auc_score
 
-from hta.cli import Parser, run_command
-from hta.errors import RunError, UserError
+from hta.errors import UserError
+from hta.files import cannot_write
 from hta.images import write_png
+from hta.settings import Checked, option
 
 CROP_SIZE = 128
-# The homography from the wall seen straight on to the photograph, both in px from its middle: the one that makes the
-# vertical joints most upright, by the variance of the mean over each column.
-STRAIGHT_ON = (
+# The homography from the rectified wall to the photograph, both in px from the centre: the one that makes the vertical
+# joints most upright, measured by the variance of the column means.
+RECTIFY = (
     (0.999771, 0.021386, 0.0),
     (-0.021386, 0.999771, 0.0),
     (0.000050476, -0.000664815, 1.0),
 )
-# What the photograph shows of the wall seen straight on: first row and column from its middle, then height and width.
+# The part of the rectified wall that is in the photograph: first row and column from its centre, then height and width.
 WALL_CORNER, WALL_SIZE = (-301, -219), (512, 434)
-# In the middle; its mean of 111.3 is the median over all crops.
+# In the middle of the wall; the mean of this crop, 111.3, is the median over all crops.
 TRAINING_CORNER = (208, 137)
-NUM_GOOD = 24
-NUM_PER_DEFECT = 12
-_MOST_CROPS = 999  # files are numbered with three digits
-# Each defect is drawn at this many random places, and the most visible one is kept.
+MAX_CROPS = 999  # files are numbered with three digits
+# Each defect is drawn at this many random places; the most visible one is kept.
 PLACES_TRIED = 16
 
 TRAINING_FILE = "Images/brick.png"
@@ -47,10 +45,19 @@ TEST_FOLDER = "Test/brick"
 
 
 @dataclass(frozen=True)
-class TestCrop:
-    """One test image to be: its folder below `test`, its number there, and its upper left corner in the texture."""
+class DemoOptions(Checked):
+    """Where the images are written, and how many."""
 
-    __test__ = False  # not a test case, whatever pytest thinks of the name
+    out: str = option("Input", "folder to write into")
+    seed: int = option(0, "of all random numbers; the committed images have seed 0", low=0)
+    num_good: int = option(24, "good crops", low=1, high=MAX_CROPS)
+    num_per_defect: int = option(12, "crops with each kind of defect", low=1, high=MAX_CROPS)
+    overwrite: bool = option(False, "replace the images")
+
+
+@dataclass(frozen=True)
+class PlannedCrop:
+    """A test image: its folder below `test`, its number there, and its upper left corner in the texture."""
 
     kind: str
     number: int
@@ -68,66 +75,55 @@ class TestCrop:
         return f"{TEST_FOLDER}/ground_truth/{self.kind}/{self.number:03d}_mask.png"
 
 
+@cache
 def brick_wall() -> np.ndarray:
-    """The wall of `skimage.data.brick()` (CC0) seen straight on, `(512, 434)` uint8."""
+    """Return the rectified wall of `skimage.data.brick()` (CC0), `(512, 434)` uint8."""
     photograph = data.brick()
     middle = [(side - 1) / 2 for side in photograph.shape]
     to_middle, from_corner = np.eye(3), np.eye(3)
     to_middle[:2, 2] = middle[::-1]
     from_corner[:2, 2] = WALL_CORNER[::-1]
-    straight_on = ProjectiveTransform(to_middle @ np.array(STRAIGHT_ON) @ from_corner)
-    wall = warp(photograph, straight_on, output_shape=WALL_SIZE, order=3, mode="edge", preserve_range=True)
+    rectify = ProjectiveTransform(to_middle @ np.array(RECTIFY) @ from_corner)
+    wall = warp(photograph, rectify, output_shape=WALL_SIZE, order=3, mode="edge", preserve_range=True)
     return np.clip(np.rint(wall), 0, 255).astype(np.uint8)
 
 
-def cut(texture: np.ndarray, top: int, left: int) -> np.ndarray:
-    """Copy the crop of `CROP_SIZE` px whose upper left pixel is (top, left) out of a texture (H, W)."""
-    return texture[top : top + CROP_SIZE, left : left + CROP_SIZE].copy()
+def cut(top: int, left: int) -> np.ndarray:
+    """Copy the crop of `CROP_SIZE` px with the upper left pixel (top, left) from the wall."""
+    return brick_wall()[top : top + CROP_SIZE, left : left + CROP_SIZE].copy()
 
 
-def plan_crops(
-    texture_shape: tuple[int, int], seed: int, num_good: int = NUM_GOOD, num_per_defect: int = NUM_PER_DEFECT
-) -> tuple[TestCrop, ...]:
-    """Draw where the test crops lie: anywhere in the texture, and no pixel of them in the training crop.
-
-    Args:
-        texture_shape: (H, W) of the texture.
-        seed: not negative; the same seed draws the same places.
-        num_good: crops without a defect.
-        num_per_defect: crops with each kind of defect.
+def plan_crops(options: DemoOptions) -> list[PlannedCrop]:
+    """Draw the positions of the test crops: anywhere in the wall, without overlap with the training crop.
 
     Returns:
         The good crops, then those of each kind of defect.
     """
-    rng = np.random.default_rng(seed)
-    counts = {"good": num_good} | dict.fromkeys(DEFECTS, num_per_defect)
-    return tuple(
-        TestCrop(kind, number, *_draw_corner(texture_shape, rng))
-        for kind, count in counts.items()
-        for number in range(count)
-    )
+    rng = np.random.default_rng(options.seed)
+    counts = {"good": options.num_good} | dict.fromkeys(DEFECTS, options.num_per_defect)
+    return [PlannedCrop(kind, number, *_draw_corner(rng)) for kind, count in counts.items() for number in range(count)]
 
 
-def _draw_corner(texture_shape: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
-    """Draw the upper left corner of a crop that does not touch the training crop."""
+def _draw_corner(rng: np.random.Generator) -> tuple[int, int]:
+    """Draw the upper left corner of a crop that does not overlap the training crop."""
     while True:
-        corner = tuple(int(rng.integers(side - CROP_SIZE + 1)) for side in texture_shape)
-        if max(abs(own - taken) for own, taken in zip(corner, TRAINING_CORNER, strict=True)) >= CROP_SIZE:
-            return corner
+        top, left = (int(rng.integers(side - CROP_SIZE + 1)) for side in WALL_SIZE)
+        if max(abs(top - TRAINING_CORNER[0]), abs(left - TRAINING_CORNER[1])) >= CROP_SIZE:
+            return top, left
 
 
 def draw_scratch(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a straight scratch with a bright edge and a dark one, 3 px wide, across the joints.
+    """Draw a straight scratch with a bright and a dark edge, 3 px wide, across the joints.
 
     Args:
         clean: crop (H, W), uint8.
-        rng: source of the place and the direction.
+        rng: source of position and direction.
 
     Returns:
-        The painted values (H, W) in float, and the region (H, W) of bool they are meant for.
+        The painted values (H, W), float, and the region (H, W), bool, to which they apply.
     """
     rows, columns = np.indices(clean.shape)
-    # Mostly sideways: the long joints of the wall run up and down, and a scratch along one would hide in it.
+    # Mostly sideways: the long joints of the wall are vertical, and a scratch along one would hide in it.
     across = int(rng.integers(55, 75))
     down = int(rng.integers(15, 40)) * int(rng.choice([-1, 1]))
     middle_row, middle_column = rng.integers(44, 84, size=2)
@@ -142,14 +138,14 @@ def draw_scratch(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
 def draw_stain(
     clean: np.ndarray, rng: np.random.Generator, sides: tuple[int, int] = (18, 20)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a soft elliptical stain, which smears what it covers into its mean.
+    """Draw a soft elliptical stain, which blends the covered area into its mean.
 
     Args:
-        clean, rng: as of `draw_scratch`.
-        sides: least and largest height and width, px.
+        clean, rng: as for `draw_scratch`.
+        sides: smallest and largest height and width, px.
 
     Returns:
-        As of `draw_scratch`.
+        As for `draw_scratch`.
     """
     rows, columns = np.indices(clean.shape)
     middle_row, middle_column = rng.integers(16, CROP_SIZE - 16, size=2)
@@ -163,7 +159,7 @@ def draw_stain(
 def draw_displaced(
     clean: np.ndarray, rng: np.random.Generator, sides: tuple[int, int] = (15, 18)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Put a square piece of the crop, turned by 90 degrees, in another place; arguments as `draw_stain`."""
+    """Copy a square piece of the crop, rotated by 90 degrees, to another place; arguments as for `draw_stain`."""
     side = int(rng.integers(sides[0], sides[1] + 1))
     (top, left), (source_top, source_left) = rng.integers(4, CROP_SIZE - side - 4, size=(2, 2))
     painted, region = clean.astype(np.float64), np.zeros(clean.shape, dtype=bool)
@@ -181,55 +177,48 @@ def plant_defect(clean: np.ndarray, draw: Drawer, rng: np.random.Generator) -> t
 
     Args:
         clean: crop (H, W), uint8.
-        draw: how the defect is drawn, as those of `DEFECTS`.
-        rng: source of everything random.
+        draw: draws the defect, such as a value of `DEFECTS`.
+        rng: source of all random numbers.
 
     Returns:
         The defective crop (H, W), uint8, within the range of the clean one, and its mask, uint8: 255 exactly where
-        the two differ, and 0 elsewhere.
+        the two differ, else 0.
     """
     drawings = [draw(clean, rng) for _ in range(PLACES_TRIED)]
     painted, region = max(drawings, key=lambda drawing: _visibility(clean, *drawing))
     low, high = int(clean.min()), int(clean.max())
     values = np.clip(np.rint(painted), low, high).astype(np.uint8)
-    # A painted pixel may happen to have its old value. One grey level, seen by nobody, keeps the mask free of holes
-    # and still true to the letter.
+    # A painted pixel may happen to keep its old value. Changing it by one grey level, which is invisible, keeps the
+    # mask exact and free of holes.
     one_off = np.where(values < high, values + 1, values - 1)
     values = np.where(values == clean, one_off, values)
     return np.where(region, values, clean).astype(np.uint8), np.where(region, 255, 0).astype(np.uint8)
 
 
 def _visibility(clean: np.ndarray, painted: np.ndarray, region: np.ndarray) -> float:
-    """Say how much a drawing changes structure: its mean absolute change, less what is a mere shift of the mean."""
+    """How much a drawing changes the structure: its mean absolute change minus the shift of the mean."""
     change = (painted - clean)[region]
     return float(np.abs(change).mean() - np.abs(change.mean()))
 
 
-def build_demo(
-    texture: np.ndarray, seed: int, num_good: int = NUM_GOOD, num_per_defect: int = NUM_PER_DEFECT
-) -> dict[str, np.ndarray]:
+def build_demo(options: DemoOptions) -> dict[str, np.ndarray]:
     """Make all images of the demo.
-
-    Args:
-        texture: (H, W), uint8.
-        seed: not negative.
-        num_good: test crops without a defect.
-        num_per_defect: test crops with each kind of defect.
 
     Returns:
         Arrays (H, W), uint8, by their path below the output folder, in the order of writing.
     """
-    files = {TRAINING_FILE: cut(texture, *TRAINING_CORNER)}
-    for index, crop in enumerate(plan_crops(texture.shape, seed, num_good, num_per_defect)):
-        image = cut(texture, crop.top, crop.left)
+    files = {TRAINING_FILE: cut(*TRAINING_CORNER)}
+    for index, crop in enumerate(plan_crops(options)):
+        image = cut(crop.top, crop.left)
         if crop.kind in DEFECTS:
-            image, files[crop.mask_file] = plant_defect(image, DEFECTS[crop.kind], np.random.default_rng([seed, index]))
+            rng = np.random.default_rng([options.seed, index])
+            image, files[crop.mask_file] = plant_defect(image, DEFECTS[crop.kind], rng)
         files[crop.image_file] = image
     return files
 
 
 def baseline_scores(training_image: np.ndarray, test_images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Score images by two trivial rules that a detector has to beat.
+    """Score images by two trivial rules that a detector must beat.
 
     Args:
         training_image: (H, W) or (H, W, 3), any real dtype.
@@ -238,21 +227,14 @@ def baseline_scores(training_image: np.ndarray, test_images: Sequence[np.ndarray
     Returns:
         Two arrays (N,), float64, higher = more anomalous: `mean_intensity`, the absolute difference of the mean
         intensities, and `mse`, the mean squared difference.
-
-    Raises:
-        UserError: if an image has another shape than the training image.
     """
-    if any(np.shape(image) != np.shape(training_image) for image in test_images):
-        raise UserError(
-            f"test_images: all must have the training image's shape {np.shape(training_image)}; resize them"
-        )
     differences = np.asarray(test_images, dtype=np.float64) - np.asarray(training_image, dtype=np.float64)
     per_image = differences.reshape(len(differences), -1)
     return {"mean_intensity": np.abs(per_image.mean(axis=1)), "mse": np.square(per_image).mean(axis=1)}
 
 
 def baseline_aurocs(files: dict[str, np.ndarray]) -> dict[str, float]:
-    """Compute the image AUROC of each of `baseline_scores` on the images of `build_demo` (0.5 = finds nothing)."""
+    """Compute the image AUROC of each of `baseline_scores` on the images of `build_demo` (0.5 = chance)."""
     images = {path: image for path, image in files.items() if path.startswith(f"{TEST_FOLDER}/test/")}
     labels = [Path(path).parent.name != "good" for path in images]
     scores = baseline_scores(files[TRAINING_FILE], list(images.values()))
@@ -260,11 +242,12 @@ def baseline_aurocs(files: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def write_demo(files: dict[str, np.ndarray], out: Path, overwrite: bool) -> None:
-    """Write the images of `build_demo` below `out`; other files there are left alone.
+    """Write the images of `build_demo` below `out`; other files there are not touched.
 
     Raises:
-        UserError: if `out` cannot be a folder, or a file is there already and `overwrite` is False. Nothing is
-            written then.
+        UserError: a folder of the images is a file, or one of the images exists and `overwrite` is False; nothing is
+            written.
+        RunError: a file or folder cannot be written.
     """
     targets = {out / path: image for path, image in files.items()}
     for folder in sorted({parent for target in targets for parent in target.parents}):
@@ -272,53 +255,21 @@ def write_demo(files: dict[str, np.ndarray], out: Path, overwrite: bool) -> None
             raise UserError(f"--out {out}: {folder} is a file; name a folder, or move that file away")
     existing = [target for target in targets if target.exists()]
     if existing and not overwrite:
-        raise UserError(f"--out {out}: {existing[0]} is there already; add --overwrite, or name another folder")
+        raise UserError(f"--out {out}: {existing[0]} already exists; add --overwrite, or name another folder")
     for target, image in targets.items():
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(
-                f"--out {out}: {target.parent} cannot be made ({error.strerror}); name another folder"
-            ) from error
+            raise cannot_write(target.parent, error) from error
         write_png(target, image)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = Parser(
-        prog="python -m hta.studies.demo", description="Make the demo images: a brick wall, good and defective."
-    )
-    parser.add_argument("--out", type=Path, default=Path("Input"), help="folder to write into (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="0 or more; the committed images are 0 (default: 0)")
-    parser.add_argument("--num_good", type=int, default=NUM_GOOD, help="good crops, 1 or more (default: %(default)s)")
-    parser.add_argument(
-        "--num_per_defect", type=int, default=NUM_PER_DEFECT, help="crops a defect, 1 or more (default: %(default)s)"
-    )
-    parser.add_argument("--overwrite", action=argparse.BooleanOptionalAction, default=False, help="replace the images")
-    options = parser.parse_args(argv)
-    if options.seed < 0:
-        raise UserError(f"--seed {options.seed}: must be 0 or more")
-    for name in ("num_good", "num_per_defect"):
-        if not 1 <= getattr(options, name) <= _MOST_CROPS:
-            raise UserError(f"--{name} {getattr(options, name)}: must be 1 to {_MOST_CROPS}")
-    return options
-
-
-def _command(argv: Sequence[str] | None) -> None:
-    options = _parse(argv)
-    files = build_demo(brick_wall(), options.seed, options.num_good, options.num_per_defect)
-    write_demo(files, options.out, options.overwrite)
+def run(options: DemoOptions) -> Iterator[str]:
+    """Make and write the demo images, and report where they are and what trivial baselines reach."""
+    files, out = build_demo(options), Path(options.out)
+    write_demo(files, out, options.overwrite)
     defects = ", ".join(f"{options.num_per_defect} {kind}" for kind in DEFECTS)
-    print(f"{options.out / TRAINING_FILE}: the training image")
-    print(f"{options.out / TEST_FOLDER}: {options.num_good} good, {defects}")
+    yield f"{out / TRAINING_FILE}: the training image"
+    yield f"{out / TEST_FOLDER}: {options.num_good} good, {defects}"
     for name, auroc in baseline_aurocs(files).items():
-        print(f"image AUROC of the trivial baseline {name}: {auroc:.3f}")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run `python -m hta.studies.demo` and return its exit status."""
-    return run_command(_command, argv, "some images may be missing; --overwrite makes them again")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield f"image AUROC of the trivial baseline {name}: {auroc:.3f}"

@@ -1,51 +1,29 @@
-"""How good a model's own images are: python -m hta.studies.samples --input_name brick
+"""How good are a model's own images? python -m hta.studies samples --input_name brick
 
 Prints the error of the reconstructions, how much random samples differ from each other and from the training image, and
-how close their power spectrum is to the image's, held against white noise of the samples' variance.
+how much closer their power spectrum is to that of the image than the spectrum of white noise of the same variance.
 """
 
-import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hta.cli import parse_for_model, run_command
-from hta.model import Model, load
+from hta.model import Model
 from hta.runtime import seeded_generator
 from hta.settings import Checked, option
 from hta.training.samples import SampleRequest, draw_samples
 
 
 @dataclass(frozen=True)
-class StatisticsOptions(Checked):
-    """Which model, and how many samples."""
+class SampleOptions(Checked):
+    """The model and the number of samples."""
 
     input_name: str = option("brick", "the model")
     models_dir: str = option("TrainedModels", "folder of the models")
     num_samples: int = option(50, "random samples of each kind", low=2, high=1000)
     seed: int = option(0, "of the samples and the noise", low=0)
-
-
-@dataclass(frozen=True)
-class SampleStatistics:
-    """Figures of a model's own images; all errors in units of [-1, 1].
-
-    Attributes:
-        reconstruction_rmse: of the training images at the finest scale.
-        pairwise_rmse: mean over pairs of samples drawn from the coarsest scale on.
-        finest_rmse: of samples whose noise is fresh at the finest scale only, to their training image.
-        spectrum_ratio: how many times closer the samples' power spectrum is to the images' than that of noise, in mean
-            relative error over rings of equal frequency.
-        spectrum_ratio_log: the same in mean squared logarithms.
-    """
-
-    reconstruction_rmse: float
-    pairwise_rmse: float
-    finest_rmse: float
-    spectrum_ratio: float
-    spectrum_ratio_log: float
 
 
 def radial_power(images: Tensor) -> Tensor:
@@ -61,7 +39,11 @@ def radial_power(images: Tensor) -> Tensor:
 
 
 def spectrum_ratios(samples: Tensor, images: Tensor, noise: Tensor) -> tuple[float, float]:
-    """How many times closer to the images' spectrum the samples' is than the noise's: relative error, squared logs."""
+    """How many times closer the power spectrum of samples is to that of images than the spectrum of noise is.
+
+    Returns:
+        The ratio of the mean relative errors, and that of the mean squared logarithms, over rings of equal frequency.
+    """
     sampled, real, white = (radial_power(batch) for batch in (samples, images, noise))
 
     def errors(spectrum: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,44 +53,28 @@ def spectrum_ratios(samples: Tensor, images: Tensor, noise: Tensor) -> tuple[flo
     return (far / near).item(), (far_log / near_log).item()
 
 
-def measure(model: Model, count: int, seed: int) -> SampleStatistics:
-    """Draw samples of a model, and measure them."""
-    images, pyramid = model.training_images, model.pyramid
-    coarse = torch.cat(list(draw_samples(pyramid, SampleRequest(count, seed)))).float().cpu()
-    last = pyramid.plan.num_scales - 1
-    fine = torch.cat(list(draw_samples(pyramid, SampleRequest(count, seed, gen_start_scale=last)))).float().cpu()
-    own = images[torch.arange(count) % len(images)]
-    noise = torch.randn(coarse.shape, generator=seeded_generator(seed, "noise")) * coarse.std()
+def run(options: SampleOptions, model: Model) -> Iterator[str]:
+    """Draw samples of a model, and report their errors and spectra; all errors in units of [-1, 1]."""
+    images, pyramid, count = model.training_images, model.pyramid, options.num_samples
+    rebuilt = pyramid.reconstruct().float().cpu()
+    yield f"reconstruction: RMSE {_rmse(rebuilt, images):.3f} at the finest scale, in [-1, 1]"
+    coarse = _draw(model, SampleRequest(count, options.seed))
     pairs = torch.stack([_rmse(coarse[i], coarse[j]) for i in range(count) for j in range(i)])
-    return SampleStatistics(
-        _rmse(pyramid.reconstruct().float().cpu(), images).item(),
-        pairs.mean().item(),
-        _rmse(fine, own).item(),
-        *spectrum_ratios(coarse, images, noise),
+    yield f"samples from the coarsest scale on: RMSE {pairs.mean():.3f} between two of them"
+    fine = _draw(model, SampleRequest(count, options.seed, gen_start_scale=pyramid.plan.num_scales - 1))
+    own = images[torch.arange(count) % len(images)]
+    yield f"samples from the finest scale on: RMSE {_rmse(fine, own):.3f} to the training image"
+    noise = torch.randn(coarse.shape, generator=seeded_generator(options.seed, "noise")) * coarse.std()
+    relative, logarithmic = spectrum_ratios(coarse, images, noise)
+    yield (
+        f"power spectrum: {relative:.1f} times closer to the image's than that of white noise of the same "
+        f"variance in relative error, {logarithmic:.1f} times in squared logarithms"
     )
+
+
+def _draw(model: Model, request: SampleRequest) -> Tensor:
+    return torch.cat(list(draw_samples(model.pyramid, request))).float().cpu()
 
 
 def _rmse(one: Tensor, other: Tensor) -> Tensor:
     return (one - other).square().mean().sqrt()
-
-
-def _command(argv: Sequence[str] | None) -> None:
-    options, runtime = parse_for_model("python -m hta.studies.samples", __doc__, StatisticsOptions, argv)
-    model = load(options.input_name, options.models_dir, runtime)
-    found = measure(model, options.num_samples, options.seed)
-    print(f"reconstruction: RMSE {found.reconstruction_rmse:.3f} at the finest scale, in [-1, 1]")
-    print(f"samples from the coarsest scale on: RMSE {found.pairwise_rmse:.3f} between two of them")
-    print(f"samples from the finest scale on: RMSE {found.finest_rmse:.3f} to the training image")
-    print(
-        f"power spectrum: {found.spectrum_ratio:.1f} times closer to the image's than that of white noise of the same "
-        f"variance in relative error, {found.spectrum_ratio_log:.1f} times in squared logarithms"
-    )
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the measurement and return its exit status."""
-    return run_command(_command, argv, "nothing was written")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

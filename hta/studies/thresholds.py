@@ -1,16 +1,15 @@
-"""What would other calibrations have given? python -m hta.studies.thresholds --input_name brick --results DIR
+"""How would other calibrations have done? python -m hta.studies thresholds --input_name brick --results DIR
 
-Reads the results of main_eval.py on a labelled test set, and compares ways of making a threshold from the training
-images alone: each kind of view by itself, all together at several strengths, of the images as they are and mirrored,
-reconstructions and random samples; with --leave_one_out, for a model of several images, each of them under a model of
-the others. For each it prints the share of normal images rejected (false alarms) and of anomalous ones (recall), with
-exact 95 % intervals: by the scores, and where the results hold maps by these.
+Reads the results of main_eval.py on a labelled test set, and compares ways of choosing a threshold from the training
+images alone: each kind of view separately, all kinds together at several strengths, for the original and the mirrored
+images, reconstructions and random samples; with --leave_one_out, for a model of several images, each image scored by a
+model of the others. For each it prints the share of normal images rejected (false alarms) and of anomalous images
+rejected (recall), with exact 95 % intervals: decided by the scores and, if the results include maps, by the maps.
 """
 
 import csv
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hta.cli import parse_for_model, run_command
 from hta.errors import UserError
 from hta.evaluation.metrics import confusion
 from hta.evaluation.pixel_metrics import LEVELS
@@ -27,7 +25,7 @@ from hta.evaluation.scorer import Scorer
 from hta.evaluation.scores import anomaly_scores, score_text
 from hta.evaluation.thresholds import NormalVotes, proportion
 from hta.evaluation.views import ALL_CHANGES, Changes, ViewRule, draw_views, view_rule
-from hta.model import Model, load
+from hta.model import Model
 from hta.models.pyramid import fresh_noise
 from hta.runtime import seeded_generator
 from hta.settings import Checked, option
@@ -38,41 +36,29 @@ _BATCH = 16
 
 
 @dataclass(frozen=True)
-class StudyOptions(Checked):
-    """Which model, and which results."""
+class ThresholdOptions(Checked):
+    """The model and the results."""
 
     input_name: str = option("", "the model that made the results")
     models_dir: str = option("TrainedModels", "folder of the models")
     results: str = option("", "results folder of main_eval.py on a labelled test set")
-    target_fpr: float = option(0.05, "share of the candidates' images that may be rejected", above=0, below=1)
-    num_views: int = option(200, "images of each candidate", low=2, high=10_000)
+    target_fpr: float = option(0.05, "share of a candidate's images that may be rejected", above=0, below=1)
+    num_views: int = option(200, "images per candidate", low=2, high=10_000)
     seed: int = option(0, "of the candidates", low=0)
-    leave_one_out: bool = option(False, "train a model without each training image too: takes as long as N trainings")
+    leave_one_out: bool = option(False, "also train a model without each training image: takes as long as N trainings")
 
-
-@dataclass(frozen=True)
-class Row:
-    """What one candidate would have given.
-
-    Attributes:
-        name: of the candidate.
-        by: "score" or "map": what is held against the threshold.
-        threshold: of the anomaly score, or of the map's maximum.
-        false_positive_rate, recall: from `hta.evaluation.thresholds.proportion`.
-    """
-
-    name: str
-    by: str
-    threshold: float
-    false_positive_rate: dict
-    recall: dict
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("input_name", "results"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is missing; see --help")
 
 
 def candidates(model: Model, count: int, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Images that may stand in for other normal images, from the training images alone.
+    """Make images that could substitute for other normal images, from the training images alone.
 
     Yields:
-        Name of a candidate, and its `(B, 3, h, w)` images in [-1, 1].
+        The name of a candidate, and its `(B, 3, h, w)` images in [-1, 1].
     """
     images, config = model.training_images, model.record.config.model
     recognition = model.scorer.recognition
@@ -103,13 +89,13 @@ def _samples(model: Model, count: int, seed: int, start: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Results:
-    """What main_eval.py found.
+    """The results of main_eval.py.
 
     Attributes:
         labels: `(N,)`, 1 = anomalous.
         scores: `(N,)` anomaly scores, aggregate "mean".
-        peaks: `(N,)` maxima of the maps, written at the working size; None if there are none.
-        fraction: part of the patches that voted.
+        peaks: `(N,)` maxima of the maps, written at the working size; None without maps.
+        fraction: share of the patches that voted.
     """
 
     labels: np.ndarray
@@ -118,43 +104,35 @@ class Results:
     fraction: float
 
 
-def study(model: Model, results: Results, options: StudyOptions) -> Iterator[Row]:
-    """Try every candidate.
-
-    Args:
-        model: that made the results.
-        results: on a labelled test set.
-        options: target and number of images.
-    """
-    for name, images in candidates(model, options.num_views, options.seed):
-        yield from _rows(name, _votes(model.scorer, images, results.fraction), results, options.target_fpr)
-    if options.leave_one_out:
-        yield from _rows("leave one out", leave_one_out(model, results.fraction), results, options.target_fpr)
-
-
 def _votes(scorer: Scorer, images: torch.Tensor, fraction: float) -> NormalVotes:
     shares, maps = zip(*(scorer.score(batch, fraction) for batch in images.split(_BATCH)), strict=True)
     return NormalVotes(np.concatenate(shares), np.concatenate([batch.max(axis=(1, 2)) for batch in maps]))
 
 
-def _rows(name: str, votes: NormalVotes, results: Results, target_fpr: float) -> Iterator[Row]:
-    """What thresholds from a candidate's scores and maps would have given."""
+def _lines(name: str, votes: NormalVotes, results: Results, target_fpr: float) -> Iterator[str]:
+    """Report what thresholds derived from a candidate's scores and maps would have decided."""
     found = {"score": (anomaly_scores(votes.shares), results.scores)}
     if votes.peaks is not None and results.peaks is not None:
         found["map"] = (votes.peaks, results.peaks)
     for by, (of_candidate, of_images) in found.items():
         threshold = float(np.quantile(of_candidate, 1 - target_fpr))
         counts = confusion(results.labels, of_images > threshold)
-        false_alarms = proportion(counts["false_positives"], int((results.labels == 0).sum()))
-        yield Row(name, by, threshold, false_alarms, proportion(counts["true_positives"], int(results.labels.sum())))
+        false_alarms = _percent(proportion(counts["false_positives"], int((results.labels == 0).sum())))
+        recall = _percent(proportion(counts["true_positives"], int(results.labels.sum())))
+        yield f"{name:40} {by:5} {score_text(threshold):>12}  {false_alarms:24}{recall}"
+
+
+def _percent(value: dict) -> str:
+    low, high = value["interval_95"]
+    return f"{value['value']:6.1%} ({low:.1%} to {high:.1%})"
 
 
 def leave_one_out(model: Model, fraction: float) -> NormalVotes:
-    """What models of all training images but one say about that one, trained as the model was.
+    """Score each training image with a model of the others, trained with the same settings.
 
     Args:
         model: of N >= 2 images.
-        fraction: part of the patches that vote.
+        fraction: share of the patches that vote.
     """
     images, record, votes = model.training_images, model.record, []
     for n in range(len(images)):
@@ -166,10 +144,10 @@ def leave_one_out(model: Model, fraction: float) -> NormalVotes:
 
 
 def read_results(folder: Path, working_size: tuple[int, int]) -> Results:
-    """Read a results folder of main_eval.py; maps of another size than the model's are left alone.
+    """Read a results folder of main_eval.py; maps of a size other than the model's are ignored.
 
     Raises:
-        UserError: no results there, no labels, or another aggregate than "mean".
+        UserError: no results, no labels, or an aggregate other than "mean".
     """
     try:
         scoring = json.loads((folder / METRICS_FILE).read_text(encoding="utf-8"))["scoring"]
@@ -189,7 +167,7 @@ def read_results(folder: Path, working_size: tuple[int, int]) -> Results:
 
 
 def _peaks(files: Sequence[Path], working_size: tuple[int, int]) -> np.ndarray | None:
-    """Maxima of maps, `(N,)` in [0, 1]; None if one is missing or of another size."""
+    """The maxima of maps, `(N,)` in [0, 1]; None if a map is missing or of another size."""
     peaks = []
     for file in files:
         if not file.exists():
@@ -201,36 +179,15 @@ def _peaks(files: Sequence[Path], working_size: tuple[int, int]) -> np.ndarray |
     return np.array(peaks)
 
 
-def _percent(value: dict) -> str:
-    low, high = value["interval_95"]
-    return f"{value['value']:6.1%} ({low:.1%} to {high:.1%})"
-
-
-def _print_rows(rows: Iterator[Row], write: Callable[[str], None]) -> None:
-    write(f"{'threshold made of':40} {'by':5} {'threshold':>12}  {'false alarms':24}{'recall'}")
-    for row in rows:
-        limit, rates = score_text(row.threshold), f"{_percent(row.false_positive_rate):24}{_percent(row.recall)}"
-        write(f"{row.name:40} {row.by:5} {limit:>12}  {rates}")
-
-
-def _command(argv: Sequence[str] | None) -> None:
-    options, runtime = parse_for_model("python -m hta.studies.thresholds", __doc__, StudyOptions, argv)
-    for name in ("input_name", "results"):
-        if not getattr(options, name):
-            raise UserError(f"--{name} is missing; see --help")
-    model = load(options.input_name, options.models_dir, runtime)
+def run(options: ThresholdOptions, model: Model) -> Iterator[str]:
+    """Report for every candidate how its thresholds would have decided."""
     if options.leave_one_out and model.record.num_images < 2:
         raise UserError("--leave_one_out: the model has one training image only; it needs two or more")
     results = read_results(Path(options.results), model.pyramid.plan.working_size)
     normal, anomalous = int((results.labels == 0).sum()), int(results.labels.sum())
-    print(f"{normal} normal and {anomalous} anomalous images, target {options.target_fpr:.0%}")
-    _print_rows(study(model, results, options), print)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the study and return its exit status."""
-    return run_command(_command, argv, "nothing was written")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    yield f"{normal} normal and {anomalous} anomalous images, target {options.target_fpr:.0%}"
+    yield f"{'threshold made of':40} {'by':5} {'threshold':>12}  {'false alarms':24}{'recall'}"
+    for name, images in candidates(model, options.num_views, options.seed):
+        yield from _lines(name, _votes(model.scorer, images, results.fraction), results, options.target_fpr)
+    if options.leave_one_out:
+        yield from _lines("leave one out", leave_one_out(model, results.fraction), results, options.target_fpr)

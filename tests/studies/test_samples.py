@@ -1,13 +1,13 @@
-"""The figures of a model's own images."""
+"""The study of a model's own images."""
 
 import pytest
 import torch
 
-import hta
-from hta.studies.samples import measure, radial_power, spectrum_ratios
+from hta.studies.__main__ import main
+from hta.studies.samples import radial_power, spectrum_ratios
 
 
-def test_power_of_a_wave_lies_in_its_ring():
+def test_power_of_a_wave_is_in_its_ring():
     wave = torch.cos(2 * torch.pi * 3 * torch.arange(16) / 16).expand(1, 1, 16, 16)
     power = radial_power(wave)
     assert int(power.argmax()) == 2  # rings count from 1
@@ -24,10 +24,15 @@ def test_ratios_by_hand():
     assert logarithmic == pytest.approx(4, rel=1e-3)
 
 
-def test_a_model_is_measured():
-    image = torch.rand(32, 32, 3, generator=torch.Generator().manual_seed(0)).numpy()
-    model = hta.train([image], hta.default_config(niter=3, max_size=32, threads=1))
-    found = measure(model, 4, seed=0)
-    assert found.pairwise_rmse > 0
-    assert found.spectrum_ratio > 0
-    assert found == measure(model, 4, seed=0)
+def test_a_model_is_measured(wall_model, capsys):
+    argv = ["samples", "--input_name", str(wall_model.folder.path), "--num_samples", "4", "--threads", "1"]
+    printed = []
+    for seed in ("0", "0", "1"):
+        assert main([*argv, "--seed", seed]) == 0
+        printed.append(capsys.readouterr().out.splitlines())
+    assert printed[0] == printed[1] != printed[2]
+    assert [line.split(":")[0] for line in printed[0]] == [
+        "reconstruction", "samples from the coarsest scale on", "samples from the finest scale on", "power spectrum",
+    ]  # fmt: skip
+    rmse = (wall_model.pyramid.reconstruct() - wall_model.training_images).square().mean().sqrt().item()
+    assert f"RMSE {rmse:.3f} at the finest scale" in printed[0][0]
