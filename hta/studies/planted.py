@@ -72,7 +72,7 @@ def peak_hits(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], reach: fl
 def measure(model: Model, count: int, seed: int) -> tuple[int, float]:
     """Plant `count` defects and look for them at the model's working size; returns as `peak_hits`."""
     images, masks = zip(*plant(count, seed), strict=True)
-    maps = [votes.anomaly_map for votes in model.stream(images, ScoringConfig())]
+    maps = [votes.anomaly_map for votes in model.stream(images, ScoringConfig()) if votes.anomaly_map is not None]
     return peak_hits(maps, [_shrink(mask, model.pyramid.plan.working_size) for mask in masks], REACH_PX)
 
 
