@@ -8,6 +8,7 @@ from the training images, which the model keeps. Statistics of another model are
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -27,7 +28,6 @@ NUM_VIEWS = 200
 VIEWS_SEED = 0
 _BATCH = 16
 _PRECISIONS = ("float32", "bfloat16")
-_REMEDY = "remove the file, it is made again from the model"
 
 
 @dataclass(frozen=True)
@@ -52,78 +52,6 @@ class Calibration(NormalVotes):
     def fits(self, fraction: float, rule: ViewRule, precision: str) -> bool:
         """Whether these are the statistics for a fraction of the patches, a rule for views and a precision."""
         return (self.fraction, self.rule, self.precision) == (fraction, rule, precision)
-
-    def to_json(self, model: str) -> str:
-        """The content of calibration.json.
-
-        Args:
-            model: fingerprint of the model.
-        """
-        data = {
-            "format_version": FORMAT_VERSION,
-            "model": model,
-            "fraction": self.fraction,
-            "strength": self.rule.strength,
-            "mirrored": self.rule.mirrored,
-            "precision": self.precision,
-            "seed": self.seed,
-            "shares": self.shares.tolist(),
-            "peaks": self.peaks.tolist(),
-        }
-        return json.dumps(data) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, source: str, model: str, num_scales: int) -> "Calibration":
-        """Read `to_json`'s form.
-
-        Args:
-            text: the JSON.
-            source: the file's name, for errors.
-            model: fingerprint of the model that it must belong to.
-            num_scales: S of the model.
-
-        Raises:
-            UserError: not JSON, another format version, of another model, or not such statistics.
-        """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{source}: not valid JSON ({error}); {_REMEDY}") from error
-        version = data.get("format_version") if isinstance(data, dict) else None
-        if version != FORMAT_VERSION:
-            raise UserError(f"{source}: calibration format {version}, this version reads {FORMAT_VERSION}; {_REMEDY}")
-        numbers = ("fraction", "strength", "seed", "shares", "peaks")
-        try:
-            require_keys(data, {"format_version", "model", "mirrored", "precision", *numbers}, source)
-        except UserError as error:
-            raise UserError(f"{error}; {_REMEDY}") from error
-        if data["model"] != model:
-            raise UserError(f"{source}: belongs to another model; {_REMEDY}")
-        try:
-            arrays = [np.asarray(data[name]) for name in numbers]
-        except ValueError as error:  # rows of several lengths
-            raise UserError(f"{source}: not the statistics of a model; {_REMEDY}") from error
-        known = isinstance(data["mirrored"], bool) and data["precision"] in _PRECISIONS
-        if not known or not _are_statistics(num_scales, *arrays):
-            raise UserError(f"{source}: not the statistics of a model of {num_scales} scales; {_REMEDY}")
-        fraction, strength, seed, shares, peaks = arrays
-        rule = ViewRule(float(strength), data["mirrored"])
-        shares, peaks = shares.astype(np.float64), peaks.astype(np.float64)
-        return cls(shares, peaks, float(fraction), rule, data["precision"], int(seed))
-
-
-def _are_statistics(
-    num_scales: int, fraction: np.ndarray, strength: np.ndarray, seed: np.ndarray, shares: np.ndarray, peaks: np.ndarray
-) -> bool:
-    """Whether these arrays, as read from a file, can be the fields of a `Calibration`."""
-    arrays = (fraction, strength, seed, shares, peaks)
-    if not all(array.dtype.kind in "if" and np.isfinite(array).all() for array in arrays):
-        return False
-    shapes = [array.shape for array in arrays]
-    if shapes != [(), (), (), (peaks.size, num_scales), (peaks.size,)] or peaks.size < 2 or seed.dtype.kind != "i":
-        return False
-    in_range = all(array.min() >= 0 and array.max() <= 1 for array in (fraction, shares, peaks))
-    return bool(in_range and fraction > 0 and strength >= 0)
 
 
 def calibrate(
@@ -157,24 +85,76 @@ def save_calibration(folder: RunFolder, calibration: Calibration) -> None:
     Raises:
         RunError: the file cannot be written.
     """
-    model = _fingerprint(folder, calibration.shares.shape[1])
-    write_atomically(folder.path / CALIBRATION_FILE, calibration.to_json(model).encode())
+    data = {
+        "format_version": FORMAT_VERSION,
+        "model": _fingerprint(folder, calibration.shares.shape[1]),
+        "fraction": calibration.fraction,
+        "strength": calibration.rule.strength,
+        "mirrored": calibration.rule.mirrored,
+        "precision": calibration.precision,
+        "seed": calibration.seed,
+        "shares": calibration.shares.tolist(),
+        "peaks": calibration.peaks.tolist(),
+    }
+    write_atomically(folder.path / CALIBRATION_FILE, (json.dumps(data) + "\n").encode())
 
 
 def kept_calibration(folder: RunFolder, num_scales: int) -> Calibration | None:
-    """The statistics that were kept beside a model; None if there are none.
+    """The statistics that were kept beside a model of `num_scales` scales; None if there are none.
 
     Raises:
-        UserError: the file is damaged or belongs to another model.
+        UserError: the file is damaged, of another format version, or belongs to another model.
     """
     path = folder.path / CALIBRATION_FILE
     if not path.exists():
         return None
     try:
-        text = path.read_text(encoding="utf-8")
+        return _parse(path, _fingerprint(folder, num_scales), num_scales)
+    except UserError as error:
+        raise UserError(f"{error}; remove the file, it is made again from the model") from error
+
+
+def _parse(path: Path, model: str, num_scales: int) -> Calibration:
+    """Read the statistics of the model with the fingerprint `model`, or raise a UserError."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
-    return Calibration.from_json(text, str(path), _fingerprint(folder, num_scales), num_scales)
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    version = data.get("format_version") if isinstance(data, dict) else None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{path}: calibration format {version}, this version reads {FORMAT_VERSION}")
+    numbers = ("fraction", "strength", "seed", "shares", "peaks")
+    require_keys(data, {"format_version", "model", "mirrored", "precision", *numbers}, str(path))
+    if data["model"] != model:
+        raise UserError(f"{path}: belongs to another model")
+    try:
+        arrays = [np.asarray(data[name]) for name in numbers]
+        valid = isinstance(data["mirrored"], bool) and data["precision"] in _PRECISIONS
+        valid = valid and _are_statistics(num_scales, *arrays)
+    except ValueError:  # rows of several lengths
+        valid = False
+    if not valid:
+        raise UserError(f"{path}: not the statistics of a model of {num_scales} scales")
+    fraction, strength, seed, shares, peaks = arrays
+    rule = ViewRule(float(strength), data["mirrored"])
+    shares, peaks = shares.astype(np.float64), peaks.astype(np.float64)
+    return Calibration(shares, peaks, float(fraction), rule, data["precision"], int(seed))
+
+
+def _are_statistics(
+    num_scales: int, fraction: np.ndarray, strength: np.ndarray, seed: np.ndarray, shares: np.ndarray, peaks: np.ndarray
+) -> bool:
+    """Whether these arrays, as read from a file, can be the fields of a `Calibration`."""
+    arrays = (fraction, strength, seed, shares, peaks)
+    if not all(array.dtype.kind in "if" and np.isfinite(array).all() for array in arrays):
+        return False
+    shapes = [array.shape for array in arrays]
+    if shapes != [(), (), (), (peaks.size, num_scales), (peaks.size,)] or peaks.size < 2 or seed.dtype.kind != "i":
+        return False
+    in_range = all(array.min() >= 0 and array.max() <= 1 for array in (fraction, shares, peaks))
+    return bool(in_range and fraction > 0 and strength >= 0)
 
 
 def _fingerprint(folder: RunFolder, num_scales: int) -> str:

@@ -15,9 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from hta.errors import UserError
 from hta.evaluation.scores import score_text
 
-_BOOTSTRAP_CELLS = 2**20  # resampled values held at once, about 8 MB per array
-
 Metric = dict[str, Any]
+
+RESAMPLES = 1000
+_LEVEL = 0.95
+_BOOTSTRAP_CELLS = 2**20  # resampled values held at once, about 8 MB per array
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -31,49 +33,101 @@ def image_auroc(labels: ArrayLike, scores: ArrayLike) -> Metric:
         scores: `(N,)`, finite, higher = more anomalous.
 
     Returns:
-        A value in [0, 1], higher = better; undefined unless both classes are there.
+        A value in [0, 1], higher = better; undefined unless both classes are present.
 
     Raises:
-        UserError: labels are not 0 or 1, lengths differ, or a score is not finite. This holds for all image metrics.
+        UserError: labels are not 0 or 1, lengths differ, or a score is not finite.
     """
-    return _image_auroc(*_checked(labels, scores))
+    from sklearn.metrics import roc_auc_score
+
+    labels, scores = _checked(labels, scores)
+    reason = _missing_class(labels)
+    return undefined(reason) if reason else {"value": float(roc_auc_score(labels, scores))}
 
 
-def average_precision(labels: ArrayLike, scores: ArrayLike) -> Metric:
-    """Average precision (step-wise area under precision over recall), anomalous as the positive class.
+def bootstrap_auroc(labels: ArrayLike, scores: ArrayLike, rng: np.random.Generator) -> dict[str, Any]:
+    """Bootstrap 95 % interval of image AUROC: percentiles over resamples drawn within each class (stratified).
+
+    It reflects the choice of test images, not of the training image. Fully separated classes give [1, 1], however few
+    the images are.
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
         scores: `(N,)`, higher = more anomalous.
+        rng: source of the draws; the result does not depend on the order of the images.
 
     Returns:
-        A value in [0, 1], higher = better; undefined unless both classes are there.
+        `low` and `high` of the interval, None with a `reason` unless both classes are present; `level` and `method`.
+        Time O(`RESAMPLES` * N), memory bounded.
+
+    Raises:
+        UserError: as `image_auroc`.
+    """
+    labels, scores = _checked(labels, scores)
+    described = {"level": _LEVEL, "method": f"stratified percentile bootstrap, {RESAMPLES} resamples"}
+    reason = _missing_class(labels)
+    if reason:
+        return {"low": None, "high": None, **described, "reason": reason}
+    _, normal, anomalous = _counts_by_score(labels, scores)
+    rows = max(1, _BOOTSTRAP_CELLS // labels.size)
+    areas = []
+    for start in range(0, RESAMPLES, rows):
+        chunk = min(rows, RESAMPLES - start)
+        areas.append(_rank_auroc(_resampled(normal, chunk, rng), _resampled(anomalous, chunk, rng)))
+    low, high = np.quantile(np.concatenate(areas), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return {"low": float(low), "high": float(high), **described}
+
+
+def auroc_with_interval(labels: ArrayLike, scores: ArrayLike, seed: int = 0) -> Metric:
+    """`image_auroc` with the interval of `bootstrap_auroc` as `interval_95`; `seed` is that of the bootstrap."""
+    return image_auroc(labels, scores) | {"interval_95": bootstrap_auroc(labels, scores, np.random.default_rng(seed))}
+
+
+def summarize_image_metrics(
+    labels: ArrayLike, scores: ArrayLike, kinds: Sequence[str] | None = None, seed: int = 0
+) -> dict[str, Any]:
+    """All image metrics; undefined unless both classes are present.
+
+    Args:
+        labels: `(N,)`, 0 = normal, 1 = anomalous.
+        scores: `(N,)`, higher = more anomalous.
+        kinds: `(N,)` names of the kinds of defect, ignored for normal images; without them `auroc_by_kind` is left out.
+        seed: of the bootstrap.
+
+    Returns:
+        `images` (counts), `image_auroc` (with `interval_95`), `average_precision` (step-wise area under precision over
+        recall, anomalous positive), `f1_max` (largest F1 over all thresholds with its `threshold`, the highest of
+        equally good ones, and `confusion`; chosen on the same images, so optimistic), `auroc_by_kind` (image AUROC of
+        each kind against all normal images, sorted by name).
+
+    Raises:
+        UserError: as `image_auroc`, or another number of kinds than of images.
     """
     from sklearn.metrics import average_precision_score
 
     labels, scores = _checked(labels, scores)
-    reason = _one_class(labels)
-    return undefined(reason) if reason else {"value": float(average_precision_score(labels, scores))}
+    anomalous, reason = int(labels.sum()), _missing_class(labels)
+    summary = {
+        "images": {"normal": labels.size - anomalous, "anomalous": anomalous},
+        "image_auroc": auroc_with_interval(labels, scores, seed),
+        "average_precision": undefined(reason) if reason else {"value": float(average_precision_score(labels, scores))},
+        "f1_max": undefined(reason) if reason else _f1_max(labels, scores),
+    }
+    if kinds is None:
+        return summary
+    if len(kinds) != labels.size:
+        raise UserError(f"kinds: {len(kinds)} names for {labels.size} images; give one for each image")
+    names = np.array([str(kind) for kind in kinds], dtype=object)
+    chosen = {kind: ~labels | (names == kind) for kind in sorted(set(names[labels]))}
+    return summary | {"auroc_by_kind": {kind: image_auroc(labels[of], scores[of]) for kind, of in chosen.items()}}
 
 
-def f1_max(labels: ArrayLike, scores: ArrayLike) -> Metric:
-    """Largest F1 over all thresholds, with the threshold; it is chosen on the same images, so it is optimistic.
-
-    Args:
-        labels: `(N,)`, 0 = normal, 1 = anomalous.
-        scores: `(N,)`, higher = more anomalous.
-
-    Returns:
-        A value in (0, 1], higher = better, and its threshold, one of the scores (the highest of equally good ones);
-        undefined unless both classes are there.
-    """
-    labels, scores = _checked(labels, scores)
-    reason = _one_class(labels)
-    if reason:
-        return undefined(reason)
+def _f1_max(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> Metric:
     values, normal, anomalous = _counts_by_score(labels, scores)
     best, index = best_f1(normal, anomalous)
-    return {"value": best, "threshold": float(values[index])}
+    counts = confusion(labels, scores >= values[index])
+    counts["true_negatives"] = counts.pop("true_negatives")  # last, as in the metrics.json of earlier versions
+    return {"value": best, "threshold": float(values[index]), "confusion": counts}
 
 
 def confusion(labels: NDArray, rejected: NDArray[np.bool_]) -> dict[str, int]:
@@ -81,8 +135,8 @@ def confusion(labels: NDArray, rejected: NDArray[np.bool_]) -> dict[str, int]:
 
     Args:
         labels: `(N,)`, 0 = normal, 1 = anomalous.
-        rejected: `(N,)`, True = judged anomalous, such as `scores > threshold` (decisions of the product) or
-            `scores >= threshold` (the thresholds of `f1_max`).
+        rejected: `(N,)`, True = judged anomalous: `scores > threshold` for the product's decisions, `scores >=
+            threshold` for the threshold of the largest F1.
     """
     anomalous = labels.astype(bool)
     return {
@@ -93,111 +147,7 @@ def confusion(labels: NDArray, rejected: NDArray[np.bool_]) -> dict[str, int]:
     }
 
 
-def auroc_by_kind(labels: ArrayLike, scores: ArrayLike, kinds: Sequence[str]) -> dict[str, Metric]:
-    """Image AUROC of each kind of defect against all normal images.
-
-    Args:
-        labels: `(N,)`, 0 = normal, 1 = anomalous.
-        scores: `(N,)`, higher = more anomalous.
-        kinds: `(N,)` names of kinds; those of normal images are ignored.
-
-    Returns:
-        One metric per kind that has anomalous images, sorted by name.
-    """
-    labels, scores = _checked(labels, scores)
-    if len(kinds) != labels.size:
-        raise UserError(f"kinds: {len(kinds)} names for {labels.size} images; give one for each image")
-    names = np.array([str(kind) for kind in kinds], dtype=object)
-    chosen = {kind: ~labels | (names == kind) for kind in sorted(set(names[labels]))}
-    return {kind: _image_auroc(labels[images], scores[images]) for kind, images in chosen.items()}
-
-
-def bootstrap_auroc(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    rng: np.random.Generator,
-    resamples: int = 1000,
-    level: float = 0.95,
-) -> dict[str, Any]:
-    """Bootstrap interval of image AUROC: percentiles over resamples drawn within each class (stratified).
-
-    It reflects the choice of test images, not of the training image. Fully separated classes give [1, 1], however few
-    the images are.
-
-    Args:
-        labels: `(N,)`, 0 = normal, 1 = anomalous.
-        scores: `(N,)`, higher = more anomalous.
-        rng: source of the draws; the result does not depend on the order of the images.
-        resamples: number of resamples, >= 1.
-        level: coverage, between 0 and 1.
-
-    Returns:
-        `low` and `high` of the interval, None with a `reason` unless both classes are there; `level` and `method`. Time
-        O(resamples * N), memory bounded.
-
-    Raises:
-        UserError: also if `resamples` or `level` is out of range.
-    """
-    labels, scores = _checked(labels, scores)
-    if not 0 < level < 1:
-        raise UserError(f"level: {level} is out of range; give a coverage between 0 and 1")
-    if resamples < 1:
-        raise UserError(f"resamples: {resamples} is too few; give at least 1")
-    described = {"level": level, "method": f"stratified percentile bootstrap, {resamples} resamples"}
-    reason = _one_class(labels)
-    if reason:
-        return {"low": None, "high": None, **described, "reason": reason}
-    _, normal, anomalous = _counts_by_score(labels, scores)
-    rows = max(1, _BOOTSTRAP_CELLS // labels.size)
-    areas = []
-    for start in range(0, resamples, rows):
-        chunk = min(rows, resamples - start)
-        areas.append(_rank_auroc(_resampled(normal, chunk, rng), _resampled(anomalous, chunk, rng)))
-    low, high = np.quantile(np.concatenate(areas), [(1 - level) / 2, (1 + level) / 2])
-    return {"low": float(low), "high": float(high), **described}
-
-
-def summarize_image_metrics(
-    labels: ArrayLike,
-    scores: ArrayLike,
-    kinds: Sequence[str] | None = None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """All image metrics as a dictionary that JSON can hold.
-
-    Args:
-        labels: `(N,)`, 0 = normal, 1 = anomalous.
-        scores: `(N,)`, higher = more anomalous.
-        kinds: `(N,)` names of the kinds of defect; without them `auroc_by_kind` is left out.
-        seed: of the bootstrap.
-
-    Returns:
-        `images` (counts), `image_auroc` (with `interval_95`), `average_precision`, `f1_max` (with `threshold` and
-        `confusion` where defined), `auroc_by_kind`.
-    """
-    labels, scores = _checked(labels, scores)
-    anomalous = int(labels.sum())
-    summary: dict[str, Any] = {
-        "images": {"normal": labels.size - anomalous, "anomalous": anomalous},
-        "image_auroc": auroc_with_interval(labels, scores, seed),
-        "average_precision": average_precision(labels, scores),
-        "f1_max": f1_max(labels, scores),
-    }
-    if "threshold" in summary["f1_max"]:
-        counts = confusion(labels, scores >= summary["f1_max"]["threshold"])
-        counts["true_negatives"] = counts.pop("true_negatives")  # last, as it always was in metrics.json
-        summary["f1_max"]["confusion"] = counts
-    if kinds is not None:
-        summary["auroc_by_kind"] = auroc_by_kind(labels, scores, kinds)
-    return summary
-
-
-def auroc_with_interval(labels: ArrayLike, scores: ArrayLike, seed: int = 0) -> Metric:
-    """Image AUROC with its bootstrap 95 % interval as `interval_95`; arguments as in `summarize_image_metrics`."""
-    return image_auroc(labels, scores) | {"interval_95": bootstrap_auroc(labels, scores, np.random.default_rng(seed))}
-
-
-def metric_text(metric: dict[str, Any]) -> str:
+def metric_text(metric: Metric) -> str:
     """One metric in words."""
     if metric["value"] is None:
         return f"not defined, {metric['reason']}"
@@ -208,12 +158,31 @@ def metric_text(metric: dict[str, Any]) -> str:
     return f"{metric['value']:.3f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
+# --- shared -----------------------------------------------------------------------------------------------------------
+
+
 def undefined(reason: str) -> Metric:
     """A metric that the data do not define."""
     return {"value": None, "reason": reason}
 
 
-# --- shared -----------------------------------------------------------------------------------------------------------
+def missing_class(normal: int, anomalous: int, unit: str) -> str | None:
+    """Why a metric that needs both classes is undefined, if it is."""
+    missing = [name for name, count in (("normal", normal), ("anomalous", anomalous)) if count == 0]
+    return f"no {' and no '.join(missing)} {unit}" if missing else None
+
+
+def at_or_above(counts: NDArray) -> NDArray:
+    """Sum of the counts from each score on upwards; scores ascend."""
+    return np.cumsum(counts[::-1])[::-1]
+
+
+def best_f1(normal: NDArray, anomalous: NDArray) -> tuple[float, int]:
+    """Largest F1 and the highest index of a score that gives it, from counts by ascending score."""
+    hits, alarms = at_or_above(anomalous), at_or_above(anomalous) + at_or_above(normal)
+    f1 = 2 * hits / (alarms + anomalous.sum())
+    index = f1.size - 1 - int(np.argmax(f1[::-1]))
+    return float(f1[index]), index
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
@@ -229,21 +198,8 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], N
     return labels.astype(bool), scores
 
 
-def one_class(normal: int, anomalous: int, unit: str) -> str | None:
-    """Why a metric that needs both classes is undefined, if it is."""
-    missing = [name for name, count in (("normal", normal), ("anomalous", anomalous)) if count == 0]
-    return f"no {' and no '.join(missing)} {unit}" if missing else None
-
-
-def _one_class(labels: NDArray[np.bool_]) -> str | None:
-    return one_class(int((~labels).sum()), int(labels.sum()), "images")
-
-
-def _image_auroc(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> Metric:
-    from sklearn.metrics import roc_auc_score
-
-    reason = _one_class(labels)
-    return undefined(reason) if reason else {"value": float(roc_auc_score(labels, scores))}
+def _missing_class(labels: NDArray[np.bool_]) -> str | None:
+    return missing_class(int((~labels).sum()), int(labels.sum()), "images")
 
 
 def _counts_by_score(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
@@ -251,19 +207,6 @@ def _counts_by_score(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> 
     values, index = np.unique(scores, return_inverse=True)
     normal = np.bincount(index[~labels], minlength=values.size)
     return values, normal, np.bincount(index[labels], minlength=values.size)
-
-
-def at_or_above(counts: NDArray) -> NDArray:
-    """Sum of the counts from each score on upwards; scores ascend."""
-    return np.cumsum(counts[::-1])[::-1]
-
-
-def best_f1(normal: NDArray, anomalous: NDArray) -> tuple[float, int]:
-    """Largest F1 and the highest index of a score that gives it, from counts by ascending score."""
-    hits, alarms = at_or_above(anomalous), at_or_above(anomalous) + at_or_above(normal)
-    f1 = 2 * hits / (alarms + anomalous.sum())
-    index = f1.size - 1 - int(np.argmax(f1[::-1]))
-    return float(f1[index]), index
 
 
 def _resampled(counts: NDArray, rows: int, rng: np.random.Generator) -> NDArray[np.int64]:

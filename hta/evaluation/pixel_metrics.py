@@ -11,27 +11,27 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hta.errors import UserError
-from hta.evaluation.metrics import Metric, at_or_above, best_f1, one_class, undefined
+from hta.evaluation.metrics import Metric, at_or_above, best_f1, missing_class, undefined
 
 LEVELS = 65536
 """Number of levels of a quantised map (16 bits)."""
 
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-_BOUNDS_TOLERANCE = 1e-5  # of the range: what float32 rounding may add, less than a level
+MAX_FPR = 0.3
+"""The false positive rate up to which AUPRO integrates."""
+
+_BOUNDS_TOLERANCE = 1e-5  # float32 rounding may exceed [0, 1] by this much, less than a level
 
 
-def quantize(values: ArrayLike, bounds: tuple[float, float] = (0.0, 1.0)) -> NDArray[np.uint16]:
-    """Round values within the bounds to the nearest of 65,536 even levels, as a 16-bit image stores them.
+def quantize(values: ArrayLike) -> NDArray[np.uint16]:
+    """Round values to the nearest of 65,536 even levels, as a 16-bit image stores them.
 
     Args:
-        values: Any shape, within the bounds (values beyond are clamped), finite.
-        bounds: What level 0 and level 65,535 stand for.
+        values: any shape, in [0, 1] (values beyond are clamped), finite.
 
     Returns:
         Levels, uint16, the shape of `values`.
     """
-    low, high = bounds
-    scaled = (np.asarray(values, dtype=np.float64) - low) * ((LEVELS - 1) / (high - low))
+    scaled = np.asarray(values, dtype=np.float64) * (LEVELS - 1)
     return np.rint(np.clip(scaled, 0, LEVELS - 1)).astype(np.uint16)
 
 
@@ -43,32 +43,21 @@ class PixelMetrics:
     third, so no region has to be kept. `update` takes O(pixels), a metric O(levels).
     """
 
-    def __init__(self, bounds: tuple[float, float] = (0.0, 1.0)):
-        """Start without images.
-
-        Args:
-            bounds: Smallest and largest value that a map may hold.
-        """
-        low, high = bounds
-        if not (np.isfinite(low) and np.isfinite(high) and low < high):
-            raise UserError(f"bounds: ({low}, {high}) is no range; give two finite numbers, the smaller first")
-        self.bounds = (float(low), float(high))
-        self.images = 0
-        self.regions = 0
-        self._normal = np.zeros(LEVELS, dtype=np.int64)
-        self._anomalous = np.zeros(LEVELS, dtype=np.int64)
+    def __init__(self):
+        self.images = self.regions = 0
+        self._normal, self._anomalous = np.zeros((2, LEVELS), dtype=np.int64)
         self._overlap = np.zeros(LEVELS, dtype=np.float64)
 
     def update(self, anomaly_map: ArrayLike, mask: ArrayLike | None) -> None:
         """Add one image.
 
         Args:
-            anomaly_map: `(H, W)`, within the bounds, higher = more anomalous. Sizes may differ between images.
+            anomaly_map: `(H, W)`, in [0, 1], higher = more anomalous. Sizes may differ between images.
             mask: `(H, W)`, non-zero = anomalous, or None for a normal image. Each 8-connected component is a region.
 
         Raises:
-            UserError: the map is not two-dimensional, not finite or exceeds the bounds, or the mask has another shape.
-                The image is then not added.
+            UserError: the map is not two-dimensional, not finite or exceeds [0, 1], or the mask has another shape. The
+                image is then not added.
         """
         levels = self._levels(np.asarray(anomaly_map))
         anomalous = np.zeros(levels.shape, dtype=bool) if mask is None else np.asarray(mask) != 0
@@ -83,15 +72,8 @@ class PixelMetrics:
         """Area under the ROC curve over all pixels of all images, in [0, 1], higher = better."""
         from sklearn.metrics import roc_auc_score
 
-        reason = self._undefined()
-        if reason:
-            return undefined(reason)
-        levels = np.arange(LEVELS)
-        area = roc_auc_score(
-            np.repeat([0, 1], LEVELS),
-            np.concatenate([levels, levels]),
-            sample_weight=np.concatenate([self._normal, self._anomalous]),
-        )
+        levels, weights = np.arange(LEVELS), np.concatenate([self._normal, self._anomalous])
+        area = roc_auc_score(np.repeat([0, 1], LEVELS), np.tile(levels, 2), sample_weight=weights)
         return {"value": float(area)}
 
     def f1_max(self) -> Metric:
@@ -99,14 +81,10 @@ class PixelMetrics:
 
         The threshold is a level's value: it applies to the quantised map (`quantize`, or the stored 16-bit image).
         """
-        reason = self._undefined()
-        if reason:
-            return undefined(reason)
         best, index = best_f1(self._normal, self._anomalous)
-        low, high = self.bounds
-        return {"value": best, "threshold": low + (high - low) * index / (LEVELS - 1)}
+        return {"value": best, "threshold": index / (LEVELS - 1)}
 
-    def aupro(self, max_fpr: float = 0.3) -> Metric:
+    def aupro(self, max_fpr: float = MAX_FPR) -> Metric:
         """Area under the per-region overlap curve up to a false positive rate, divided by that rate.
 
         At a threshold, the overlap is the share of a region's pixels that reach it, averaged over the regions of all
@@ -114,38 +92,30 @@ class PixelMetrics:
         (0, 0) and is linear between thresholds, at the limit too.
 
         Args:
-            max_fpr: The limit, above 0 and at most 1.
+            max_fpr: the limit, above 0 and at most 1.
 
         Returns:
             A value in [0, 1], higher = better. A random map gives about max_fpr / 2.
         """
-        if not 0 < max_fpr <= 1:
-            raise UserError(f"max_fpr: {max_fpr} is out of range; give a rate above 0 and at most 1")
-        reason = self._undefined()
-        if reason:
-            return undefined(reason)
         rates = np.concatenate([[0.0], at_or_above(self._normal)[::-1] / self._normal.sum()])
         overlaps = np.concatenate([[0.0], at_or_above(self._overlap)[::-1]])
         overlaps /= overlaps[-1]  # the number of regions; written this way, the curve ends at exactly 1
         return {"value": min(1.0, _area_up_to(rates, overlaps, max_fpr) / max_fpr)}
 
-    def compute(self, max_fpr: float = 0.3) -> dict[str, Any]:
-        """All pixel metrics as a dictionary that JSON can hold.
+    def compute(self) -> dict[str, Any]:
+        """All pixel metrics; undefined unless there are normal and anomalous pixels.
 
         Returns:
             `pixels` (images, regions, counts), `pixel_auroc`, `pixel_f1_max` (with `threshold`), `aupro` (with
-            `max_fpr`). Each metric has `value`, null with a `reason` where undefined.
+            `max_fpr`).
         """
+        normal, anomalous = int(self._normal.sum()), int(self._anomalous.sum())
+        reason = missing_class(normal, anomalous, "pixels")
         return {
-            "pixels": {
-                "images": self.images,
-                "regions": self.regions,
-                "normal": int(self._normal.sum()),
-                "anomalous": int(self._anomalous.sum()),
-            },
-            "pixel_auroc": self.auroc(),
-            "pixel_f1_max": self.f1_max(),
-            "aupro": self.aupro(max_fpr) | {"max_fpr": max_fpr},
+            "pixels": {"images": self.images, "regions": self.regions, "normal": normal, "anomalous": anomalous},
+            "pixel_auroc": undefined(reason) if reason else self.auroc(),
+            "pixel_f1_max": undefined(reason) if reason else self.f1_max(),
+            "aupro": (undefined(reason) if reason else self.aupro()) | {"max_fpr": MAX_FPR},
         }
 
     def _levels(self, anomaly_map: NDArray) -> NDArray[np.uint16]:
@@ -156,26 +126,20 @@ class PixelMetrics:
         smallest, largest = float(anomaly_map.min()), float(anomaly_map.max())
         if not (np.isfinite(smallest) and np.isfinite(largest)):
             raise UserError(f"{name}: holds NaN or infinite values; give finite ones")
-        low, high = self.bounds
-        slack = _BOUNDS_TOLERANCE * (high - low)
-        if smallest < low - slack or largest > high + slack:
-            raise UserError(f"{name}: values from {smallest:g} to {largest:g} leave [{low:g}, {high:g}]; widen bounds")
-        return quantize(anomaly_map, self.bounds)
+        if smallest < -_BOUNDS_TOLERANCE or largest > 1 + _BOUNDS_TOLERANCE:
+            raise UserError(f"{name}: values from {smallest:g} to {largest:g} leave [0, 1]; rescale it")
+        return quantize(anomaly_map)
 
     def _add_regions(self, levels: NDArray[np.uint16], anomalous: NDArray[np.bool_]) -> None:
         """Add the anomalous pixels of one image, plain and weighted by region."""
         from scipy import ndimage
 
-        labels, count = ndimage.label(anomalous, structure=_EIGHT_NEIGHBOURS)
+        labels, count = ndimage.label(anomalous, structure=np.ones((3, 3)))
         inside, region = levels[anomalous], labels[anomalous] - 1
         weights = 1.0 / np.bincount(region, minlength=count)
         self._anomalous += np.bincount(inside, minlength=LEVELS)
         self._overlap += np.bincount(inside, weights=weights[region], minlength=LEVELS)
         self.regions += count
-
-    def _undefined(self) -> str | None:
-        """Why no pixel metric is defined, if none is."""
-        return one_class(int(self._normal.sum()), int(self._anomalous.sum()), "pixels")
 
 
 def _area_up_to(x: NDArray, y: NDArray, limit: float) -> float:

@@ -1,16 +1,17 @@
-"""Views of the training images: other images that should pass for normal, made from nothing but them.
+"""Views of the training images: derived images that should pass for normal.
 
-One image does not say how much normal images differ. Views of it, shifted, enlarged, turned, bent, brighter or darker,
-with more or less contrast and with noise, stand in for them.
+One image does not show how much normal images differ. Views of it stand in for them: shifted, enlarged, rotated, bent,
+brighter or darker, with more or less contrast, and with noise.
 
-A model knows its training images by heart, and views of them are too well known to it unless they are changed beyond
-recognition. Their mirror images it does not know: where the transformations that it was trained on hold no flip, a
-mirrored surface is a new piece of the same surface, as good as another photograph, and mild changes do. Not every
-mirror image is: the joints of a wall that is lit from the left are lit from the right in one, as in the wall turned by
-180 degrees, and the model takes it for that. Such mirror images, in which the model finds the right transformation far
-more seldom than by chance, are left out. And the camera that inspects a surface is mounted: it shifts, comes closer and
-sees other light, but does not turn. Changes and strengths were chosen on other images than those whose false alarms are
-reported; of FashionMNIST on its classes trouser and dress, whose AUROC is reported, which views do not move.
+A model knows its training images by heart, and views of them look too familiar unless they are changed beyond
+recognition. It does not know their mirror images: where the transformations that it was trained on include no flip, a
+mirrored surface is a new piece of the same surface, as good as another photograph, and mild changes suffice. There are
+exceptions: the joints of a wall lit from the left are lit from the right in its mirror image, just as in the wall
+rotated by 180 degrees, and the model mistakes one for the other. Such mirror images, in which the model finds the right
+transformation far less often than by chance, are left out. Finally, a camera that inspects a surface is mounted: it
+shifts, comes closer and sees other light, but it does not turn. Changes and strengths were chosen on other images than
+those whose false alarms are reported; for FashionMNIST on its classes trouser and dress, of which only the AUROC is
+reported, and that does not depend on views.
 """
 
 import math
@@ -26,7 +27,7 @@ from hta.runtime import seeded_generator
 
 _KNOTS = 4  # of a bend, per side; between them the displacement is smooth
 _MOST_ZOOM = 0.5
-# A mirror image with fewer right votes than this part of chance is mistaken for a turned one.
+# A mirror image with fewer right votes than this part of chance is mistaken for a rotated one.
 _LEAST_RECOGNITION = 0.5
 
 Recognition = Callable[[Tensor], Tensor]
@@ -35,11 +36,11 @@ Recognition = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Changes:
-    """How strongly views are changed; each change is drawn uniformly between minus and plus its value, unless said.
+    """How strongly views are changed; each change is drawn uniformly between plus and minus its value, unless noted.
 
     Attributes:
         shift: part of the side.
-        zoom: part of the side that is cut off at most, 1/2 at the utmost; the rest is enlarged.
+        zoom: largest part of the side that is cut off, at most 1/2; the rest is enlarged.
         turn: degrees.
         bend: part of the side; standard deviation of the displacement at a few knots, smooth in between.
         brightness: of values in [-1, 1].
@@ -64,7 +65,7 @@ ALL_CHANGES = Changes(shift=0.05, zoom=0.1, turn=5.0, bend=0.01, brightness=0.1,
 """Together, at strength 1."""
 
 MOUNTED_CHANGES = replace(ALL_CHANGES, turn=0.0, bend=0.0)
-"""Those that are left where the camera is mounted and the surface is stiff."""
+"""Those that remain if the camera is mounted and the surface is rigid."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ class ViewRule:
     """How views stand in for normal images.
 
     Attributes:
-        strength: how strongly they are changed: the changes times this.
-        mirrored: whether they are views of the mirror images, left to right and top to bottom by turns, those that the
-            model does not mistake; where it mistakes them all, of the images as they are. They are changed by
-            `MOUNTED_CHANGES`, others by `ALL_CHANGES`.
+        strength: factor of all changes.
+        mirrored: whether they are views of the mirror images, left to right and top to bottom, except those that the
+            model mistakes for rotated ones; if it mistakes them all, of the images as they are. `MOUNTED_CHANGES` apply
+            to them, `ALL_CHANGES` to others.
     """
 
     strength: float
@@ -98,7 +99,7 @@ def view_rule(task: str, num_transforms: int) -> ViewRule:
     """The rule for a model.
 
     Args:
-        task: "defect" or "class". An object of a class may not be mirrored: it would be another object.
+        task: "defect" or "class". Objects of a class are not mirrored: that could make another object.
         num_transforms: M of the model, a key of `TRANSFORMATION_SETS`.
     """
     knows_flips = any(transformation.flip for transformation in TRANSFORMATION_SETS[num_transforms])
@@ -108,14 +109,14 @@ def view_rule(task: str, num_transforms: int) -> ViewRule:
 
 
 def draw_views(images: Tensor, count: int, strength: float, seed: int, changes: Changes = ALL_CHANGES) -> Tensor:
-    """Draw views of the training images, each in turn.
+    """Draw views of the training images, of one image after the other, in turn.
 
     Args:
         images: `(N, 3, h, w)` in [-1, 1].
         count: how many views.
-        strength: 0 leaves the images as they are; all ranges grow with it.
+        strength: factor of all changes; 0 leaves the images as they are.
         seed: the same seed draws the same views.
-        changes: what is changed.
+        changes: what is changed, at strength 1.
 
     Returns:
         `(count, 3, h, w)` in [-1, 1], on the CPU.
@@ -128,13 +129,13 @@ def draw_views(images: Tensor, count: int, strength: float, seed: int, changes: 
 
 
 def _sampling_grid(shape: torch.Size, changes: Changes, generator: torch.Generator) -> Tensor:
-    """Where each pixel of a view comes from: `(B, h, w, 2)` in [-1, 1], so a side is 2 long."""
+    """Where each pixel of a view comes from: `(B, h, w, 2)` in [-1, 1], so that each side has length 2."""
     count, _, height, width = shape
     turn = math.radians(changes.turn) * _uniform(count, generator)
     size = 1 - min(changes.zoom, _MOST_ZOOM) * torch.rand(count, generator=generator)
     cos, sin = size * turn.cos(), size * turn.sin()
     shift = 2 * changes.shift * _uniform(2 * count, generator).view(2, -1)
-    # Both sides are 2 long here: what is to be a turn of a rectangle's pixels must not be one of the square.
+    # Both sides have length 2 here, so rotating a rectangle's pixels is not a rotation of this square.
     row_x, row_y = [cos, -sin * height / width, shift[0]], [sin * width / height, cos, shift[1]]
     affine = torch.stack(row_x + row_y, dim=1).view(-1, 2, 3)
     knots = 2 * changes.bend * torch.randn(count, 2, _KNOTS, _KNOTS, generator=generator)
@@ -143,7 +144,7 @@ def _sampling_grid(shape: torch.Size, changes: Changes, generator: torch.Generat
 
 
 def _relit(images: Tensor, changes: Changes, generator: torch.Generator) -> Tensor:
-    """Change brightness and contrast, and add noise, alike on the three channels: gray stays gray."""
+    """Change brightness and contrast, and add noise, equally on the three channels: gray stays gray."""
     count, _, height, width = images.shape
     brightness, contrast = _uniform(2 * count, generator).view(2, -1, 1, 1, 1)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)

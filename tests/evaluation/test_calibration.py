@@ -11,8 +11,16 @@ from PIL import Image
 import hta
 from hta.config import RuntimeConfig, ScoringConfig, default_config
 from hta.errors import UserError
-from hta.evaluation.calibration import CALIBRATION_FILE, NUM_VIEWS, Calibration, calibrate
+from hta.evaluation.calibration import (
+    CALIBRATION_FILE,
+    NUM_VIEWS,
+    Calibration,
+    calibrate,
+    kept_calibration,
+    save_calibration,
+)
 from hta.evaluation.views import ViewRule, view_rule
+from hta.models.storage import RunFolder
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
 CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 4, **RUNTIME}
@@ -95,11 +103,12 @@ def test_statistics_in_memory_are_those_of_the_model_saved_and_loaded(kept):
 # --- kept beside the model --------------------------------------------------------------------------------------------
 
 
-def test_json_and_back_to_the_bit():
-    draw = np.random.default_rng(1)
-    rule, shares, peaks = ViewRule(0.1 + 0.2, mirrored=True), draw.random((9, 4)), draw.random(9)
+def test_saved_and_read_to_the_bit(models):
+    draw, folder = np.random.default_rng(1), RunFolder(models / "wall")
+    rule, shares, peaks = ViewRule(0.1 + 0.2, mirrored=True), draw.random((9, 3)), draw.random(9)
     statistics = Calibration(shares, peaks, 1 / 3, rule, "bfloat16", 7)
-    assert_equal(Calibration.from_json(statistics.to_json("abc"), "file", "abc", 4), statistics)
+    save_calibration(folder, statistics)
+    assert_equal(kept_calibration(folder, 3), statistics)
 
 
 def test_training_keeps_the_statistics_for_the_models_task(kept):

@@ -13,8 +13,8 @@ from tests.metric_references import aupro_by_loop, auroc_by_pairs, f1_by_loop
 TOP = LEVELS - 1
 
 
-def accumulated(masks, maps, bounds=(0.0, 1.0)):
-    metrics = PixelMetrics(bounds)
+def accumulated(masks, maps):
+    metrics = PixelMetrics()
     for mask, anomaly_map in zip(masks, maps, strict=True):
         metrics.update(anomaly_map, mask)
     return metrics
@@ -85,12 +85,10 @@ def test_pixel_metrics_follow_ranks_alone_and_not_the_order():
     plain = accumulated(masks, maps).compute()
     backwards = accumulated([None, *masks[2::-1]], maps[::-1]).compute()
     squared = accumulated(masks, [anomaly_map**2 for anomaly_map in maps]).compute()
-    scaled = accumulated(masks, [7 * anomaly_map - 2 for anomaly_map in maps], bounds=(-2, 5)).compute()
-    for other in (backwards, squared, scaled):
+    for other in (backwards, squared):
         assert other["pixels"] == plain["pixels"]
         for name in ("pixel_auroc", "pixel_f1_max", "aupro"):
             assert other[name]["value"] == pytest.approx(plain[name]["value"], abs=1e-12)
-    assert scaled["pixel_f1_max"]["threshold"] == pytest.approx(7 * plain["pixel_f1_max"]["threshold"] - 2)
 
 
 def test_quantising_moves_fine_maps_by_little():
@@ -161,10 +159,3 @@ def test_a_wrong_map_or_mask_is_named_and_not_added(anomaly_map, mask, message):
 def test_the_summary_survives_json():
     summary = accumulated(*random_maps(np.random.default_rng(0))).compute()
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-
-
-def test_wrong_arguments_are_named():
-    with pytest.raises(UserError, match="max_fpr: 0"):
-        PixelMetrics().aupro(max_fpr=0)
-    with pytest.raises(UserError, match="bounds: "):
-        PixelMetrics(bounds=(1, 1))
