@@ -57,7 +57,7 @@ from hta.inputs import (
 )
 from hta.model import Model
 from hta.settings import Checked, option
-from hta.version import __version__
+from hta import __version__
 
 logger = logging.getLogger("hta.main_eval")
 

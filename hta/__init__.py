@@ -1,4 +1,4 @@
-"""Hierarchical transformation-discriminating anomaly detection from one image, or a few (HTDG, ICCV 2021).
+"""Hierarchical transformation-discriminating anomaly detection from one or a few images (HTDG, ICCV 2021).
 
 model = hta.train(images)
 model = hta.load("brick")
@@ -6,7 +6,7 @@ model = hta.load("brick")
 
 import importlib
 
-from hta.version import __version__
+__version__ = "0.1.0"
 
 _HOMES = {"Model": "hta.model", "default_config": "hta.config", "load": "hta.model", "train": "hta.runs"}
 
@@ -14,7 +14,7 @@ __all__ = ["Model", "__version__", "default_config", "load", "train"]
 
 
 def __getattr__(name: str):
-    """Import the library on first use, so that `hta.__version__` and the small modules stay light."""
+    """Import the library on first use: command lines and their errors need none of it, and respond at once."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'hta' has no attribute {name!r}")

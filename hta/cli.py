@@ -1,4 +1,4 @@
-"""Command lines made from the dataclasses of settings, and errors in one line. Only scripts import this."""
+"""Command lines built from the dataclasses of settings, and one-line errors. Imported by scripts only."""
 
 import argparse
 import dataclasses
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NoReturn
 
-import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hta.errors import HtaError, RunError, UserError
@@ -18,41 +17,45 @@ from hta.settings import describe_range, field_type
 EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141
 
 NOT_FOR_SCORING = ("checkpoint_every", "compile")
-"""Settings of the machine that mean nothing to a model that is trained."""
+"""Runtime settings that do not apply to a trained model."""
 
-# Refusals of the system that an argument has caused.
+# Errors of the operating system that a wrong argument causes.
 _BAD_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 
-_NEGATIVE = ("no_", "not_")  # such a flag has no opposite: `--no-no_maps` helps nobody
+_NEGATIVE = ("no_", "not_")  # flags without an opposite: `--no-no_maps` would help nobody
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, like every other mistake of a user, and which guesses no abbreviations."""
+    """A parser that accepts no abbreviations and reports errors in one line, like all other mistakes of the user."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and leaving."""
+        """Raise instead of printing the usage and exiting.
+
+        Raises:
+            UserError: always, with argparse's message.
+        """
         raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def add_settings(parser: argparse.ArgumentParser, title: str, cls: type, exclude: Collection[str] = ()) -> None:
-    """Add one group of options: a flag for each field of a dataclass of settings.
+    """Add a group of options, one for each field of a dataclass of settings.
 
-    Options that are not given leave no trace in the namespace, so that "given" and "default" can be told apart.
+    Options that are not given are absent from the namespace, which distinguishes "given" from "default".
 
     Args:
-        parser: gets the group.
+        parser: to add the group to.
         title: of the group in the help.
-        cls: a dataclass whose fields were made by `hta.config.option`.
-        exclude: fields that mean nothing to this script.
+        cls: a dataclass whose fields were made by `hta.settings.option`.
+        exclude: fields that do not apply to this script.
     """
     group = parser.add_argument_group(title)
     for f in dataclasses.fields(cls):
         if f.name in exclude:
             continue
-        kind, _ = field_type(cls, f.name)
+        kind = field_type(cls, f.name)
         options: dict[str, Any] = {"help": _help_text(f), "default": argparse.SUPPRESS}
         if kind is bool:
             negative = f.name.startswith(_NEGATIVE)
@@ -65,7 +68,7 @@ def add_settings(parser: argparse.ArgumentParser, title: str, cls: type, exclude
 
 
 def _help_text(f: dataclasses.Field) -> str:
-    """The help of a field with its range and default."""
+    """The help text of a field with its range and default."""
     limits = describe_range(f.metadata)
     unit = f" {f.metadata['unit']}" if f.metadata["unit"] else ""
     default = (
@@ -79,7 +82,7 @@ def _help_text(f: dataclasses.Field) -> str:
 
 
 def take_settings(cls: type, given: dict[str, Any]) -> Any:
-    """Build a dataclass of settings from the options that were given.
+    """Build a dataclass of settings from the given options; those of other dataclasses are ignored.
 
     Raises:
         UserError: a value out of range.
@@ -98,17 +101,17 @@ def run_command(
     *,
     out_of_memory: str = "close other programs",
 ) -> int:
-    """Run a script's work, and turn its errors into one line on stderr and an exit status.
+    """Run a script, and turn its errors into one line on stderr and an exit status.
 
     Args:
-        command: takes the arguments.
-        argv: the arguments; None for those of the process.
+        command: the script's work; takes the arguments.
+        argv: the arguments; None means those of the process.
         interrupted: what Ctrl-C leaves behind, for the message.
-        out_of_memory: what helps where the memory is too small, for the message.
+        out_of_memory: what to do if memory runs out, for the message.
 
     Returns:
-        The exit status: 0, 1 for a run that broke, 2 for a mistake of the user, 130 for Ctrl-C, 141 where whoever read
-        the output has gone, as `head` does.
+        The exit status: 0 for success, 1 for a failed run, 2 for a mistake of the user, 130 for Ctrl-C, 141 if the
+        reader of the output is gone (as after `| head`).
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("hta").setLevel(logging.INFO)
@@ -118,12 +121,12 @@ def run_command(
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains again on exit
         return EXIT_UNREAD
     except HtaError as error:
         return _failed(str(error), error.exit_status)
     except OSError as error:
-        if error.errno is None:  # not the system's
+        if error.errno is None:  # not from the operating system
             raise
         return _failed(_system_error(error), (UserError if error.errno in _BAD_PATH else RunError).exit_status)
     except (MemoryError, RuntimeError) as error:
@@ -137,16 +140,19 @@ def run_command(
 
 
 def _failed(message: str, status: int) -> int:
-    """Say in one line what went wrong, and hand on the exit status."""
+    """Print an error as one line and return the exit status."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return status
 
 
 def _system_error(error: OSError) -> str:
-    """The last resort for a path that the system refuses in a place where nobody expected it."""
-    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}; check the path"
+    """The message for an error of the operating system that no other check has caught."""
+    reason = error.strerror or str(error)
+    return reason if error.filename is None else f"{error.filename}: {reason}; check the path"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Whether the memory was too small: of a CPU's torch only says it in the text."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether memory ran out; on the CPU, torch says so in the message only."""
+    torch = sys.modules.get("torch")  # not imported for this question: `--help` does without it
+    kinds = MemoryError if torch is None else (MemoryError, torch.OutOfMemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)

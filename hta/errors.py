@@ -1,24 +1,24 @@
-"""The errors that a user of hta sees.
+"""The errors that users of hta see.
 
-Each carries one line that names the argument or the file and what to do about it. The scripts print that line on
-stderr and exit with the error's `exit_status`; a library caller catches `HtaError`.
+Each message is one line that names the argument or file and says what to do about it. The scripts print it to stderr
+and exit with the error's `exit_status`; library callers catch `HtaError`.
 """
 
 
 class HtaError(Exception):
-    """Base class of every error that hta raises on purpose."""
+    """Base class of all errors that hta raises deliberately."""
 
     exit_status = 1
 
 
 class UserError(HtaError):
-    """A mistake in an argument or an input file: nothing has been written, exit status 2."""
+    """A mistake in an argument or input file: nothing was written; exit status 2."""
 
     exit_status = 2
 
 
 class RunError(HtaError):
-    """A run that was started rightly and could not go on (full disk, loss that is not finite): exit status 1.
+    """A valid run that could not continue (disk full, loss not finite); exit status 1.
 
-    What was saved before, the last checkpoint included, is intact.
+    Everything saved before, including the last checkpoint, is intact.
     """

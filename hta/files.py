@@ -1,9 +1,10 @@
-"""Names of files, and writing files and folders so that a reader finds the old content or the new, never a part."""
+"""File names, and atomic writing: a reader finds the old content of a file or folder or the new, never a part of it."""
 
 import io
 import os
 import secrets
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,16 +16,19 @@ from hta.errors import RunError, UserError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-try:
+HAS_LOCKS = sys.platform != "win32"
+"""Whether files can be locked here; Windows has no such locks."""
+
+if HAS_LOCKS:
     import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
-HAS_LOCKS = fcntl is not None
+
+OWN_FILES = r"\.[^/]+\.part(/.+)?"
+"""Pattern of the paths, relative to a folder written in, that a killed writer leaves behind."""
 
 _PART = ".part"
-# What a workshop holds: the folder that is being filled, the one that gives way, and the mark of a living process.
+# Contents of a workshop: the new folder, the old one that it replaces, and a file that its process keeps locked.
 _NEW, _OLD, _ALIVE = "new", "old", "alive"
-_SETTLED_S = 3600  # a workshop as young as this may not have its mark locked yet
+_SETTLED_S = 3600  # the file of a younger workshop may not be locked yet
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -68,12 +72,11 @@ def write_figure(figure: "Figure", path: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Fill a folder under a temporary name beside its place; it appears there when the block ends without an error.
+    """Fill a folder under a temporary name; it moves to its place when the block ends without an error.
 
     Args:
-        path: the folder's place, or a link to it; folders above it are made, and removed again where nothing comes to
-            lie in them.
-        replace: whether an existing folder gives way, in one step with the new one's arrival.
+        path: the folder's place, or a link to it. Parent folders are created, and removed again if they stay empty.
+        replace: whether an existing folder is replaced, in one step with the arrival of the new one.
 
     Yields:
         The folder to fill.
@@ -82,73 +85,97 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         RunError: the disk is full, the place cannot be written, or it is taken.
     """
     place = Path(os.path.realpath(path))
-    workshop = _unused(place.parent)
-    fresh, old = workshop / _NEW, workshop / _OLD
+    try:
+        with _parents(place), _workshop(place) as workshop:
+            fresh = workshop / _NEW
+            fresh.mkdir()
+            yield fresh
+            _move_into_place(workshop, place, replace=replace)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+@contextmanager
+def _parents(place: Path) -> Iterator[None]:
+    """Create the parent folders of a place, and remove those again that are empty at the end."""
     missing = [parent for parent in place.parents if not parent.exists()]
     try:
-        workshop.mkdir(parents=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for parent in missing:
+            with suppress(OSError):  # not empty
+                parent.rmdir()
+
+
+@contextmanager
+def _workshop(place: Path) -> Iterator[Path]:
+    """A temporary folder beside a place, marked as in use; it outlasts the block only if it holds the sole old copy."""
+    workshop = _unused(place.parent)
+    try:
+        workshop.mkdir()
         if HAS_LOCKS:
             _sweep_dead(place.parent)
         with (workshop / _ALIVE).open("w") as mark:
             if HAS_LOCKS:
                 try_lock(mark)
-            fresh.mkdir()
-            yield fresh
-            if replace and place.exists():
-                place.rename(old)
-            fresh.rename(place)
-    except OSError as error:
-        raise cannot_write(path, error) from error
+            yield workshop
     finally:
-        # Stopped between the two renames, by Ctrl-C too: the old folder goes back, and never goes before another came.
-        if old.exists() and not place.exists():
+        if place.exists() or not (workshop / _OLD).exists():
+            shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _move_into_place(workshop: Path, place: Path, *, replace: bool) -> None:
+    """Swap the new folder of a workshop with the one at its place, if there is one and it may be replaced."""
+    old = workshop / _OLD
+    try:
+        if replace and place.exists():
+            place.rename(old)
+        (workshop / _NEW).rename(place)
+    finally:
+        if old.exists() and not place.exists():  # stopped between the two renames, by Ctrl-C for example
             with suppress(OSError):
                 old.rename(place)
-        if place.exists() or not old.exists():
-            shutil.rmtree(workshop, ignore_errors=True)
-        for parent in missing:
-            with suppress(OSError):  # not empty: the folder is in it
-                parent.rmdir()
 
 
 def check_replaceable(path: Path, named: str, remedy: str) -> None:
-    """Refuse to replace a folder that the process works in or below: it would be pulled away.
+    """Refuse to replace a folder that contains the current working directory.
 
     Args:
         path: the folder.
-        named: argument or folder, as the user knows it.
-        remedy: what to do instead.
+        named: the argument or folder, for the message.
+        remedy: what to do instead, for the message.
 
     Raises:
-        UserError: the process works there.
+        UserError: the working directory is in the folder.
     """
     if Path.cwd().is_relative_to(os.path.realpath(path)):
-        raise UserError(f"{named}: is the folder that you work in, which cannot be replaced; {remedy}")
+        raise UserError(f"{named}: contains your current working directory and cannot be replaced; {remedy}")
 
 
 def printable(name: str | Path) -> str:
-    """A file name or path that can be printed: bytes of it that are not UTF-8 become `\\xff`."""
+    """A file name or path in printable form: bytes that are not UTF-8 become `\\xff`."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed writers left in a folder that is the caller's alone."""
+    """Remove what killed writers left in a folder that only the caller writes in."""
     for leftover in folder.glob(f".*{_PART}"):
         shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def _sweep_dead(folder: Path) -> None:
-    """Remove the workshops of killed processes from a folder that others write in too."""
+    """Remove the workshops of killed processes from a folder that other processes may write in too."""
     for workshop in folder.glob(f".*{_PART}"):
         if (workshop / _NEW).exists() and (workshop / _OLD).exists():
-            continue  # killed between the two renames: the only copy of the old folder is in it
+            continue  # killed between the two renames: it holds the only copy of the old folder
         with suppress(OSError), (workshop / _ALIVE).open("r+") as mark:
             if time.time() - os.fstat(mark.fileno()).st_mtime > _SETTLED_S and try_lock(mark):
                 shutil.rmtree(workshop, ignore_errors=True)
 
 
 def try_lock(stream: IO) -> bool:
-    """Lock an open file until it is closed, at the latest by the end of the process; False where it is locked."""
+    """Lock an open file until it is closed or the process ends; False if it is locked already."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -162,5 +189,5 @@ def cannot_write(path: Path, error: OSError) -> RunError:
 
 
 def _unused(folder: Path) -> Path:
-    """A path in a folder that nothing else has: numbers of processes would come again, in containers above all."""
+    """An unused path in a folder; random, since process numbers recur, especially in containers."""
     return folder / f".{secrets.token_hex(8)}{_PART}"

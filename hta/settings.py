@@ -1,13 +1,14 @@
-"""Dataclasses of settings that check themselves: the base of `hta.config` and of the options of every command.
+"""Dataclasses of settings that validate themselves: the base of `hta.config` and of the options of every command.
 
-Help, range, unit and choices are in each field's metadata: the command lines are made from them.
+Each field carries its help text, range, unit and choices as metadata; the command lines are built from them.
 """
 
 import math
 import types
 import typing
-from dataclasses import field, fields
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from hta.errors import UserError
 
@@ -15,23 +16,23 @@ from hta.errors import UserError
 def option(
     default: Any, text: str, *, low=None, high=None, above=None, below=None, choices=None, unit="", default_note=""
 ) -> Any:
-    """A dataclass field with what a command line and a check need to know about it.
+    """A dataclass field that knows its command-line help and its valid values.
 
     Args:
-        default: the value when nothing is said.
-        text: help for a person.
+        default: the value if none is given; None means "not given" and is then valid, whatever the field's type.
+        text: help for the command line.
         low, high: inclusive bounds.
         above, below: exclusive bounds.
-        choices: the only values allowed.
+        choices: the only valid values.
         unit: of the value, for the help.
-        default_note: where another default holds, for the help.
+        default_note: appended to the default in the help.
     """
     bounds = dict(low=low, high=high, above=above, below=below, choices=choices)
     return field(default=default, metadata=dict(text=text, unit=unit, default_note=default_note, **bounds))
 
 
-def describe_range(metadata) -> str:
-    """The range of a field in words, such as "0 < value <= 1"."""
+def describe_range(metadata: Mapping[str, Any]) -> str:
+    """The valid values of a field in words, such as "0 < value <= 1"; empty if there is no limit."""
     if metadata["choices"]:
         return "one of " + ", ".join(str(c) for c in metadata["choices"])
     left = f"{metadata['low']} <= " if metadata["low"] is not None else ""
@@ -41,17 +42,16 @@ def describe_range(metadata) -> str:
     return f"{left}value{right}" if left or right else ""
 
 
-def field_type(owner: type, name: str) -> tuple[type, bool]:
-    """The plain type of a field and whether it may be None."""
+def field_type(owner: type, name: str) -> type:
+    """The runtime type of a field's values: `int` for `int | None`, `tuple` for `tuple[str, ...]`."""
     hint = typing.get_type_hints(owner)[name]
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        inner = [a for a in typing.get_args(hint) if a is not type(None)]
-        return inner[0], True
-    return (str, False) if typing.get_origin(hint) is Literal else (hint, False)
+        hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+    return typing.get_origin(hint) or hint
 
 
-def _in_range(value: Any, m) -> bool:
-    """Whether a value satisfies the bounds and choices of its field."""
+def _in_range(value: Any, m: Mapping[str, Any]) -> bool:
+    """Whether a value is within the bounds and choices of its field."""
     if m["choices"] is not None:
         return value in m["choices"]
     if isinstance(value, float) and not math.isfinite(value):
@@ -64,37 +64,40 @@ def _in_range(value: Any, m) -> bool:
     )
 
 
+@dataclass(frozen=True)
 class Checked:
-    """Base of the dataclasses of settings: checks types and ranges when built."""
+    """Base of the dataclasses of settings, which validates types and ranges on construction.
+
+    Raises:
+        UserError: a value of another type or out of range; names the option.
+    """
 
     def __post_init__(self):
         for f in fields(self):
-            value, (kind, optional) = getattr(self, f.name), field_type(type(self), f.name)
-            if value is None and optional:
+            value, kind = getattr(self, f.name), field_type(type(self), f.name)
+            if value is None and f.default is None:
                 continue
+            if kind is float and type(value) is int:
+                value = float(value)
+                object.__setattr__(self, f.name, value)
             right_type = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
-            if kind is float and isinstance(value, int) and not isinstance(value, bool):
-                object.__setattr__(self, f.name, float(value))
-                right_type, value = True, float(value)
-            if not right_type or (f.metadata and not _in_range(value, f.metadata)):
-                wanted = (describe_range(f.metadata) if f.metadata else "") or f"a value of type {kind.__name__}"
+            if not right_type or not _in_range(value, f.metadata):
+                wanted = describe_range(f.metadata) or f"a value of type {kind.__name__}"
                 raise UserError(f"--{f.name} {value}: must be {wanted}")
 
 
 def require_keys(data: Any, keys: set[str], source: str) -> None:
-    """Refuse a JSON object that has not exactly these keys.
+    """Require a JSON object with exactly these keys.
 
     Raises:
-        UserError: names the file, and the unknown and missing keys.
+        UserError: no object, or unknown or missing keys; names the file.
     """
     if not isinstance(data, dict):
-        raise UserError(f"{source}: not a JSON object where the keys {', '.join(sorted(keys))} should be")
-    unknown, missing = sorted(set(data) - keys), sorted(keys - set(data))
-    if unknown or missing:
-        says = [f"unknown key {', '.join(unknown)}"] * bool(unknown) + [f"missing key {', '.join(missing)}"] * bool(
-            missing
-        )
-        raise UserError(f"{source}: {'; '.join(says)}: not written by this version of hta")
+        raise UserError(f"{source}: not a JSON object where the keys {', '.join(sorted(keys))} are expected")
+    difference = {"unknown": sorted(set(data) - keys), "missing": sorted(keys - set(data))}
+    found = "; ".join(f"{kind} key {', '.join(names)}" for kind, names in difference.items() if names)
+    if found:
+        raise UserError(f"{source}: {found}: not written by this version of hta")
 
 
 def from_mapping(cls: type, data: Any, source: str) -> Any:

@@ -207,7 +207,7 @@ def _parse_pairs(option: str, texts: Sequence[str], owners: dict[str, type]) -> 
         name, equals, value = text.partition("=")
         if not equals or name not in owners:
             raise UserError(f"{option} {text}: give name=value, with a name among {', '.join(sorted(owners))}")
-        pairs[name] = _parse_value(f"{option} {text}", value, field_type(owners[name], name)[0])
+        pairs[name] = _parse_value(f"{option} {text}", value, field_type(owners[name], name))
     return tuple(sorted(pairs.items()))
 
 
