@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from hta import __version__
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.sample import Sample
@@ -57,7 +58,6 @@ from hta.inputs import (
 )
 from hta.model import Model
 from hta.settings import Checked, option
-from hta import __version__
 
 logger = logging.getLogger("hta.main_eval")
 

@@ -1,4 +1,4 @@
-"""All settings of a run with their defaults, in frozen dataclasses that validate themselves and convert to JSON and back.
+"""All settings of a run with their defaults: frozen dataclasses that validate themselves and convert to and from JSON.
 
 Each field carries its help text, range, unit and choices as metadata; the command lines are built from them. A setting
 that depends on the task is None, "not given", until `Config.resolved` fills in the paper's choice.
@@ -36,8 +36,8 @@ class ModelConfig(Checked):
     )
     num_transforms: int = option(
         None,
-        "number of transformations M that the discriminators classify; by default 4 for defects, and 54 (colour images) "
-        "or 42 (gray images) for the class task",
+        "number of transformations M that the discriminators classify; by default 4 for defects, and 54 (colour) or 42 "
+        "(gray images) for the class task",
         choices=(54, 42, 4),
     )
     min_size: int = option(25, "shorter side of the coarsest scale", low=11, unit="px")
@@ -150,8 +150,8 @@ class ScoringConfig(Checked):
 
     fraction_defect: float | None = option(
         None,
-        "fraction of the patches to use, those with the lowest vote shares; by default 0.05 for defects with one training "
-        "image, 0.1 with several, and 1 for the class task",
+        "fraction of the patches to use, those with the lowest vote shares; by default 0.05 for defects with one "
+        "training image, 0.1 with several, and 1 for the class task",
         above=0,
         high=1,
     )

@@ -1,5 +1,6 @@
-"""The life of a training run in its folder: what may be begun or resumed, and its training to the end."""
+"""A training run from start to finish: prepared, started or resumed, trained, checked and finished."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -9,27 +10,42 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hta.config import Config, RuntimeConfig
+from hta import files
+from hta.config import NUM_SAMPLES, Config
 from hta.errors import UserError
+from hta.evaluation import calibration, results
 from hta.files import check_replaceable, printable
 from hta.images import is_gray, resize, to_array, to_tensor
 from hta.model import ImageLike, Model, as_list
+from hta.models import storage
 from hta.models.pyramid import plan_of
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, resolve, set_up
+from hta.training import progress, report, samples
 from hta.training.report import write_train_page
+from hta.training.samples import SAMPLES_FOLDER, SampleRequest, write_samples
 from hta.training.trainer import train_pyramid
 
-_TOLD_APART = {torch.bfloat16: 256}
-"""Training images that a generator tells apart by their numbers: in bfloat16 higher ones are rounded."""
+_MAX_IMAGES = {torch.bfloat16: 256}
+"""Most training images for a precision: in bfloat16, a generator's input cannot represent higher image numbers."""
+
+_DESKTOP_FILES = r"(.+/)?(\.DS_Store|Thumbs\.db)"
+_OWN_FILES = re.compile(
+    "|".join(module.OWN_FILES for module in (storage, progress, report, samples, calibration, results))
+    + f"|(results/)?{files.OWN_FILES}|{_DESKTOP_FILES}"
+)
+"""Paths in a run folder that the scripts write, or desktops of their own accord; all of them may be replaced."""
+
+# Settings that a resumed run may change, since they do not affect its result.
+_CHANGEABLE = ("device", "not_cuda", "threads", "checkpoint_every")
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Training images, ready to train on.
+    """Training images with their settings, ready to train on.
 
     Attributes:
-        record: of the run to come.
+        record: of the run.
         images: `(N, 3, h, w)` float32 in [-1, 1], at the working size.
     """
 
@@ -37,25 +53,25 @@ class TrainingSet:
     images: Tensor
 
 
-def check_told_apart(num_images: int, runtime: Runtime) -> None:
-    """Refuse more training images than the generators tell apart.
+def check_image_count(num_images: int, runtime: Runtime) -> None:
+    """Refuse more training images than the precision supports.
 
     Raises:
-        UserError: their numbers are rounded in the runtime's precision.
+        UserError: too many images.
     """
-    most = _TOLD_APART.get(runtime.dtype, num_images)
+    most = _MAX_IMAGES.get(runtime.dtype, num_images)
     if num_images > most:
         raise UserError(
-            f"{num_images} training images: --precision bfloat16 tells {most} apart at most; give --precision float32, "
-            "or fewer images"
+            f"{num_images} training images: --precision bfloat16 supports at most {most}; give --precision float32, or "
+            "fewer images"
         )
 
 
 def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config) -> TrainingSet:
-    """Check images and settings against each other, and fill in what the settings leave to the task.
+    """Check images and settings against each other, and fill in the settings that depend on the images.
 
     Args:
-        images: N arrays `(H, W, 3)`, float32 in [0, 1], of one size, let go one after the other.
+        images: N arrays `(H, W, 3)`, float32 in [0, 1], all of one size; only one at a time is kept in memory.
         sources: their names.
         config: the settings.
 
@@ -63,183 +79,198 @@ def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config
         The training set.
 
     Raises:
-        UserError: the scale plan does not fit the images, or the precision does not fit their number.
+        UserError: images of different sizes, a scale plan that does not fit them, too many images for the precision, or
+            a device that does not exist.
     """
-    # A device that is not there is refused before anything is written.
-    check_told_apart(len(sources), resolve(config.runtime))
-    size, gray, resized = None, True, []
+    check_image_count(len(sources), resolve(config.runtime))
+    gray = True
+    resized: list[Tensor] = []
     for image, source in zip(images, sources, strict=True):
-        if size is None:
-            size = image.shape[:2]
-            plan = plan_of(config.model, size)
-        elif image.shape[:2] != size:
+        height, width = image.shape[:2]
+        if not resized:
+            size, plan = (height, width), plan_of(config.model, (height, width))
+        elif (height, width) != size:
             raise UserError(
-                f"{source}: {image.shape[1]} x {image.shape[0]} px, the first image has {size[1]} x {size[0]} px; give "
-                "images of one size"
+                f"{source}: {width} x {height} px, but the first image has {size[1]} x {size[0]} px; give images of "
+                "one size"
             )
         gray = gray and is_gray(image)
         resized.append(resize(to_tensor([image]), plan.working_size))
-    record = RunRecord(config.resolved(is_gray=gray), tuple(sources), tuple(size), gray)
+    record = RunRecord(config.resolved(is_gray=gray), tuple(sources), size, gray)
     return TrainingSet(record, torch.cat(resized))
 
 
 def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
-    """Refuse a folder in which a new run would destroy something, or which no run could write.
+    """Refuse a folder in which a new run would destroy something, or that cannot become a run folder.
 
     Raises:
-        UserError: a model is there and `overwrite` is off, or with something in it that hta did not write; or it is not
-            a model, a file, the working directory, or of a name that is not UTF-8.
+        UserError: there is a model and `overwrite` is off, or it contains files that hta did not write; or the path is
+            a file, another kind of folder, contains the working directory, or has a name that is not UTF-8.
     """
     path = folder.path
-    readable = printable(path)
-    if readable != str(path):
-        raise UserError(f"{readable}: is not UTF-8, as the names of a model's files must be; give another --name")
-    for parent in (path, *path.parents):
-        if parent.exists():
-            if not parent.is_dir():
-                raise UserError(
-                    f"{parent}: is a file where the run folder should be; give another --name or --models_dir"
-                )
-            break
-    if not path.exists() or not any(path.iterdir()):
+    if printable(path) != str(path):
+        raise UserError(f"{printable(path)}: is not UTF-8, as the name of a model must be; give another --name")
+    nearest = next((parent for parent in (path, *path.parents) if parent.exists()), None)
+    if nearest is not None and not nearest.is_dir():
+        raise UserError(f"{nearest}: is a file where the run folder should be; give another --name or --models_dir")
+    if nearest != path or not any(path.iterdir()):
         return
     if not folder.exists:
         raise UserError(f"{path}: exists and is not a model of hta; give another --name")
     if not overwrite:
-        raise UserError(f"{path}: {_state_of(folder)}; give another --name, or --overwrite to replace it")
+        raise UserError(f"{path}: {_describe_state(folder)}; give another --name, or --overwrite to replace it")
     check_overwritable(folder, "give another --name")
 
 
 def check_overwritable(folder: RunFolder, remedy: str, part: str = "") -> None:
-    """Refuse to replace a run folder, or a folder in it, that holds more than hta wrote, or that one works in.
+    """Refuse to replace a run folder, or a folder in it, with files of the user or with the working directory in it.
 
     Args:
         folder: of the run.
-        remedy: what to do instead.
-        part: the folder in it; by default the whole.
+        remedy: what to do instead, for the message.
+        part: the folder in it; by default the run folder itself.
 
     Raises:
-        UserError: names the first file, or the working directory.
+        UserError: names the first such file, or the working directory.
     """
-    foreign = folder.foreign_files(part)
+    paths = (path.relative_to(folder.path).as_posix() for path in (folder.path / part).rglob("*"))
+    foreign = sorted(path for path in paths if not _OWN_FILES.fullmatch(path))
     if foreign:
         more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
         raise UserError(
-            f"{folder.path}: holds {foreign[0]}{more}, which --overwrite would delete and hta did not write; move it "
-            f"away, or {remedy}"
+            f"{folder.path}: contains {foreign[0]}{more}, which hta did not write and --overwrite would delete; move "
+            f"it away, or {remedy}"
         )
     check_replaceable(folder.path / part, str(folder.path / part), remedy)
 
 
-def _state_of(folder: RunFolder) -> str:
-    """What is in a run folder, in words."""
+def _describe_state(folder: RunFolder) -> str:
+    """What a run folder contains, in words."""
     try:
         folder.read_record()
     except UserError:
-        return "holds a model that this version of hta cannot read"
-    return "holds a trained model" if folder.finished else "holds an unfinished run, --resume goes on with it"
+        return "contains a model that this version of hta cannot read"
+    return "contains a trained model" if folder.finished else "contains an unfinished run, which --resume continues"
 
 
 @contextmanager
-def begun(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = False) -> Iterator[None]:
-    """Make the run folder of a new training, with a first checkpoint, and keep other processes from training in it.
+def new_run(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = False) -> Iterator[TrainingSet]:
+    """Create the run folder of a new training, with a first checkpoint, and lock it during the block.
 
     Args:
         folder: its place.
-        training_set: what it will be trained on.
-        overwrite: replace a run that is there, unless a process trains it.
+        training_set: images and settings.
+        overwrite: replace an existing run, unless another process trains it.
+
+    Yields:
+        The training set, with the precision that "auto" means here: a run that is resumed on another machine must not
+        change it midway.
 
     Raises:
-        UserError: as `check_vacant`, or another process trains in it.
-        RunError: it cannot be written.
+        UserError: as `check_vacant`, or another process trains there.
+        RunError: the folder cannot be written.
     """
     check_vacant(folder, overwrite=overwrite)
-    # Kept as it is here: a run that is resumed elsewhere must not change its type midway.
-    runtime = training_set.record.config.runtime
-    precision = "bfloat16" if resolve(runtime).dtype == torch.bfloat16 else "float32"
-    config = replace(training_set.record.config, runtime=replace(runtime, precision=precision))
-    record = replace(training_set.record, config=config)
+    record = training_set.record
+    precision = "bfloat16" if resolve(record.config.runtime).dtype == torch.bfloat16 else "float32"
+    runtime = replace(record.config.runtime, precision=precision)
+    record = replace(record, config=replace(record.config, runtime=runtime))
     with folder.created(record, training_set.images, replace=overwrite):
-        yield
+        yield TrainingSet(record, training_set.images)
 
 
 def check_resumable(folder: RunFolder) -> None:
-    """Refuse to resume where there is nothing to resume.
+    """Refuse to resume without an unfinished run.
 
     Raises:
-        UserError: no run, or a finished one.
+        UserError: there is no run, or it is finished.
     """
     if not folder.exists:
         raise UserError(
             f"{folder.path}: nothing to resume here; start without --resume, or check --name and --models_dir"
         )
     if folder.finished:
-        raise UserError(f"{folder.path}: is finished and has no checkpoint to resume from; --overwrite trains anew")
+        raise UserError(f"{folder.path}: is finished and has no checkpoint to resume from; --overwrite trains it anew")
 
 
-def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Sequence[str]) -> None:
-    """Refuse to resume a run with other settings or images than it was begun with.
+@contextmanager
+def resumed_run(folder: RunFolder, training_set: TrainingSet, given: Sequence[str]) -> Iterator[TrainingSet]:
+    """Lock an unfinished run during the block.
+
+    Args:
+        folder: of the run; `check_resumable` has accepted it.
+        training_set: images and settings of now.
+        given: names of the settings that were given explicitly.
+
+    Yields:
+        The training set of the run, with the runtime settings of now.
+
+    Raises:
+        UserError: as `check_same_run`, or another process trains there.
+    """
+    with folder.locked():
+        yield check_same_run(folder, training_set, given)
+
+
+def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Sequence[str]) -> TrainingSet:
+    """Refuse to resume a run with other settings or images than it was started with.
 
     Args:
         folder: of the run.
         training_set: images and settings of now.
-        given: names of the settings that were said explicitly; others are taken from the run.
+        given: names of the settings that were given explicitly; the others are those of the run.
+
+    Returns:
+        The training set of the run, with the runtime settings of now.
 
     Raises:
-        UserError: names the first difference.
+        UserError: names the first difference; or as `check_resumable`.
     """
-    kept = folder.read_record()
+    check_resumable(folder)
+    record, now = folder.read_record(), training_set.record.config
     for part in ("model", "training", "runtime"):
-        before, now = getattr(kept.config, part), getattr(training_set.record.config, part)
-        for name in (f.name for f in fields(before)):
-            free = name in ("device", "not_cuda", "threads", "checkpoint_every")
-            if name in given and not free and getattr(before, name) != getattr(now, name):
+        ours, theirs = getattr(now, part), getattr(record.config, part)
+        for name in (f.name for f in fields(ours) if f.name in given and f.name not in _CHANGEABLE):
+            if getattr(ours, name) != getattr(theirs, name):
                 raise UserError(
-                    f"--{name} {getattr(now, name)}: the run in {folder.path} was begun with {getattr(before, name)}; "
-                    "leave the option out to resume, or give another --name"
+                    f"--{name} {getattr(ours, name)}: the run in {folder.path} was started with "
+                    f"{getattr(theirs, name)}; leave the option out to resume, or give another --name"
                 )
-    images = folder.read_images()
-    if images.shape != training_set.images.shape or not bool((images == training_set.images).all()):
+    if not torch.equal(folder.read_images(), training_set.images):
         raise UserError(
-            f"{', '.join(training_set.record.sources)}: not the training images of the run in {folder.path}; give "
-            "the same to resume, or another --name"
+            f"{', '.join(training_set.record.sources)}: not the training images of the run in {folder.path}; give the "
+            "same images to resume, or another --name"
         )
+    return replace(training_set, record=replace(record, config=replace(record.config, runtime=now.runtime)))
 
 
-def go_on(folder: RunFolder, runtime_config: RuntimeConfig | None = None) -> Model:
-    """Train from the folder's checkpoint to the end; the run stays unfinished until `folder.finish()`.
+def train_run(folder: RunFolder, training_set: TrainingSet, num_samples: int = NUM_SAMPLES) -> tuple[Model, np.ndarray]:
+    """Train from the folder's checkpoint to the end, and leave everything that belongs to a finished run.
 
     Args:
-        folder: a run that was begun, locked (by `begun`, or `RunFolder.locked`) until it is finished.
-        runtime_config: device, threads and checkpoints of now; by default as the run was begun.
+        folder: of the run, locked by `new_run` or `resumed_run`.
+        training_set: from these.
+        num_samples: random samples to draw.
 
     Returns:
-        The model.
+        The model, and its vote shares on the training images, `(N, S)` in [0, 1] (chance is 1 / M).
 
     Raises:
         UserError: a file of the run is damaged.
-        RunError: the training broke, or a file cannot be written.
+        RunError: a loss is not finite, or a file cannot be written; the last checkpoint is intact.
     """
-    record, images = folder.read_record(), folder.read_images()
-    if runtime_config is not None:
-        record = replace(record, config=replace(record.config, runtime=runtime_config))
-    return train_model(TrainingSet(record, images), folder)
+    model = _train_model(training_set, folder)
+    seed = model.record.config.training.manualSeed
+    write_samples(model.pyramid, SampleRequest(num_samples, seed), folder.path / SAMPLES_FOLDER, reconstruction=True)
+    shares = model.training_vote_shares()
+    write_train_page(folder.path, model.record, model.pyramid, model.training_images, shares, seed)
+    model.keep_calibration()
+    folder.finish()
+    return model, shares
 
 
-def train_model(training_set: TrainingSet, folder: RunFolder | None = None) -> Model:
-    """Train a model on the device and in the precision that its settings ask for.
-
-    Args:
-        training_set: images and settings.
-        folder: of the run, which may hold a checkpoint; None trains in memory.
-
-    Returns:
-        The model.
-
-    Raises:
-        UserError: a file of the run is damaged.
-        RunError: the training broke, or a file cannot be written.
-    """
+def _train_model(training_set: TrainingSet, folder: RunFolder | None = None) -> Model:
+    """Train a model in memory, or from the checkpoint of a run folder."""
     record, images = training_set.record, training_set.images
     runtime = set_up(record.config.runtime)
     return Model(record, train_pyramid(images, record, runtime, folder), runtime, images, folder)
@@ -251,32 +282,29 @@ def train(
     *,
     folder: str | Path | None = None,
     overwrite: bool = False,
+    num_samples: int = NUM_SAMPLES,
 ) -> Model:
-    """Train a model on one normal image, or a few.
+    """Train a model on one or a few normal images.
 
     Args:
-        images: paths, PIL images or arrays: `(H, W)`, `(H, W, 3)`, uint8 or float in [0, 1]; all of one size.
-        config: settings; the defaults are the paper's choices for defects.
-        folder: run folder to keep the model in; None keeps it in memory.
-        overwrite: replace a model that is there.
+        images: paths, PIL images or arrays: `(H, W)` or `(H, W, 3)`, uint8 or float in [0, 1]; all of one size.
+        config: settings; by default the paper's choices for defects.
+        folder: run folder, with the same content as from main_train.py; None keeps the model in memory.
+        overwrite: replace an existing model.
+        num_samples: random samples to draw into the folder.
 
     Returns:
         The model.
 
     Raises:
-        UserError: an image or a setting that does not fit, or a folder that holds a model.
-        RunError: the training broke.
+        UserError: an unsuitable image or setting, or a folder that is taken.
+        RunError: a loss is not finite, or a file cannot be written.
     """
     several = as_list(images)
     sources = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(several)]
     training_set = prepare((to_array(image) for image in several), sources, config or Config())
     if folder is None:
-        return train_model(training_set)
+        return _train_model(training_set)
     run_folder = RunFolder(Path(folder))
-    with begun(run_folder, training_set, overwrite=overwrite):
-        model = go_on(run_folder)
-        shares, seed = model.training_vote_shares(), model.record.config.training.manualSeed
-        write_train_page(run_folder.path, model.record, model.pyramid, model.training_images, shares, seed)
-        model.keep_calibration()
-        run_folder.finish()
-    return model
+    with new_run(run_folder, training_set, overwrite=overwrite) as stored:
+        return train_run(run_folder, stored, num_samples)[0]

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from hta import __version__
 from hta.config import RuntimeConfig
 from hta.errors import UserError
-from hta.version import __version__
 
 logger = logging.getLogger(__name__)
 

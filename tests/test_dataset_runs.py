@@ -172,7 +172,7 @@ def test_a_stopped_run_is_resumed_with_the_same_images_only(place, capsys, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "go_on", stop)
+        patch.setattr(runs, "train_run", stop)
         assert train(*FASHION, "--name", "mine") == 130
     assert not RunFolder(Path("TrainedModels/mine")).finished
     raises_one_line(capsys, train(*FASHION, "--name", "mine", "--index_download", 3, "--resume"), "train/3", "mine")

@@ -57,8 +57,8 @@ def trained(tmp_path_factory):
     root = tmp_path_factory.mktemp("trained")
     hta.train(picture(), default_config(nfc=4, **TINY), folder=root / "TrainedModels" / "wall")
     hta.train(picture(24, 20, 1), default_config(nfc=6, **TINY), folder=root / "TrainedModels" / "other")
-    begun = runs.prepare([picture().astype(np.float32) / 255], ["wall.png"], default_config(nfc=4, **TINY))
-    with runs.begun(RunFolder(root / "TrainedModels" / "begun"), begun):
+    unfinished = runs.prepare([picture().astype(np.float32) / 255], ["wall.png"], default_config(nfc=4, **TINY))
+    with runs.new_run(RunFolder(root / "TrainedModels" / "begun"), unfinished):
         pass
     make_test_set(root / "parts")
     return root
@@ -728,7 +728,7 @@ def test_the_folder_that_one_works_in_is_not_replaced(place, capsys, monkeypatch
         assert_refused(capsys, [*arguments, "--out", out], f"--out {out}", "deeper, which is no result")
     (place / "inside" / "deeper").rmdir()
     for out in (".", "../inside"):
-        assert_refused(capsys, [*arguments, "--out", out], f"--out {out}", "you work in", "another folder")
+        assert_refused(capsys, [*arguments, "--out", out], f"--out {out}", "working directory", "another folder")
 
 
 def test_results_may_lie_behind_a_link(place):

@@ -213,7 +213,7 @@ def test_task_and_colour_choose_the_transformations(workspace, capsys, task, gra
             picture.convert("L").save("photo.png")
     assert main_train.main(["--input_name", "photo.png", "--task", task, *SCALES, "--dry_run"]) == 0
     transformations, niter = {"defect": (4, 2000), "class": (42, 500) if gray else (54, 1000)}[task]
-    assert f"{transformations} transformations, {niter} iterations a scale" in capsys.readouterr().out
+    assert f"{transformations} transformations, {niter} iterations per scale" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------- several shots
@@ -370,10 +370,10 @@ def test_help_shows_groups_defaults_ranges_and_units(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for group in ("input and output:", "model:", "training:", "random samples:", "machine:"):
         assert group in text
-    assert "(one of defect, class; default defect, but class with every --dataset other than mvtec and defects)" in text
+    assert "(one of defect, class; default defect, but class for every --dataset other than mvtec and defects)" in text
     for words in ("default 25 px", "0 < value < 1", "default 0.0005", "one of 54, 42, 4", "--no-deterministic"):
         assert words in text
-    assert "of a folder the first by name, which must hold so many, by default all" in text
+    assert "of a folder, which must contain that many, the first by name (by default all)" in text
 
 
 # ----------------------------------------------------------------------------------------------------- bad inputs
@@ -484,8 +484,8 @@ BAD_INPUTS_WITH_A_MODEL = {
     "samples of no height": (in_samples("--scale_v", "0"), "--scale_v", "0.1 <= value"),
     "samples of hardly any width": (in_samples("--scale_h", "1e-9"), "--scale_h", "0.1 <= value"),
     "no samples": (in_samples("--num_samples", "0"), "--num_samples 0", "give 1 or more"),
-    "samples of two models": (in_samples("--input_name", "shots", "more"), "--input_name more", "name it alone"),
-    "samples of a model named twice": (in_samples("--name", "shots"), "--input_name shots", "name it alone"),
+    "samples of two models": (in_samples("--input_name", "shots", "more"), "--input_name more", "give one name"),
+    "samples of a model named twice": (in_samples("--name", "shots"), "--input_name shots", "give one name"),
     "samples of an empty name": (["--mode", "random_samples", "--name", ""], "--name", "is empty"),
     "negative number of samples": (in_samples("--num_samples", "-1"), "--num_samples", "0 <= value"),
 }
@@ -516,7 +516,7 @@ def test_samples_with_a_file_of_the_user_s_are_not_overwritten(copied, capsys):
 
 
 def test_samples_of_more_images_than_their_precision_tells_apart_are_refused(copied, capsys, monkeypatch):
-    monkeypatch.setattr(runs, "_TOLD_APART", {torch.bfloat16: 1})
+    monkeypatch.setattr(runs, "_MAX_IMAGES", {torch.bfloat16: 1})
     words = ["2 training images", "--precision float32"]
     assert_refused(copied, in_samples("--precision", "bfloat16"), words, capsys)
     draw(["--num_samples", "1", "--precision", "float32"])
@@ -545,7 +545,7 @@ def test_what_hta_did_not_write_is_never_overwritten(copied, capsys, place):
     own.mkdir(parents=True) if place.endswith("/") else own.parent.mkdir(parents=True, exist_ok=True)
     if not own.is_dir():
         own.write_text("the only copy")
-    words = ["TrainedModels/shots", f"holds {place.rstrip('/')},", "--overwrite", "move it away", "--name"]
+    words = ["TrainedModels/shots", f"contains {place.rstrip('/')},", "--overwrite", "move it away", "--name"]
     assert_refused(copied, in_shots("--overwrite"), words, capsys)
 
 
@@ -562,26 +562,26 @@ def test_all_that_hta_writes_goes_with_the_model(copied):
     assert not list(folder.glob("random_samples_*"))
 
 
-def test_a_model_in_training_is_not_overwritten(copied, begun, capsys):
+def test_a_model_in_training_is_not_overwritten(copied, unfinished, capsys):
     for name, arguments in (("shots", in_shots("--overwrite")), ("photo", [*PHOTO, *QUICK, "--overwrite"])):
         with RunFolder(copied / "TrainedModels" / name).locked():
-            assert_refused(copied, arguments, [f"TrainedModels/{name}", "another process trains this"], capsys)
+            assert_refused(copied, arguments, [f"TrainedModels/{name}", "another process is training this"], capsys)
             assert (copied / "TrainedModels" / name / ".lock").is_file()
         assert not (copied / "TrainedModels" / name / ".lock").exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_run_is_locked_from_its_beginning(begun, overwrite):
-    folder = RunFolder(begun / "TrainedModels" / ("photo" if overwrite else "new"))
-    images = load_training_images([begun / "photo.png"])
+def test_a_run_is_locked_from_its_beginning(unfinished, overwrite):
+    folder = RunFolder(unfinished / "TrainedModels" / ("photo" if overwrite else "new"))
+    images = load_training_images([unfinished / "photo.png"])
     training_set = runs.prepare(images, ["photo.png"], default_config(min_size=14, max_size=22))
-    with runs.begun(folder, training_set, overwrite=overwrite):
+    with runs.new_run(folder, training_set, overwrite=overwrite):
         assert folder.exists
-        with pytest.raises(UserError, match="another process trains this"), folder.locked():
+        with pytest.raises(UserError, match="another process is training this"), folder.locked():
             pass
         with (
-            pytest.raises(UserError, match="another process trains this"),
-            runs.begun(folder, training_set, overwrite=True),
+            pytest.raises(UserError, match="another process is training this"),
+            runs.new_run(folder, training_set, overwrite=True),
         ):
             pass
     assert not (folder.path / ".lock").exists()
@@ -594,7 +594,7 @@ def test_a_run_is_locked_until_it_is_finished(workspace, monkeypatch):
     finish = RunFolder.finish
 
     def tried_before(self):
-        with pytest.raises(UserError, match="another process trains this"), folder.locked():
+        with pytest.raises(UserError, match="another process is training this"), folder.locked():
             pass
         tried.append(True)
         finish(self)
@@ -620,7 +620,7 @@ def test_a_model_that_cannot_be_read_is_trained_again_as_its_error_says(copied, 
 def test_a_model_whose_folder_one_works_in_is_not_overwritten(copied, capsys, monkeypatch):
     monkeypatch.chdir(copied / "TrainedModels" / "shots" / "samples")
     arguments = ["--input_name", "../../../shots", "--models_dir", "../..", *QUICK, "--overwrite"]
-    assert_refused(copied, arguments, ["shots", "you work in", "--name"], capsys)
+    assert_refused(copied, arguments, ["shots", "working directory", "--name"], capsys)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any bytes for a name")
@@ -666,11 +666,11 @@ def test_a_reader_that_has_gone_leaves_a_finished_model(workspace, monkeypatch):
 
 
 @pytest.fixture
-def begun(workspace):
+def unfinished(workspace):
     """A working directory with an unfinished run."""
     config = default_config(min_size=14, max_size=22, nfc=4, niter=2, threads=1, precision="float32")
     training_set = runs.prepare(load_training_images([workspace / "photo.png"]), ["photo.png"], config)
-    with runs.begun(RunFolder(workspace / "TrainedModels" / "photo"), training_set):
+    with runs.new_run(RunFolder(workspace / "TrainedModels" / "photo"), training_set):
         pass
     return workspace
 
@@ -681,56 +681,56 @@ RESUME = [*PHOTO, *QUICK, "--resume"]
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--niter", "3"], ["--niter 3", "begun with 2", "leave the option out"]),
-        (["--nfc", "8"], ["--nfc 8", "begun with 4", "leave the option out"]),
-        (["--min_size", "15"], ["--min_size 15", "begun with 14", "leave the option out"]),
-        (["--manualSeed", "1"], ["--manualSeed 1", "begun with 0", "leave the option out"]),
-        (["--task", "class"], ["--task class", "begun with defect", "leave the option out"]),
-        (["--precision", "bfloat16"], ["--precision bfloat16", "begun with float32", "leave the option out"]),
+        (["--niter", "3"], ["--niter 3", "started with 2", "leave the option out"]),
+        (["--nfc", "8"], ["--nfc 8", "started with 4", "leave the option out"]),
+        (["--min_size", "15"], ["--min_size 15", "started with 14", "leave the option out"]),
+        (["--manualSeed", "1"], ["--manualSeed 1", "started with 0", "leave the option out"]),
+        (["--task", "class"], ["--task class", "started with defect", "leave the option out"]),
+        (["--precision", "bfloat16"], ["--precision bfloat16", "started with float32", "leave the option out"]),
         (["--size_image", "15"], ["photo.png", "not the training images", "--name"]),
     ],
 )
-def test_resume_with_another_configuration(begun, capsys, arguments, words):
-    assert_refused(begun, [*RESUME, *arguments], words, capsys)
+def test_resume_with_another_configuration(unfinished, capsys, arguments, words):
+    assert_refused(unfinished, [*RESUME, *arguments], words, capsys)
 
 
-def test_resume_with_another_image(begun, capsys):
-    write_image(begun / "photo.png", seed=9)
-    assert_refused(begun, RESUME, ["photo.png", "not the training images", "--name"], capsys)
+def test_resume_with_another_image(unfinished, capsys):
+    write_image(unfinished / "photo.png", seed=9)
+    assert_refused(unfinished, RESUME, ["photo.png", "not the training images", "--name"], capsys)
 
 
 @pytest.mark.parametrize("file", ["config.json", "checkpoint.safetensors", "training_images.safetensors"])
-def test_resume_of_a_damaged_run(begun, capsys, file):
-    path = begun / "TrainedModels" / "photo" / file
+def test_resume_of_a_damaged_run(unfinished, capsys, file):
+    path = unfinished / "TrainedModels" / "photo" / file
     path.write_bytes(path.read_bytes()[:-20])
-    assert_refused(begun, RESUME, [f"TrainedModels/photo/{file}", "train"], capsys)
+    assert_refused(unfinished, RESUME, [f"TrainedModels/photo/{file}", "train"], capsys)
 
 
 @pytest.mark.parametrize(
     ("scale", "iteration"), [(4, 0), (3, 1), (-1, 0), (0, 3), (0, -1), (0, 1), (10**30, 0)]
 )  # of a run of three scales, two iterations each
-def test_resume_from_a_place_outside_the_run(begun, capsys, scale, iteration):
-    RunFolder(begun / "TrainedModels" / "photo").save_checkpoint({}, scale=scale, iteration=iteration)
+def test_resume_from_a_place_outside_the_run(unfinished, capsys, scale, iteration):
+    RunFolder(unfinished / "TrainedModels" / "photo").save_checkpoint({}, scale=scale, iteration=iteration)
     words = ["TrainedModels/photo/checkpoint.safetensors", f"scale {scale} of 3", "--overwrite"]
-    assert_refused(begun, RESUME, words, capsys)
+    assert_refused(unfinished, RESUME, words, capsys)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda state: state.update(noise_stream=torch.zeros(3, dtype=torch.uint8)), "noise_stream is no state"),
-        (lambda state: state.update(noise_stream=torch.zeros(3)), "noise_stream is no state"),
+        (lambda state: state.update(noise_stream=torch.zeros(3, dtype=torch.uint8)), "noise_stream is not the state"),
+        (lambda state: state.update(noise_stream=torch.zeros(3)), "noise_stream is not the state"),
         (
             lambda state: state.update({"optimizer_g.999.step": torch.zeros(())}),
-            "optimizer_g.999.step is of another run",
+            "optimizer_g.999.step belongs to another run",
         ),
-        (lambda state: state.update({"optimizer_d.0.exp_avg": torch.zeros(2)}), "optimizer_d.0.exp_avg is of another"),
+        (lambda state: state.update({"optimizer_d.0.exp_avg": torch.zeros(2)}), "optimizer_d.0.exp_avg belongs to another"),
         (lambda state: state.pop("optimizer_d.0.exp_avg"), "optimizer_d.0.exp_avg is missing"),
-        (lambda state: state["noise_amp"].fill_(math.nan), "noise_amp holds values that are not finite"),
+        (lambda state: state["noise_amp"].fill_(math.nan), "noise_amp contains values that are not finite"),
     ],
 )
-def test_resume_from_a_state_that_is_none(begun, capsys, change, words):
-    folder = RunFolder(begun / "TrainedModels" / "photo")
+def test_resume_from_a_state_that_is_none(unfinished, capsys, change, words):
+    folder = RunFolder(unfinished / "TrainedModels" / "photo")
     record, images = folder.read_record(), folder.read_images()
     planned = Pyramid.planned(record.config.model, record.image_size, 1, torch.device("cpu"), torch.float32)
     trainer = ScaleTrainer(planned, resize(images, planned.plan.sizes[0]), record.config.training)
@@ -738,22 +738,22 @@ def test_resume_from_a_state_that_is_none(begun, capsys, change, words):
     state = trainer.state()
     change(state)
     folder.save_checkpoint(state, scale=0, iteration=1)
-    before = snapshot(begun)
+    before = snapshot(unfinished)
     assert main_train.main(RESUME) == 2
     *_, line = error_lines(capsys)
     assert line.startswith(f"error: TrainedModels/photo/checkpoint.safetensors: {words}")
-    assert snapshot(begun) == before
+    assert snapshot(unfinished) == before
 
 
-def test_an_unfinished_run_is_not_overwritten_and_not_used(begun, capsys):
-    assert_refused(begun, [*PHOTO, *QUICK], ["TrainedModels/photo", "--resume", "--overwrite"], capsys)
+def test_an_unfinished_run_is_not_overwritten_and_not_used(unfinished, capsys):
+    assert_refused(unfinished, [*PHOTO, *QUICK], ["TrainedModels/photo", "--resume", "--overwrite"], capsys)
     samples_of_it = ["--input_name", "photo", "--mode", "random_samples"]
-    assert_refused(begun, samples_of_it, ["TrainedModels/photo", "unfinished", "--resume"], capsys)
+    assert_refused(unfinished, samples_of_it, ["TrainedModels/photo", "unfinished", "--resume"], capsys)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("scale\n1,2\n")])
 def test_a_run_that_lacks_only_its_end_goes_on_without_its_losses(workspace, capsys, monkeypatch, damage):
-    monkeypatch.setattr(main_train, "write_samples", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(runs, "write_samples", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main_train.main([*PHOTO, *QUICK])
     monkeypatch.undo()
@@ -771,14 +771,14 @@ def test_a_run_that_lacks_only_its_end_goes_on_without_its_losses(workspace, cap
     assert (metrics.parent / "train.html").is_file()
 
 
-def test_resume_needs_no_options_but_the_name(begun, capsys):
+def test_resume_needs_no_options_but_the_name(unfinished, capsys):
     assert main_train.main([*PHOTO, "--resume", "--threads", "1", "--num_samples", "1"]) == 0
-    folder = RunFolder(begun / "TrainedModels" / "photo")
+    folder = RunFolder(unfinished / "TrainedModels" / "photo")
     assert folder.finished
     assert folder.read_record().config.training.niter == 2
 
 
-def test_resume_may_change_what_changes_no_result(begun, monkeypatch):
+def test_resume_may_change_what_changes_no_result(unfinished, monkeypatch):
     positions = []
     save = RunFolder.save_checkpoint
 

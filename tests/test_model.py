@@ -225,7 +225,7 @@ def test_more_images_than_bfloat16_tells_apart_are_refused(monkeypatch, precisio
     if fits:
         assert runs.prepare(images, ["a.png"] * count, config).record.num_images == count
     else:
-        with pytest.raises(UserError, match=r"257 training images: .* 256 apart at most; give --precision float32"):
+        with pytest.raises(UserError, match=r"257 training images: .* supports at most 256; give --precision float32"):
             runs.prepare(images, ["a.png"] * count, config)
 
 

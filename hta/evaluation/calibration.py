@@ -22,6 +22,8 @@ from hta.models.storage import IMAGES_FILE, RunFolder
 from hta.settings import require_keys
 
 CALIBRATION_FILE = "calibration.json"
+OWN_FILES = r"calibration\.json"
+"""Pattern of the files in a run folder that this module writes."""
 FORMAT_VERSION = 3
 
 NUM_VIEWS = 200

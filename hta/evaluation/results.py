@@ -35,6 +35,9 @@ METRICS_FILE = "metrics.json"
 MAPS_FOLDER = "maps"
 OVERLAYS_FOLDER = "overlays"
 REPORT_FILE = "report.html"
+OWN_FILES = r"results(/[^/]+(/(scores\.csv|metrics\.json|report\.html|(maps|overlays)(/.+)?))?)?"
+"""Pattern of the paths in a run folder that an evaluation writes."""
+
 MAP_SUFFIX, PLAIN_SUFFIX = ".png", ".jpg"
 """Appended to the path of an image, of its map and overlay, and of the picture without them."""
 

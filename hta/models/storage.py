@@ -1,18 +1,17 @@
-"""The only save and load of models: safetensors and JSON, so that nothing that is loaded can run code.
+"""Saving and loading of models: safetensors and JSON only, so that loading a file can never run code.
 
 A run folder holds
 
-    config.json                  the record of the run: format version, settings, training images
+    config.json                  the record of the run: format version, settings, names of the training images
     training_images.safetensors  the training images at the working size
     scale_<n>.safetensors        networks, fixed noise and noise amplitudes of a trained scale
-    checkpoint.safetensors       where to go on; present only while the run is unfinished
+    checkpoint.safetensors       where to continue; present only while the run is unfinished
 """
 
 import json
 import os
-import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,13 +21,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from hta import __version__
 from hta.config import Config
 from hta.errors import UserError
 from hta.files import HAS_LOCKS, new_folder, sweep, try_lock, write_atomically
 from hta.models.pyramid import Pyramid, Scale
 from hta.runtime import Runtime, seeded_generator
 from hta.settings import require_keys
-from hta.version import __version__
 
 FORMAT_VERSION = 2
 
@@ -39,27 +38,20 @@ LOCK_FILE = ".lock"
 
 _REMEDY = "restore the file or train again with --overwrite"
 
-_OWN_FILES = re.compile(
-    r"config\.json|checkpoint\.safetensors|training_images\.safetensors|scale_\d+\.safetensors|\.lock"
-    r"|calibration\.json|metrics\.csv|curves\.png|train\.html"
-    r"|(samples|random_samples_[^/]+)(/(random|reconstruction)_\d+\.png)?"
-    r"|results(/[^/]+(/(scores\.csv|metrics\.json|report\.html|(maps|overlays)(/.+)?))?)?"
-    r"|(results/)?\.[^/]+\.part(/.+)?"  # what a killed writer left
-    r"|(.+/)?(\.DS_Store|Thumbs\.db)"  # what desktops put everywhere
-)
-"""Paths below a run folder that the scripts write; nothing of them is worth more than the model."""
+OWN_FILES = r"config\.json|(checkpoint|training_images|scale_\d+)\.safetensors|\.lock"
+"""Pattern of the files in a run folder that this module writes."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run folder says of itself, beside the tensors.
+    """The record of a run: all that a run folder holds besides tensors.
 
     Attributes:
         config: all settings, resolved.
-        sources: names of the training images' files.
-        image_size: (height, width) of the training images before the first resize, pixels.
+        sources: file names of the training images.
+        image_size: (height, width) of the training images before resizing, pixels.
         is_gray: whether all their pixels have R = G = B.
-        hta_version: version of hta that wrote it.
+        hta_version: version of hta that wrote the record.
     """
 
     config: Config
@@ -87,14 +79,14 @@ class RunRecord:
 
     @classmethod
     def from_json(cls, text: str, source: str) -> "RunRecord":
-        """Read `to_json`'s form.
+        """Build from the output of `to_json`.
 
         Args:
             text: the JSON.
-            source: the file's name, for errors.
+            source: file name for error messages.
 
         Raises:
-            UserError: not JSON, another format version, or keys and values that do not belong.
+            UserError: invalid JSON, another format version, or unexpected keys or values.
         """
         try:
             data = json.loads(text)
@@ -103,8 +95,8 @@ class RunRecord:
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise UserError(
-                f"{source}: model format {version}, this version of hta reads format {FORMAT_VERSION}; train again "
-                "with --overwrite, or use the version of hta that wrote it"
+                f"{source}: model format {version}, but this version of hta reads format {FORMAT_VERSION}; train "
+                "again with --overwrite, or use the version of hta that wrote it"
             )
         require_keys(data, {"format_version", "hta_version", "sources", "image_size", "is_gray", "config"}, source)
         sources, size = data["sources"], data["image_size"]
@@ -142,7 +134,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         The tensors, on the CPU, and the file's metadata.
 
     Raises:
-        UserError: the file is missing, truncated, or something else.
+        UserError: the file is missing, truncated, or not a safetensors file.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as stream:
@@ -172,25 +164,13 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether there is a run here, finished or not."""
+        """Whether there is a run here, finished or unfinished."""
         return (self.path / CONFIG_FILE).is_file()
 
     @property
     def finished(self) -> bool:
-        """Whether the run here is complete."""
+        """Whether there is a finished run here."""
         return self.exists and not (self.path / CHECKPOINT_FILE).exists()
-
-    def foreign_files(self, part: str = "") -> list[str]:
-        """Paths that hta does not write there, sorted: somebody's own.
-
-        Args:
-            part: a folder in this one, to look at alone.
-
-        Returns:
-            Paths relative to the run folder.
-        """
-        below = (path.relative_to(self.path).as_posix() for path in (self.path / part).rglob("*"))
-        return sorted(path for path in below if not _OWN_FILES.fullmatch(path))
 
     def scale_file(self, n: int) -> Path:
         """The file of scale n."""
@@ -198,53 +178,56 @@ class RunFolder:
 
     @contextmanager
     def created(self, record: RunRecord, images: Tensor, *, replace: bool) -> Iterator[None]:
-        """Begin a run: the folder appears with its record, its images and a first checkpoint, or not at all.
+        """Start a run: the folder appears with its record, images and a first checkpoint, or not at all.
 
-        It appears locked, and stays so in the block.
+        It is locked when it appears, and stays locked during the block.
 
         Args:
             record: of the run.
             images: `(N, 3, h, w)` float32 training images at the working size.
-            replace: an existing run gives way, unless a process trains it.
+            replace: whether to replace an existing run, unless another process trains it.
 
         Raises:
-            UserError: another process trains here.
-            RunError: the folder cannot be made, or is taken.
+            UserError: another process trains the run here.
+            RunError: the folder cannot be written, or is taken.
         """
-        # Looked at once: what another process puts there from now on is not replaced.
-        taken = replace and self.exists
-        with ExitStack() as own_lock:
-            with self.locked() if taken else nullcontext(), new_folder(self.path, replace=taken) as fresh:
-                own_lock.enter_context(self.locked(fresh))
+        # Decided only once: a run that another process creates from now on is not replaced.
+        replaced = replace and self.exists
+        old_lock = self.locked() if replaced else nullcontext()
+        with ExitStack() as new_lock:
+            with old_lock, new_folder(self.path, replace=replaced) as fresh:
+                new_lock.enter_context(self._locked(fresh))
                 write_atomically(fresh / CONFIG_FILE, record.to_json().encode())
                 save_tensors(fresh / IMAGES_FILE, {"images": images})
-                save_tensors(fresh / CHECKPOINT_FILE, {}, {"scale": "0", "iteration": "0"})
+                RunFolder(fresh).save_checkpoint({}, scale=0, iteration=0)
             yield
 
-    @contextmanager
-    def locked(self, made_in: Path | None = None) -> Iterator[None]:
-        """Keep other processes from training here at the same time; a killed process leaves no lock behind.
+    def locked(self) -> AbstractContextManager[None]:
+        """Keep other processes from training here; a killed process leaves no lock behind.
 
-        Windows has no such locks: two runs in one folder are then the user's to avoid.
-
-        Args:
-            made_in: where the folder lies while it is made, before it comes to its place; by default it is there.
+        Windows has no such locks: there it is up to the user not to train twice in one folder.
 
         Raises:
             UserError: another process trains here.
         """
+        return self._locked(self.path)
+
+    @contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        """Lock a folder that is at its place, `self.path`, or will have been moved there by the end of the block."""
         if not HAS_LOCKS:
             yield
             return
-        place, now = self.path / LOCK_FILE, (made_in or self.path) / LOCK_FILE
-        with now.open("w") as stream:
-            if not try_lock(stream) or not _is_at(stream, now):
-                raise UserError(f"{self.path}: another process trains this model now; wait, or give another --name")
+        file = folder / LOCK_FILE
+        with file.open("w") as stream:
+            if not try_lock(stream) or not _is_at(stream, file):
+                raise UserError(f"{self.path}: another process is training this model; wait, or give another --name")
             try:
                 yield
             finally:
-                if _is_at(stream, place):  # else the folder was replaced, and the lock there is another's
-                    place.unlink(missing_ok=True)
+                file = self.path / LOCK_FILE
+                if _is_at(stream, file):  # otherwise the folder was replaced, and the lock belongs to another run
+                    file.unlink(missing_ok=True)
 
     def read_record(self) -> RunRecord:
         """The run's record.
@@ -264,13 +247,22 @@ class RunFolder:
         path = self.path / IMAGES_FILE
         tensors, _ = load_tensors(path)
         images = tensors.get("images")
-        if set(tensors) != {"images"} or images.dim() != 4 or images.dtype != torch.float32:
+        if len(tensors) != 1 or images is None or images.dim() != 4 or images.dtype != torch.float32:
             raise UserError(f"{path}: does not hold training images; {_REMEDY}")
         _require_finite("images", images, str(path))
         return images
 
     def save_checkpoint(self, tensors: dict[str, Tensor], *, scale: int, iteration: int) -> None:
-        """Replace the checkpoint: the state of a scale before an iteration."""
+        """Replace the checkpoint.
+
+        Args:
+            tensors: state of the scale in training; empty before its first iteration.
+            scale: number of that scale.
+            iteration: number of iterations completed at that scale.
+
+        Raises:
+            RunError: the file cannot be written; the previous checkpoint is intact.
+        """
         position = {"scale": str(scale), "iteration": str(iteration)}
         save_tensors(self.path / CHECKPOINT_FILE, tensors, position)
 
@@ -278,7 +270,7 @@ class RunFolder:
         """The checkpoint's tensors, scale and iteration.
 
         Raises:
-            UserError: there is none, or it is damaged.
+            UserError: the file is missing or damaged.
         """
         path = self.path / CHECKPOINT_FILE
         tensors, metadata = load_tensors(path)
@@ -288,19 +280,23 @@ class RunFolder:
             raise UserError(f"{path}: not a checkpoint; train again with --overwrite") from None
 
     def finish(self) -> None:
-        """Mark the run as complete."""
+        """Mark the run as finished."""
         sweep(self.path)
         (self.path / CHECKPOINT_FILE).unlink(missing_ok=True)
 
     def save_scale(self, n: int, scale: Scale) -> None:
-        """Write a trained scale."""
+        """Write a trained scale.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
         save_tensors(self.scale_file(n), scale_tensors(scale))
 
     def load_scales(self, pyramid: Pyramid, count: int) -> None:
         """Fill a pyramid with its first `count` trained scales.
 
         Raises:
-            UserError: a file is missing, truncated, or of another model.
+            UserError: a file is missing, truncated, or belongs to another model.
         """
         for n in range(count):
             scale = pyramid.new_scale(n, seeded_generator("placeholder"))
@@ -310,10 +306,10 @@ class RunFolder:
             pyramid.scales.append(scale)
 
     def load_pyramid(self, runtime: Runtime) -> tuple[RunRecord, Pyramid]:
-        """The whole trained model.
+        """Load the whole trained model.
 
         Raises:
-            UserError: no model here, an unfinished run, or a damaged file.
+            UserError: there is no model here, its training is unfinished, or a file is damaged.
         """
         if not self.exists:
             raise UserError(
@@ -331,7 +327,7 @@ class RunFolder:
 
 
 def _is_at(stream: IO, place: Path) -> bool:
-    """Whether an open file still is the one at a path."""
+    """Whether an open file is still the one at a path."""
     try:
         return os.path.samestat(os.fstat(stream.fileno()), place.stat())
     except FileNotFoundError:
@@ -339,32 +335,32 @@ def _is_at(stream: IO, place: Path) -> bool:
 
 
 def scale_tensors(scale: Scale) -> dict[str, Tensor]:
-    """All tensors of a scale under one name each."""
-    tensors: dict[str, Any] = {"fixed_noise": scale.fixed_noise, "noise_amp": scale.noise_amp}
+    """All tensors of a scale by name."""
+    tensors = {"fixed_noise": scale.fixed_noise, "noise_amp": scale.noise_amp}
     for prefix in ("generator", "discriminator"):
-        for name, value in getattr(scale, prefix).state_dict().items():
-            tensors[f"{prefix}.{name}"] = value
+        state = getattr(scale, prefix).state_dict()
+        tensors |= {f"{prefix}.{name}": value for name, value in state.items()}
     return tensors
 
 
 def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None:
-    """Copy `scale_tensors` back into a scale of the same shape; other tensors are ignored.
+    """Copy the output of `scale_tensors` into a scale; other tensors are ignored.
 
     Args:
-        scale: filled in place.
-        tensors: from `scale_tensors`.
-        source: the file's name, for errors.
+        scale: modified in place.
+        tensors: from a scale of the same shape.
+        source: file name for error messages.
 
     Raises:
-        UserError: a tensor is missing, of another shape or type, or not finite.
+        UserError: a tensor is missing, has another shape or type, or is not finite.
     """
     for name, place in scale_tensors(scale).items():
         value = tensors.get(name)
         if value is None or value.shape != place.shape or value.dtype != place.dtype:
             found = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
             raise UserError(
-                f"{source}: {name} is {found}, the model needs {tuple(place.shape)} {place.dtype}; the file belongs to "
-                f"another model: {_REMEDY}"
+                f"{source}: {name} is {found}, but the model needs {tuple(place.shape)} {place.dtype}; the file "
+                f"belongs to another model: {_REMEDY}"
             )
         _require_finite(name, value, source)
         place.copy_(value)
@@ -372,4 +368,4 @@ def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None
 
 def _require_finite(name: str, value: Tensor, source: str) -> None:
     if not value.isfinite().all():
-        raise UserError(f"{source}: {name} holds values that are not finite; {_REMEDY}")
+        raise UserError(f"{source}: {name} contains values that are not finite; {_REMEDY}")

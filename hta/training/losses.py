@@ -1,7 +1,7 @@
-"""The losses of a scale (paper, section 3.1), on shared canvases.
+"""The losses of a scale (paper, section 3.1), computed on shared canvases.
 
-With z(p) the logits at a canvas position p, W(p) the windows that hold p, cnt(p) their number, and P the number of
-patches in all windows, the mean cross-entropy over transformations, images and patches is
+Let z(p) be the logits at canvas position p, W(p) the windows that contain p, cnt(p) their number, and P the number of
+patches in all windows. The mean cross-entropy over transformations, images and patches is then
 
     real, generator:  1/P sum_p [cnt(p) logsumexp z(p) - sum_{i in W(p)} z_i(p)]
     fake:             1/P sum_p cnt(p) [logsumexp z(p) - z_M(p)]
@@ -20,12 +20,15 @@ from hta.models.kernels import PLAIN_KERNELS, Kernels, statistics_dtype
 
 
 def plan_of_objective(config: ModelConfig, size: tuple[int, int]) -> CanvasPlan:
-    """The windows that the discriminators see, each with the class that it is of.
+    """The windows that the discriminators see, each with its class.
 
     Args:
-        config: with the objective "real_fake" D sees the untransformed image alone, with "real_fake_augmented" all
-            windows, of class 0, "real"; else every window is a class of its own.
+        config: with the objective "real_fake", D sees only the untransformed image, of class 0 ("real"); with
+            "real_fake_augmented" all windows, also of class 0; otherwise every window has its own class.
         size: (height, width) of the scale, pixels.
+
+    Returns:
+        The canvases that hold these windows.
     """
     if config.objective == "real_fake":
         canvas = Canvas(False, False, 0, 0, 0, 0, 0, size, (Window(0, 0, 0, *size),))
@@ -37,7 +40,7 @@ def plan_of_objective(config: ModelConfig, size: tuple[int, int]) -> CanvasPlan:
 
 
 def _of_class_zero(group: CanvasGroup) -> CanvasGroup:
-    """A group whose windows are all of class 0."""
+    """The group with class 0 for all windows."""
     canvases = (
         replace(canvas, windows=tuple(replace(window, index=0) for window in canvas.windows))
         for canvas in group.canvases
@@ -47,15 +50,15 @@ def _of_class_zero(group: CanvasGroup) -> CanvasGroup:
 
 @dataclass(frozen=True)
 class PatchTargets:
-    """Which classes the logits of each canvas position are held against: a constant of a scale.
+    """The target classes of the logits at each canvas position; constant for a scale.
 
     Attributes:
-        num_images: N, images drawn on each canvas.
-        hits: one `(G, 1, P, K)` uint8 tensor a canvas group: how many windows of each class hold a position.
-        fake_hits: the same if all windows were of the class "fake", the last.
-        counts: one `(G, 1, P, 1)` tensor a group, in the type of the statistics: how many windows hold it.
+        num_images: N, number of images on each canvas.
+        hits: one `(G, 1, P, K)` uint8 tensor per canvas group: the number of windows of each class at each position.
+        fake_hits: the same with the class "fake", the last one, for all windows.
+        counts: one `(G, 1, P, 1)` tensor per group, with the data type of the statistics: the number of windows.
         total: number of patches in all windows of all images.
-        kernels: what the losses are computed with.
+        kernels: compute the losses.
     """
 
     num_images: int
@@ -76,37 +79,41 @@ class PatchTargets:
         device: torch.device,
         kernels: Kernels = PLAIN_KERNELS,
     ) -> "PatchTargets":
-        """Targets for patches of N images on a plan's canvases.
+        """Targets for the patches of N images.
 
         Args:
             plan: the canvases.
-            num_classes: K, of the logits.
-            margin: pixels that the logits have lost on every side.
+            num_classes: K, number of classes of the logits.
+            margin: pixels that the convolutions have removed on every side of the logits.
             num_images: N.
             dtype: of the logits.
             device: of the logits.
-            kernels: what the losses are computed with.
+            kernels: compute the losses.
+
+        Returns:
+            The targets, on the device.
         """
         hits = [_window_hits(group, num_classes, margin).flatten(1, 2).unsqueeze(1).to(device) for group in plan.groups]
-        held = [h.sum(dim=-1, keepdim=True) for h in hits]
-        fake_hits = [F.pad(count.to(torch.uint8), (num_classes - 1, 0)) for count in held]
-        counts = [count.to(statistics_dtype(dtype)) for count in held]
-        total = num_images * sum(int(count.sum()) for count in held)
+        sums = [h.sum(dim=-1, keepdim=True) for h in hits]
+        fake_hits = [F.pad(count.to(torch.uint8), (num_classes - 1, 0)) for count in sums]
+        counts = [count.to(statistics_dtype(dtype)) for count in sums]
+        total = num_images * sum(int(count.sum()) for count in sums)
         return cls(num_images, tuple(hits), tuple(fake_hits), tuple(counts), total, kernels)
 
 
 def _window_hits(group: CanvasGroup, num_classes: int, margin: int) -> Tensor:
-    """How many windows of each class hold each position of the logits: `(G, h, w, num_classes)` uint8."""
+    """The number of windows of each class at each position of the logits: `(G, h, w, num_classes)` uint8."""
     height, width = (side - 2 * margin for side in group.size)
     hits = torch.zeros(len(group.canvases), height, width, num_classes, dtype=torch.uint8)
     for g, canvas in enumerate(group.canvases):
         for window in canvas.windows:
-            hits[(g, *window.valid(margin), window.index)] += 1
+            place = (g, *window.valid(margin), window.index)
+            hits[place] += 1
     return hits
 
 
 class _CanvasCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy over all patches; the gradient is made along with the value, group by group."""
+    """Mean cross-entropy over all patches; the gradient is computed along with the value, group by group."""
 
     @staticmethod
     def forward(ctx, targets: PatchTargets, all_hits: Sequence[Tensor], *logits):
@@ -124,15 +131,15 @@ class _CanvasCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         factor = grad / ctx.total
-        return None, None, *(saved * factor.to(saved.dtype) for saved in ctx.saved_tensors)
+        return (None, None, *(saved * factor.to(saved.dtype) for saved in ctx.saved_tensors))
 
 
 def transformation_loss(logits: Sequence[Tensor], targets: PatchTargets) -> Tensor:
-    """Cross-entropy of every patch against its transformation: the real term of D, and what G is trained for.
+    """Cross-entropy with the transformation of each patch as target: the real term of D, the adversarial term of G.
 
     Args:
-        logits: one `(G * N, K, h, w)` tensor a canvas group.
-        targets: made for the same plan.
+        logits: one `(G * N, K, h, w)` tensor per canvas group.
+        targets: for the same canvases.
 
     Returns:
         A scalar, float32 (float64 for float64 logits).
@@ -141,11 +148,11 @@ def transformation_loss(logits: Sequence[Tensor], targets: PatchTargets) -> Tens
 
 
 def fake_loss(logits: Sequence[Tensor], targets: PatchTargets) -> Tensor:
-    """Cross-entropy of every patch against the class "fake", the last: the fake term of D.
+    """Cross-entropy with the class "fake", the last one, as target: the fake term of D.
 
     Args:
-        logits: one `(G * N, K, h, w)` tensor a canvas group.
-        targets: made for the same plan.
+        logits: one `(G * N, K, h, w)` tensor per canvas group.
+        targets: for the same canvases.
 
     Returns:
         A scalar, float32 (float64 for float64 logits).

@@ -20,6 +20,9 @@ from hta.training.scale import IterationLosses
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.csv"
+OWN_FILES = r"metrics\.csv"
+"""Pattern of the files in a run folder that this module writes."""
+
 LOSSES = tuple(f.name for f in fields(IterationLosses))
 """The columns of metrics.csv after scale and iteration."""
 

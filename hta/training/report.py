@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 PAGE_FILE = "train.html"
 CURVES_FILE = "curves.png"
+OWN_FILES = r"train\.html|curves\.png"
+"""Pattern of the files in a run folder that this module writes."""
+
 NUM_SAMPLES = 4  # random samples per scale
 # A vote share below this many times chance says that little was learnt.
 NEAR_CHANCE = 1.5

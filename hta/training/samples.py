@@ -12,6 +12,12 @@ from hta.images import to_uint8, write_png
 from hta.models.pyramid import Pyramid, fresh_noise
 from hta.runtime import seeded_generator
 
+SAMPLES_FOLDER = "samples"
+"""The folder in a run folder for samples that are drawn after training."""
+
+OWN_FILES = r"(samples|random_samples_[^/]+)(/(random|reconstruction)_\d+\.png)?"
+"""Pattern of the paths in a run folder that this module writes."""
+
 # Pixels of the samples that are drawn together, so that large ones do not fill the memory.
 _BATCH_PIXELS = 16 * 64 * 64
 

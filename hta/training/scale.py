@@ -1,4 +1,4 @@
-"""Training of one scale (paper, section 3.1 and 4)."""
+"""Training of one scale (paper, sections 3.1 and 4)."""
 
 import math
 from collections.abc import Iterator
@@ -15,16 +15,18 @@ from hta.models.storage import restore_scale, scale_tensors
 from hta.runtime import seeded_generator
 from hta.training.losses import PatchTargets, fake_loss, plan_of_objective, transformation_loss
 
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of Adam, per parameter
+
 
 @dataclass(frozen=True)
 class IterationLosses:
     """Losses of one iteration, each the mean over its steps.
 
     Attributes:
-        d_real: cross-entropy of real patches against their transformation.
-        d_fake: cross-entropy of generated patches against "fake".
-        g_adversarial: cross-entropy of generated patches against their transformation.
-        g_reconstruction: mean squared error of the reconstruction, [-1, 1] units squared.
+        d_real: cross-entropy of the discriminator on real patches; the target is their transformation.
+        d_fake: cross-entropy of the discriminator on generated patches; the target is "fake".
+        g_adversarial: cross-entropy of the generator's patches; the target is their transformation.
+        g_reconstruction: mean squared error of the reconstruction, for images in [-1, 1].
     """
 
     d_real: float
@@ -33,15 +35,15 @@ class IterationLosses:
     g_reconstruction: float
 
     def all_finite(self) -> bool:
-        """Whether no loss is infinite or not a number."""
+        """Whether all losses are finite."""
         return all(math.isfinite(value) for value in asdict(self).values())
 
 
 class ScaleTrainer:
-    """The state of a scale in training: networks, optimisers, noise stream, iteration.
+    """A scale in training: networks, optimisers, noise stream and iteration.
 
     Args:
-        pyramid: holds the frozen coarser scales.
+        pyramid: with the frozen coarser scales.
         images: `(N, 3, h, w)` training images at this scale, in [-1, 1].
         config: the settings, resolved.
     """
@@ -62,7 +64,7 @@ class ScaleTrainer:
 
     @torch.no_grad()
     def _prepare_constants(self) -> None:
-        """Compute once what does not change while the scale is trained, the noise amplitudes among it."""
+        """Compute what does not change while the scale is trained, including the noise amplitudes."""
         pyramid, N = self.pyramid, len(self.real)
         image = pyramid.reconstruct() if self.n else None
         self.rebuilt_below = pyramid.upsample(image, self.size, N)
@@ -80,10 +82,13 @@ class ScaleTrainer:
         self.g_coverages = G.coverages(N, self.size, pyramid.device)
 
     def run(self) -> Iterator[IterationLosses]:
-        """Train to the end, yielding after every iteration; `self.iteration` counts those done.
+        """Train to the end, yielding after every iteration; `self.iteration` counts the completed ones.
+
+        Yields:
+            The losses of the iteration.
 
         Raises:
-            RunError: a loss that is not finite.
+            RunError: a loss is not finite.
         """
         while self.iteration < self.config.niter:
             self._set_learning_rates()
@@ -94,7 +99,7 @@ class ScaleTrainer:
             yield losses
 
     def _iterate(self) -> IterationLosses:
-        """One iteration: D's steps, then G's, which reuse the last noise and image below."""
+        """One iteration: the steps of D, then those of G, which reuse the noise and the last image below."""
         config = self.config
         if self.pyramid.config.objective == "transformations_only":
             alone = torch.stack([self._step_discriminator_alone() for _ in range(config.Dsteps)])
@@ -114,7 +119,7 @@ class ScaleTrainer:
         with torch.no_grad():
             fake = self.scale.generator(noise, below, self.index, self.g_coverages)
         self.optimizer_d.zero_grad(set_to_none=True)
-        # Real and fake pass separately, so that batch norm sees each on its own; their gradients add up.
+        # Separate passes, so that batch norm sees real and fake images separately; the gradients add up.
         loss_real = transformation_loss(self._discriminate(self.real_canvases), self.targets)
         loss_real.backward()
         loss_fake = fake_loss(self._discriminate(self.canvases.render(fake)), self.targets)
@@ -123,7 +128,7 @@ class ScaleTrainer:
         return torch.stack([loss_real.detach(), loss_fake.detach()])
 
     def _step_discriminator_alone(self) -> Tensor:
-        """One step of D on real patches, without the class "fake" (table 6, a); returns the loss, detached."""
+        """One step of D on real patches, without the class "fake" (paper, table 6 a); returns the loss, detached."""
         self.optimizer_d.zero_grad(set_to_none=True)
         votes = [logits[:, :-1] for logits in self._discriminate(self.real_canvases)]
         loss = transformation_loss(votes, self.targets)
@@ -132,7 +137,7 @@ class ScaleTrainer:
         return loss.detach()
 
     def _step_generator(self, noise: Tensor, below: Tensor) -> Tensor:
-        """One step of G, which fools D and rebuilds the images; returns both losses, `(2,)`, detached."""
+        """One step of G, to deceive D and reconstruct the images; returns both losses, `(2,)`, detached."""
         G, D = self.scale.generator, self.scale.discriminator
         self.optimizer_g.zero_grad(set_to_none=True)
         fake = G(noise, below, self.index, self.g_coverages)
@@ -146,15 +151,15 @@ class ScaleTrainer:
 
     @torch.no_grad()
     def finish(self) -> Scale:
-        """Settle the batch-norm statistics, freeze both networks, and hand the scale over.
+        """Fix the batch-norm statistics and freeze both networks.
 
-        Running averages mix real and generated batches, whose statistics drift apart as D learns to tell them apart: a
-        frozen D is then off on real images. With "training_images" each layer keeps what it saw of them in one last
-        pass in training mode, so that a frozen network does on the training images what it did in training; with
-        "discriminators" only those of D do.
+        Running averages mix real and generated batches, whose statistics diverge as D learns to separate them, so that
+        a frozen D would be biased on real images. With "training_images" each layer instead keeps its statistics of
+        one last pass over them in training mode: a frozen network then behaves on the training images as it did in
+        training. With "discriminators" this applies to D only.
 
         Returns:
-            The scale, frozen.
+            The frozen scale.
 
         Raises:
             RunError: a weight is not finite.
@@ -165,12 +170,12 @@ class ScaleTrainer:
         if self.config.batch_statistics == "training_images":
             self.scale.generator.body.set_momentum(1.0)
             self._reconstruct()
-        self.state()  # raises where a weight is not finite
+        self.state()  # raises if a weight is not finite
         self.scale.freeze()
         return self.scale
 
     def _reconstruct(self) -> Tensor:
-        """The images rebuilt from the fixed noise, in training mode."""
+        """The reconstructions from the fixed noise, in training mode."""
         fixed = self._amplify(self.scale.fixed_noise.expand(len(self.real), 3, -1, -1))
         return self.scale.generator(fixed, self.rebuilt_below, self.index, self.g_coverages)
 
@@ -181,7 +186,7 @@ class ScaleTrainer:
         return self.scale.noise_amp.view(-1, 1, 1, 1) * noise
 
     def _draw_noise(self) -> Tensor:
-        """Fresh noise of this scale, one draw an image, times its amplitude."""
+        """Fresh noise of this scale, drawn for each image, times its amplitude."""
         return self._amplify(fresh_noise(self.n, len(self.real), self.size, self.noise_stream).to(self.pyramid.device))
 
     def _draw_image_below(self) -> Tensor:
@@ -203,11 +208,11 @@ class ScaleTrainer:
                 group["lr"] = rate * (config.gamma if self.iteration >= milestone else 1.0)
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        """Both optimisers, by the names that their state is kept under."""
+        """Both optimisers, by the prefix of their tensors in a state."""
         return {"optimizer_g": self.optimizer_g, "optimizer_d": self.optimizer_d}
 
     def state(self) -> dict[str, Tensor]:
-        """All that is needed to go on from here, as tensors under one name each.
+        """Everything needed to continue from here, as tensors by name.
 
         Raises:
             RunError: one of them is not finite.
@@ -221,55 +226,63 @@ class ScaleTrainer:
             raise RunError(self._not_finite(f"{broken} is"))
         return tensors
 
-    def _state_names(self, iteration: int) -> set[str]:
-        """The names of `state` after an iteration."""
-        names = set(scale_tensors(self.scale)) | {"noise_stream"}
-        for prefix, optimizer in self._optimizers().items():
-            for number in range(len(optimizer.param_groups[0]["params"]) if iteration else 0):
-                names |= {f"{prefix}.{number}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
-        return names
-
-    def _not_finite(self, what: str) -> str:
-        return (
-            f"scale {self.n}, iteration {self.iteration}: {what} not finite; the last checkpoint is intact: train "
-            "again with lower --lr_g and --lr_d, or with --precision float32"
-        )
-
     def restore(self, tensors: dict[str, Tensor], iteration: int, source: str) -> None:
-        """Go back to a `state`.
+        """Go back to an earlier state.
 
         Args:
-            tensors: from `state`.
-            iteration: the number of iterations done by then.
-            source: the file's name, for errors.
+            tensors: from `state`, after at least one iteration.
+            iteration: number of iterations completed then.
+            source: file name for error messages.
 
         Raises:
-            UserError: the tensors are of another run, or damaged.
+            UserError: the tensors are damaged, or belong to another run.
         """
         restore_scale(self.scale, tensors, source)
-        names = self._state_names(iteration)
+        shapes = self._optimizer_shapes()
+        names = {*scale_tensors(self.scale), "noise_stream", *shapes}
         missing, foreign = names - set(tensors), set(tensors) - names
+        foreign |= {name for name, shape in shapes.items() if name in tensors and tensors[name].shape != shape}
         if missing or foreign:
-            what = "missing" if missing else "of another run"
-            raise UserError(f"{source}: {min(missing or foreign)} is {what}; train again with --overwrite")
+            what = "is missing" if missing else "belongs to another run"
+            raise UserError(f"{source}: {min(missing or foreign)} {what}; train again with --overwrite")
         try:
             self.noise_stream.set_state(tensors["noise_stream"])
         except (RuntimeError, TypeError) as error:
             raise UserError(
-                f"{source}: noise_stream is no state of a generator; train again with --overwrite"
+                f"{source}: noise_stream is not the state of a generator; train again with --overwrite"
             ) from error
-        self.iteration = iteration
         for prefix, optimizer in self._optimizers().items():
-            state: dict[int, dict[str, Tensor]] = {}
-            parameters = optimizer.param_groups[0]["params"]
-            for name, value in tensors.items():
-                if name.startswith(prefix + "."):
-                    _, number, key = name.split(".")
-                    place = parameters[int(number)]
-                    if value.shape != (() if key == "step" else place.shape):
-                        raise UserError(f"{source}: {name} is of another run; train again with --overwrite")
-                    if key != "step":
-                        # Fused Adam walks through raw memory: a moment must lie there as its weight does.
-                        value = torch.empty_like(place, requires_grad=False).copy_(value)
-                    state.setdefault(int(number), {})[key] = value
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            _restore_optimizer(optimizer, prefix, tensors)
+        self.iteration = iteration
+
+    def _optimizer_shapes(self) -> dict[str, torch.Size]:
+        """Names and shapes of the optimisers' tensors in a state."""
+        shapes: dict[str, torch.Size] = {}
+        for prefix, optimizer in self._optimizers().items():
+            for number, parameter in enumerate(_parameters(optimizer)):
+                name = f"{prefix}.{number}"
+                shapes |= {f"{name}.step": torch.Size(), **{f"{name}.{key}": parameter.shape for key in _MOMENTS}}
+        return shapes
+
+    def _not_finite(self, what: str) -> str:
+        return (
+            f"scale {self.n}, iteration {self.iteration}: {what} not finite; the last checkpoint is intact: train "
+            "again with a lower --lr_g and --lr_d, or with --precision float32"
+        )
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """The parameters of an optimiser, in the order of its state."""
+    return optimizer.param_groups[0]["params"]
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, Tensor]) -> None:
+    """Load the steps and moments that a state holds under a prefix; all of them are there, in the right shapes."""
+    state = {}
+    for number, parameter in enumerate(_parameters(optimizer)):
+        name = f"{prefix}.{number}"
+        state[number] = {"step": tensors[f"{name}.step"]}
+        for key in _MOMENTS:
+            # Fused Adam walks through raw memory: a moment needs the memory layout of its parameter.
+            state[number][key] = torch.empty_like(parameter, requires_grad=False).copy_(tensors[f"{name}.{key}"])
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,7 +1,6 @@
 """Training of a whole pyramid, scale by scale, with checkpoints (paper, section 3.2)."""
 
 import logging
-from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -19,19 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: RunFolder | None = None) -> Pyramid:
-    """Train all scales, or those that are left where the folder holds a checkpoint.
+    """Train all scales, or continue from the checkpoint of a run folder.
 
     Args:
         images: `(N, 3, h, w)` training images at the working size, in [-1, 1].
-        record: of the run; its config is resolved.
+        record: of the run, with resolved settings.
         runtime: device and precision.
         folder: a run folder with a checkpoint; None keeps everything in memory.
 
     Returns:
-        The pyramid, frozen.
+        The pyramid, with all scales frozen.
 
     Raises:
-        UserError: the checkpoint, or a scale before it, is damaged or of another run.
+        UserError: the checkpoint, or an earlier scale, is damaged or belongs to another run.
         RunError: a loss is not finite, or a file cannot be written; the last checkpoint is intact.
     """
     model, training = record.config.model, record.config.training
@@ -44,7 +43,7 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
         folder.load_scales(pyramid, start)
         journal.resume(start, iteration)
     logger.info(
-        "%d scales of %s px, %d transformations, %d iterations a scale, %d training image%s",
+        "%d scales of %s px, %d transformations, %d iterations per scale, %d training image%s",
         pyramid.plan.num_scales,
         pyramid.plan.describe(),
         model.num_transforms,
@@ -52,12 +51,12 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
         record.num_images,
         "s" * (record.num_images > 1),
     )
-    levels: Sequence[Tensor] = image_pyramid(images, pyramid.plan.sizes)
+    levels = image_pyramid(images, pyramid.plan.sizes)
     for n in range(start, pyramid.plan.num_scales):
         trainer = ScaleTrainer(pyramid, levels[n], training)
-        if state:
+        if folder and state:
             trainer.restore(state, iteration, str(folder.path / CHECKPOINT_FILE))
-        state = {}
+            state = {}
         _train_scale(trainer, journal, folder, record.config.runtime.checkpoint_every)
         pyramid.scales.append(trainer.finish())
         if folder:
@@ -67,15 +66,15 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
 
 
 def _read_position(folder: RunFolder, num_scales: int, niter: int) -> tuple[dict[str, Tensor], int, int]:
-    """The state, scale and iteration to go on from.
+    """The state of the scale in training, its number, and its iteration.
 
     Raises:
-        UserError: the checkpoint is damaged, or lies outside the run.
+        UserError: the checkpoint is damaged, or outside the run.
     """
     state, scale, iteration = folder.read_checkpoint()
     if not (0 <= scale <= num_scales and 0 <= iteration <= niter and bool(state) == (iteration > 0)):
         raise UserError(
-            f"{folder.path / CHECKPOINT_FILE}: no state of this run (scale {scale} of {num_scales}, iteration "
+            f"{folder.path / CHECKPOINT_FILE}: not a state of this run (scale {scale} of {num_scales}, iteration "
             f"{iteration} of {niter}, {len(state)} tensors); train again with --overwrite"
         )
     return state, scale, iteration
@@ -88,7 +87,7 @@ def _train_scale(trainer: ScaleTrainer, journal: Journal, folder: RunFolder | No
         for losses in trainer.run():
             journal.record(trainer.n, trainer.iteration - 1, losses)
             if folder and trainer.iteration % checkpoint_every == 0:
-                # The losses go first: a checkpoint never lies ahead of them.
+                # Losses first: the checkpoint must never be ahead of them.
                 journal.save()
                 folder.save_checkpoint(trainer.state(), scale=trainer.n, iteration=trainer.iteration)
         journal.save()

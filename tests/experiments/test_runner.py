@@ -170,7 +170,7 @@ def test_a_failed_run_is_recorded_the_others_go_on_and_it_is_tried_again(tree, t
 
 
 def test_images_are_counted_against_the_precision_of_the_run(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "_TOLD_APART", {torch.bfloat16: 0})
+    monkeypatch.setattr(runs, "_MAX_IMAGES", {torch.bfloat16: 0})
     monkeypatch.setattr(runtime, "has_native_bfloat16", lambda device: True)
     arguments = run_arguments(tree, tmp_path, "--classes", "ant", "--variants", "f")
     assert main([*arguments, "--precision", "float32"]) == 0

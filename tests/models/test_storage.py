@@ -175,12 +175,12 @@ def test_values_that_are_not_finite_are_named(folder, value):
     images = folder.read_images()
     images[1, 2, 3, 4] = value
     save_tensors(folder.path / storage.IMAGES_FILE, {"images": images})
-    with pytest.raises(UserError, match=r"training_images\.safetensors: images holds values that are not finite"):
+    with pytest.raises(UserError, match=r"training_images\.safetensors: images contains values that are not finite"):
         folder.read_images()
     tensors, _ = load_tensors(folder.scale_file(1))
     tensors["generator.body.tail.weight"].view(-1)[7] = value
     save_tensors(folder.scale_file(1), tensors)
-    with pytest.raises(UserError, match=r"scale_1\.safetensors: generator\.body\.tail\.weight holds .* not finite"):
+    with pytest.raises(UserError, match=r"scale_1\.safetensors: generator\.body\.tail\.weight contains .* not finite"):
         folder.load_pyramid(runtime())
 
 
