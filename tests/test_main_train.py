@@ -724,7 +724,10 @@ def test_resume_from_a_place_outside_the_run(unfinished, capsys, scale, iteratio
             lambda state: state.update({"optimizer_g.999.step": torch.zeros(())}),
             "optimizer_g.999.step belongs to another run",
         ),
-        (lambda state: state.update({"optimizer_d.0.exp_avg": torch.zeros(2)}), "optimizer_d.0.exp_avg belongs to another"),
+        (
+            lambda state: state.update({"optimizer_d.0.exp_avg": torch.zeros(2)}),
+            "optimizer_d.0.exp_avg belongs to another",
+        ),
         (lambda state: state.pop("optimizer_d.0.exp_avg"), "optimizer_d.0.exp_avg is missing"),
         (lambda state: state["noise_amp"].fill_(math.nan), "noise_amp contains values that are not finite"),
     ],
