@@ -25,9 +25,9 @@ from hta.errors import UserError
 from hta.evaluation.metrics import metric_text
 from hta.evaluation.overlays import ColourScale, picture_of
 from hta.evaluation.report import write_report
-from hta.evaluation.report_text import METRIC_NAMES
 from hta.evaluation.results import (
     BOOTSTRAP_SEED,
+    METRIC_NAMES,
     REPORT_FILE,
     ResultsWriter,
     check_target,
@@ -171,9 +171,10 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
             "colour_scale": None if writer.scale is None else asdict(writer.scale),
             "seconds": {"total": round(seconds, 3), "per_image": round(seconds / len(items), 6)},
         } | _describe(evaluation)
-        write_scores(folder, items, scores, writer.shares, rejected, peaks)
+        results = writer.results(scores, rejected)
+        write_scores(folder, results)
         write_metrics(folder, document)
-        write_report(folder, document, items, scores, writer.shares, writer.thumbnails, rejected, peaks)
+        write_report(folder, document, results)
     return document, scores if peaks is None or threshold.decided_by == "score" else peaks
 
 

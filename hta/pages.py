@@ -61,6 +61,7 @@ def _environment() -> "Environment":
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     environment.filters |= {"size": _size, "percent": _percent}
     return environment
 
@@ -100,11 +101,14 @@ def chart_style() -> Iterator[dict[str, str]]:
         "axes.facecolor": "none",
         "axes.edgecolor": colours["soft"],
         "axes.labelcolor": colours["soft"],
+        "axes.labelsize": 9,
         "axes.titlecolor": colours["ink"],
         "axes.titlesize": 10,
         "axes.formatter.useoffset": False,
         "xtick.color": colours["soft"],
+        "xtick.labelsize": 9,
         "ytick.color": colours["soft"],
+        "ytick.labelsize": 9,
         "legend.frameon": False,
         "svg.fonttype": "none",
         "svg.hashsalt": "hta",  # makes the names of the parts the same every time

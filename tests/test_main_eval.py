@@ -584,7 +584,7 @@ def test_what_is_no_good_folder_is_refused_in_one_line(good, place, capsys):
     shutil.copytree(good, "torn")
     Path("torn/torn.png").write_bytes(b"no image")
     for arguments, words in (
-        (["--good_dir", good, "--out", f"{good}/new/out"], "lies inside --good_dir"),
+        (["--good_dir", good, "--out", f"{good}/new/out"], "is inside --good_dir"),
         (["--good_dir", ""], "--good_dir: is empty"),
         (["--good_dir", "links"], "1 good image, but --target_fpr 0.05 needs at least 19"),
         (["--good_dir", "torn"], "torn.png"),

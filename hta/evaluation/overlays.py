@@ -1,23 +1,27 @@
-"""Pictures for people: an image with its anomaly map over it and its mask outlined."""
+"""Pictures for people: an image with its anomaly map over it and its mask outlined, large and as a thumbnail."""
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import ndimage
+from PIL import Image
 
 from hta.errors import UserError
 from hta.evaluation.maps import upsample_map
-from hta.images import resize, to_tensor, to_uint8
+from hta.images import fit, jpeg_of, resize, to_tensor, to_uint8
+
+THUMBNAIL_SIDE = 88
 
 _SHORT_SIDE, _LONG_SIDE = 256, 512
+_THUMBNAIL_QUALITY = 70  # noise, the worst picture, then takes 5 kB: 2,000 pairs stay below 30 MB, base64 included
+_PLAIN_QUALITY = 90
 _COLORMAP = "inferno"  # perceptually uniform: equal steps of the map look equal
-_FIRST_COLOUR = 0.25  # of the colour map: the ones before are so dark that they look like dirt of the image
+_FIRST_COLOUR = 0.25  # of the colour map: the ones before are so dark that they look like dirt in the image
 _OPACITY = 0.75  # of the highest value; the lowest is transparent, so that a normal place looks like itself
-_OUTLINE = (0, 255, 255)  # no colour of the map
+_OUTLINE = (0, 255, 255)  # not a colour of the map
 _LEAST_SPAN, _LARGEST_SPAN = 0.25, 0.35  # of a scale: factors of 1e3 and 1.6e4 in the probability of a patch
 
 
@@ -26,7 +30,7 @@ class ColourScale:
     """Which values of an anomaly map get the first and the last colour: one for all images of a run.
 
     Attributes:
-        low, high: 0 <= low < high <= 1; what lies outside takes the nearest colour.
+        low, high: 0 <= low < high <= 1; values outside take the nearest colour.
     """
 
     low: float
@@ -34,19 +38,21 @@ class ColourScale:
 
     def __post_init__(self):
         if not 0 <= self.low < self.high <= 1:
-            raise UserError(f"colour scale: {self.low} to {self.high} is no range within [0, 1]; give 0 <= low < high")
+            raise UserError(
+                f"colour scale: {self.low} to {self.high} is not a range within [0, 1]; give 0 <= low < high"
+            )
 
     @classmethod
     def of_normal_peaks(cls, peaks: np.ndarray) -> "ColourScale":
-        """The scale for a model of which only the highest map values of normal images are known.
+        """Choose the scale for a model from the highest map values of normal images, before the first test image.
 
-        It begins at their lower quartile, what a normal image reaches at its worst place, and ends above their 95th
-        percentile by as much as that lies above the median, so that a good image hardly looks defective. So it is known
-        before the first test image.
+        It begins at their lower quartile, which a normal image reaches at its worst place, and ends above their 95th
+        percentile by as much as that exceeds the median, so that a good image hardly looks defective.
 
-        Only views of the training images stand in for normal images, and their peaks lie up to 0.1 off. Too high
-        ones, of views that are changed too much, must not leave defects without colour: hence not the median at the
-        beginning, and a largest span. Too low ones, or equal ones, must not make every image glow: hence a least span.
+        Only views of the training images represent normal images, and their peaks are off by up to 0.1. Peaks that are
+        too high, of views that were changed too much, must not leave defects without colour: hence the quartile instead
+        of the median, and a largest span. Peaks that are too low, or all equal, must not make every image glow: hence a
+        least span.
 
         Args:
             peaks: `(V,)` in [0, 1], the maximum of the map of each normal image.
@@ -57,20 +63,18 @@ class ColourScale:
         return cls(low, min(low + span, 1.0))
 
     def position(self, values: np.ndarray) -> np.ndarray:
-        """Where values lie on the scale, in [0, 1]."""
+        """Positions of values on the scale, in [0, 1]."""
         return np.clip((values - self.low) / (self.high - self.low), 0, 1)
 
 
-def overlay_size(image_size: tuple[int, int]) -> tuple[int, int]:
+def overlay_size(image_size: tuple[int, ...]) -> tuple[int, int]:
     """Size of an image's overlay: longer side at most 512 px; a small image is enlarged to a shorter side of 256 px.
 
     Args:
-        image_size: (height, width).
+        image_size: (height, width, ...).
     """
-    short, long = min(image_size), max(image_size)
-    factor = min(_LONG_SIDE / long, max(1.0, _SHORT_SIDE / short))
-    height, width = (max(1, round(side * factor)) for side in image_size)
-    return height, width
+    short, long = sorted(image_size[:2])
+    return fit(image_size, min(_LONG_SIDE, max(long, _SHORT_SIDE * long / short)))
 
 
 def picture_of(image: np.ndarray) -> np.ndarray:
@@ -82,49 +86,96 @@ def picture_of(image: np.ndarray) -> np.ndarray:
     Returns:
         `(h, w, 3)` uint8.
     """
-    return to_uint8(resize(to_tensor([image]), overlay_size(image.shape[:2])))[0]
+    return to_uint8(resize(to_tensor([image]), overlay_size(image.shape)))[0]
 
 
 def map_colours(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What a map looks like, to be laid over a picture.
+    """Colours in which a map is laid over a picture.
 
     Args:
         position: any shape, in [0, 1], from `ColourScale.position`.
 
     Returns:
         Colours, a last axis of 3 added, in [0, 255], and opacities in [0, 1], of the shape of `position`, which rise
-        steeply at first: a defect of which only the middle stands out must be seen.
+        steeply at first: a defect of which only the middle is conspicuous must be seen.
     """
+    import matplotlib
+
     colours = matplotlib.colormaps[_COLORMAP](_FIRST_COLOUR + (1 - _FIRST_COLOUR) * position)
     return colours[..., :3] * 255, _OPACITY * (1 - (1 - position) ** 2)
 
 
-def draw_overlay(
-    picture: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, mask: np.ndarray | None = None
-) -> np.ndarray:
-    """Lay a map over a picture, more opaque the more anomalous, and outline the mask.
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """The map of an image and the mask that came with it, to be drawn over a picture of the image.
 
-    Args:
-        picture: `(h, w, 3)` uint8, from `picture_of`.
+    Attributes:
         anomaly_map: of any size, in [0, 1], higher = more anomalous.
         scale: of the run.
-        mask: of any size, bool; True = anomalous.
-
-    Returns:
-        `(h, w, 3)` uint8.
+        mask: of any size, bool; True = anomalous; None without a mask.
     """
-    size = picture.shape[:2]
-    position = scale.position(upsample_map(torch.from_numpy(anomaly_map), size).numpy())
-    colours, opacities = map_colours(position)
-    opacity = opacities[..., None]
-    blended = np.rint(picture * (1 - opacity) + colours * opacity).astype(np.uint8)
-    if mask is not None:
-        blended[_outline(mask, size)] = _OUTLINE
-    return blended
+
+    anomaly_map: np.ndarray
+    scale: ColourScale
+    mask: np.ndarray | None = None
+
+    def draw(self, picture: np.ndarray) -> np.ndarray:
+        """Lay the map over a picture, more opaque the more anomalous, and outline the mask.
+
+        Args:
+            picture: `(h, w, 3)` uint8.
+
+        Returns:
+            `(h, w, 3)` uint8.
+        """
+        height, width = picture.shape[:2]
+        position = self.scale.position(upsample_map(torch.from_numpy(self.anomaly_map), (height, width)).numpy())
+        colours, opacities = map_colours(position)
+        opacity = opacities[..., None]
+        blended = np.rint(picture * (1 - opacity) + colours * opacity).astype(np.uint8)
+        if self.mask is not None:
+            blended[_outline(self.mask, (height, width))] = _OUTLINE
+        return blended
 
 
 def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The pixels around a mask, `(h, w)` bool: outside of it, so that they hide nothing of it."""
+    from scipy import ndimage
+
     # Maxima instead of a resize: a scratch of one pixel must not vanish from a smaller picture.
-    fitted = F.adaptive_max_pool2d(torch.from_numpy(mask)[None, None].float(), size)[0, 0].numpy() > 0
-    return ndimage.binary_dilation(fitted, iterations=math.ceil(min(size) / _SHORT_SIDE)) & ~fitted
+    shrunk = F.adaptive_max_pool2d(torch.from_numpy(mask)[None, None].float(), size)[0, 0].numpy() > 0
+    return ndimage.binary_dilation(shrunk, iterations=math.ceil(min(size) / _SHORT_SIDE)) & ~shrunk
+
+
+# --- JPEG files -------------------------------------------------------------------------------------------------------
+
+
+class Thumbnails(NamedTuple):
+    """JPEG files, longer side `THUMBNAIL_SIDE` px.
+
+    Attributes:
+        image: the image itself.
+        overlay: the image with its map and mask; None where there is no map.
+    """
+
+    image: bytes
+    overlay: bytes | None
+
+
+def make_thumbnails(picture: np.ndarray, overlay: Overlay | None = None) -> Thumbnails:
+    """Make the thumbnails of an image.
+
+    Args:
+        picture: `(h, w, 3)` uint8.
+        overlay: of the image; None without a map.
+    """
+    height, width = fit(picture.shape, THUMBNAIL_SIDE)
+    small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
+    # The overlay is drawn again, not shrunk: the outline of a mask is a line of one pixel.
+    drawn = overlay and jpeg_of(overlay.draw(small), _THUMBNAIL_QUALITY)
+    return Thumbnails(jpeg_of(small, _THUMBNAIL_QUALITY), drawn)
+
+
+def plain_jpeg(picture: np.ndarray) -> bytes:
+    """A picture `(h, w, 3)` uint8 at its own size, for a close look."""
+    return jpeg_of(picture, _PLAIN_QUALITY)

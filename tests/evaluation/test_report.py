@@ -21,26 +21,24 @@ import hta
 import main_eval
 from hta.data.sample import Sample
 from hta.errors import UserError
-from hta.evaluation.overlays import ColourScale
-from hta.evaluation.report import as_script_data, overlay_link, plain_link, write_report
-from hta.evaluation.report_charts import (
-    colour_bar,
-    colour_legend,
+from hta.evaluation.overlays import THUMBNAIL_SIDE, ColourScale, Thumbnails, make_thumbnails
+from hta.evaluation.report import (
+    _colours,
     crowd_at_one,
-    histogram,
-    labelled_ticks,
+    draw_histogram,
+    draw_roc,
     nines,
-    roc,
-    ticks,
-    ticks_of_nines,
+    overlay_link,
+    plain_link,
+    score_ticks,
+    write_report,
 )
-from hta.evaluation.report_text import reach
 from hta.evaluation.results import REPORT_FILE, ResultsWriter, check_target, summarize
 from hta.evaluation.scorer import ImageVotes
 from hta.evaluation.thresholds import Threshold, decide, proportion, summarize_decision
-from hta.evaluation.thumbnails import THUMBNAIL_SIDE, Thumbnails, make_thumbnails
 from hta.files import printable
-from tests.browser import assert_quiet_and_from_disk, boxes, headless_chromium, requested, resize_window
+from hta.pages import chart_style
+from tests.browser import assert_quiet_and_from_disk, boxes, requested, resize_window
 
 SCALE = ColourScale(0.2, 0.6)
 HOSTILE = "<img src=x onerror=document.title=1>.png"
@@ -49,13 +47,6 @@ LATIN_1 = os.fsdecode(b"caf\xe9 #1?%41.png")  # no UTF-8, and characters that me
 
 
 # --- texts and drawings ---------------------------------------------------------------------------------------------
-
-
-def test_data_in_the_page_cannot_end_its_element():
-    value = {"name": "</script><!--&\u2028\u2029é\udcff"}
-    text = as_script_data(value)
-    assert text == r'{"name":"\u003c/script\u003e\u003c!--\u0026\u2028\u2029\u00e9\udcff"}'
-    assert json.loads(text) == value
 
 
 @pytest.mark.parametrize(
@@ -78,17 +69,10 @@ def test_names_that_are_no_utf_8_can_be_shown():
     assert printable("café") == "café"
 
 
-@pytest.mark.parametrize(
-    ("bounds", "expected"),
-    [
-        ((0, 1), [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        ((0.91, 0.99), [0.92, 0.94, 0.96, 0.98]),
-        ((-0.01, 0.01), [-0.01, -0.005, 0, 0.005, 0.01]),
-        ((3.0, 47.0), [10, 20, 30, 40]),
-    ],
-)
-def test_ticks_are_round(bounds, expected):
-    assert ticks(*bounds) == expected
+@pytest.fixture
+def colours():
+    with chart_style() as style:
+        yield style
 
 
 @pytest.mark.parametrize(
@@ -96,43 +80,48 @@ def test_ticks_are_round(bounds, expected):
     [
         ((0.91, 0.99), ["0.92", "0.94", "0.96", "0.98"]),
         ((-0.01, 1.01), ["0", "0.2", "0.4", "0.6", "0.8", "1"]),
+        ((-0.01, 0.01), ["-0.01", "-0.005", "0", "0.005", "0.01"]),
         ((1 - 1.1e-7, 1.0), ["0.9999999", "0.99999995", "1"]),
+        ((1 - 1.1e-9, 1.0 + 1e-10), ["0.999999999", "0.9999999995", "1"]),
     ],
 )
-def test_labels_of_ticks_differ_and_keep_apart(bounds, labels):
-    assert [label for _, label in labelled_ticks(*bounds, 340)] == labels
+def test_ticks_are_round_their_labels_differ_and_keep_apart(bounds, labels):
+    assert [label for _, label in score_ticks(*bounds)] == labels
 
 
-def places(svg, element, names):
-    """The attributes of all such elements of a drawing, as numbers."""
-    return [
-        tuple(float(re.search(f' {name}="([^"]*)"', found)[1]) for name in names)
-        for found in re.findall(f"<{element}[^>]*>", svg)
-    ]
+def test_ticks_of_nines_are_scores():
+    assert score_ticks(-0.1, 3.4, by_nines=True) == [(0, "0"), (1, "0.9"), (2, "0.99"), (3, "0.999")]
+    assert score_ticks(1.5, 16, by_nines=True) == [(4, "1 - 1e-04"), (8, "1 - 1e-08"), (12, "1 - 1e-12"), (16, "1 - 1e-16")]
+    np.testing.assert_allclose(nines(np.array([0, 0.9, 1 - 1e-8, 1])), [0, 1, 8, 16], rtol=1e-8)
 
 
-def test_bars_are_as_high_as_the_counts():
-    groups = {"normal": np.array([0.0, 0.0, 0.0, 1.0]), "anomalous": np.array([1.0]), "unlabelled": np.array([])}
-    svg = histogram(groups, 0.5)
-    # 4 % of the range is room; 30 bins over 340 px; the first and the last one hold the scores
-    bars = places(svg, "rect", ("x", "y", "width", "height"))
-    assert bars == [(40.0, 28.0, 11.3, 80.0), (368.7, 81.3, 11.3, 26.7), (368.7, 136.0, 11.3, 80.0)]
-    assert re.findall('class="bar ([a-z]*)"', svg) == ["normal", "normal", "anomalous"]
-    assert re.search('class="threshold" x1="210.0" y1="16.0" x2="210.0" y2="216.0"', svg)
-    assert "unlabelled" not in svg
-    assert "threshold" not in histogram(groups, None)
+def bars(figure):
+    """The counts and the edges of every panel."""
+    return [axes.patches[0].get_data()[:2] for axes in figure.axes]
 
 
-def test_equal_scores_are_drawn():
-    (bar,) = places(histogram({"unlabelled": np.full(3, 0.25)}, 0.25), "rect", ("height",))
-    assert bar == (80.0,)
+def test_bars_are_as_high_as_the_counts(colours):
+    groups = {"normal": np.array([0.0, 0.0, 0.0, 1.0]), "anomalous": np.array([1.0])}
+    figure = draw_histogram(groups, 0.5, colours)
+    normal, anomalous = figure.axes
+    # 4 % of the range is margin; the first and the last of 30 bins hold the scores.
+    (counts, edges), (others, _) = bars(figure)
+    assert (edges[0], edges[-1]) == pytest.approx((-0.02, 1.02))
+    assert (len(counts), counts[0], counts[-1], counts.sum()) == (30, 3, 1, 4)
+    assert others.tolist() == [0] * 29 + [1]
+    assert (normal.get_title("left"), anomalous.get_title("left")) == ("normal (4)", "anomalous (1)")
+    assert normal.get_ylim() == (0, 3)
+    assert [axes.lines[0].get_xdata() for axes in figure.axes] == [[0.5, 0.5]] * 2
+    assert normal.texts[0].get_text() == "threshold 0.500000"
+    assert not [axes for axes in draw_histogram(groups, None, colours).axes if axes.lines or axes.texts]
 
 
-def test_scores_closer_than_a_float_can_divide_are_drawn():
-    scores = np.array([1 - 2**-52, 1 - 2**-53])  # no decades apart
-    svg = histogram({"anomalous": scores}, scores[0])
-    assert "nan" not in svg
-    assert [height for (height,) in places(svg, "rect", ("height",))] == [80.0]
+def test_equal_scores_and_scores_closer_than_a_float_can_divide_are_drawn(colours):
+    close = np.array([1 - 2**-52, 1 - 2**-53])  # not decades apart
+    for scores, threshold in ((np.full(2, 0.25), 0.25), (close, close[0])):
+        ((counts, edges),) = bars(draw_histogram({"unlabelled": scores}, threshold, colours))
+        assert counts.max() == 2
+        assert np.diff(edges).min() > 0
 
 
 @pytest.mark.parametrize(
@@ -150,60 +139,43 @@ def test_scores_that_crowd_at_one(scores, crowd):
     assert crowd_at_one(np.asarray(scores)) == crowd
 
 
-def test_scores_that_crowd_at_one_are_drawn_by_their_distance_from_it():
+def test_scores_that_crowd_at_one_are_drawn_by_their_distance_from_it(colours):
     scores = 1 - np.array([1e-2, 1e-4, 1e-6, 1e-8])
-    svg = histogram({"normal": scores[:2], "anomalous": scores[2:]}, 1 - 1e-5)
-    # 2 to 8 nines and 2 % room: 6.24 nines over 30 bins of 11.33 px; 4 and 6 nines fall in bins 10 and 19
-    assert 'class="threshold" x1="210.0"' in svg
-    labels = [">0.99<", ">1 - 1e-04<", ">1 - 1e-06<", ">1 - 1e-08<"]
-    assert all(label in svg for label in labels)
-    lefts = [left for (left,) in places(svg, "rect", ("x",))]
-    assert lefts == pytest.approx([40, 153.3, 255.3, 368.7], abs=0.1)
-    assert "by its distance from 1" in svg
+    figure = draw_histogram({"normal": scores[:2], "anomalous": scores[2:]}, 1 - 1e-5, colours)
+    # 2 to 8 nines and 2 % margin: 6.24 nines over 30 bins; 4 and 6 nines are in bins 10 and 19.
+    assert [counts.nonzero()[0].tolist() for counts, _ in bars(figure)] == [[0, 10], [19, 29]]
+    assert figure.axes[0].lines[0].get_xdata()[0] == pytest.approx(5)
+    labels = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+    assert labels == ["0.99", "1 - 1e-04", "1 - 1e-06", "1 - 1e-08"]
+    assert figure.axes[1].get_xlabel().endswith("by its distance from 1")
 
 
-def test_ticks_of_nines_are_scores():
-    assert ticks_of_nines(-0.1, 3.4) == [(0, "0"), (1, "0.9"), (2, "0.99"), (3, "0.999")]
-    assert ticks_of_nines(1.5, 16) == [(5, "1 - 1e-05"), (10, "1 - 1e-10"), (15, "1 - 1e-15")]
-    np.testing.assert_allclose(nines(np.array([0, 0.9, 1 - 1e-8, 1])), [0, 1, 8, 16], rtol=1e-8)
+def test_the_roc_curve_passes_through_its_steps(colours):
+    normal, anomalous = np.array([0.1, 0.5]), np.array([0.4, 0.9])
+    axes = draw_roc(normal, anomalous, 0.3, colours).axes[0]
+    _, curve, point = axes.lines
+    assert curve.get_xydata().tolist() == [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
+    assert point.get_xydata().tolist() == [[0.5, 1]]
+    axes = draw_roc(normal, anomalous, None, colours).axes[0]
+    assert (len(axes.lines), len(axes.texts)) == (2, 0)
 
 
-def test_the_roc_curve_passes_through_its_steps():
-    svg = roc([0, 1, 0, 1], np.array([0.1, 0.4, 0.5, 0.9]), (0.5, 1.0))
-    # (0, 0), (0, 1/2), (1/2, 1/2), (1/2, 1), (1, 1) on a square of 300 px whose lower left corner is (50, 312)
-    assert 'points="50.0,312.0 50.0,162.0 200.0,162.0 200.0,12.0 350.0,12.0"' in svg
-    assert places(svg, "circle", ("cx", "cy")) == [(200.0, 12.0)]
-    assert "<circle" not in roc([0, 1], np.array([0.1, 0.4]), None)
+@pytest.mark.parametrize("threshold", [-1, 0.15, 0.45, 0.6, 2])
+def test_the_name_of_the_operating_point_is_within_the_square(colours, threshold):
+    figure = draw_roc(np.array([0.1, 0.5]), np.array([0.4, 0.9]), threshold, colours)
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    box, square = axes.texts[0].get_window_extent(), axes.get_window_extent()
+    assert square.x0 < box.x0 < box.x1 < square.x1
+    assert square.y0 < box.y0 < box.y1 < square.y1
 
 
-@pytest.mark.parametrize("point", [(0.0, 0.0), (0.05, 0.02), (0.9, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.12)])
-def test_the_name_of_the_operating_point_lies_within_the_square(point):
-    svg = roc([0, 1, 0, 1], np.array([0.1, 0.4, 0.5, 0.9]), point)
-    x, y, side = re.search('x="([^"]*)" y="([^"]*)" text-anchor="([^"]*)">at the threshold<', svg).groups()
-    assert 12 < float(y) < 312  # the numbers of the ticks stand below
-    assert side == ("end" if point[0] > 0.6 else "start")
-    assert 50 < float(x) < 350
-
-
-def test_the_colour_bar_shows_what_is_laid_over_the_images():
-    svg = colour_bar(SCALE)
-    assert re.findall(r">(\d\.\d{3})<", svg) == ["0.200", "0.400", "0.600"]
-    stops = re.findall(r'stop-color="rgb\((\d+),(\d+),(\d+)\)" stop-opacity="([\d.]+)"', svg)
-    assert stops[0] == ("87", "16", "110", "0.000")
-    assert stops[5][3] == "0.562"  # 3/4 of 1 - (1 - 1/2) ** 2
-    assert stops[-1] == ("252", "255", "164", "0.750")
-    legend = colour_legend(SCALE)
-    assert re.findall(r"<span>([\d.]*)</span>", legend) == ["0.200", "0.600"]
-    assert re.findall(r"rgb\((\d+) (\d+) (\d+) / ([\d.]+)\)", legend) == stops
-
-
-def test_reach_is_said_in_pixels_of_the_image():
-    network = {"num_layer": 5, "ker_size": 3}
-    model = {"image_size": [256, 320], "scales": [[25, 32], [51, 64]], "config": {"model": network}}
-    text = reach(model).replace("&nbsp;", " ").replace("&times;", "x")
-    # 256 / 51 = 5.02; 11 px there are 55.2 px; at the coarsest scale 256 / 25 * 11 = 112.6
-    for said in ("5.0 x 5.0 px", "10.0 px", "11 x 11 px", "55 px of the image", "113 px at the coarsest"):
-        assert said in text
+def test_the_colour_scale_shows_what_is_laid_over_the_images():
+    colours = _colours({"low": 0.2, "high": 0.6})
+    assert [colours[place] for place in ("low", "middle", "high")] == pytest.approx([0.2, 0.4, 0.6])
+    assert colours["stops"][0] == "rgb(87 16 110 / 0.000)"
+    assert colours["stops"][5].endswith("/ 0.562)")  # 3/4 of 1 - (1 - 1/2) ** 2
+    assert colours["stops"][-1] == "rgb(252 255 164 / 0.750)"
 
 
 # --- the page as text -------------------------------------------------------------------------------------------------
