@@ -682,7 +682,7 @@ def _empty_folder(place):
         (None, {"out": "parts/results"}, ("--out parts/results", "inside --test_dir")),
         (None, {"out": "TrainedModels"}, ("--out TrainedModels", "no result")),
         (None, {"out": "parts/test/good/0.png/deeper", "test_dir": "parts/test/dent"}, ("0.png is a file",)),
-        (None, {"out": "."}, ("--out .", "which is no result")),
+        (None, {"out": "."}, ("--out .", "which is not a result")),
         (None, {"fraction": 0.5}, ("--fraction",)),
         *[
             (None, {name: "x" * 300}, ("x" * 300, "name too long", "check the path"))
@@ -725,7 +725,7 @@ def test_the_folder_that_one_works_in_is_not_replaced(place, capsys, monkeypatch
     monkeypatch.chdir("inside")
     arguments = ["--input_name", "../TrainedModels/wall", "--test_dir", "../parts", *QUICK]
     for out in (".", "../inside"):
-        assert_refused(capsys, [*arguments, "--out", out], f"--out {out}", "deeper, which is no result")
+        assert_refused(capsys, [*arguments, "--out", out], f"--out {out}", "deeper, which is not a result")
     (place / "inside" / "deeper").rmdir()
     for out in (".", "../inside"):
         assert_refused(capsys, [*arguments, "--out", out], f"--out {out}", "working directory", "another folder")

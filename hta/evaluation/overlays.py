@@ -172,7 +172,7 @@ def make_thumbnails(picture: np.ndarray, overlay: Overlay | None = None) -> Thum
     height, width = fit(picture.shape, THUMBNAIL_SIDE)
     small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
     # The overlay is drawn again, not shrunk: the outline of a mask is a line of one pixel.
-    drawn = overlay and jpeg_of(overlay.draw(small), _THUMBNAIL_QUALITY)
+    drawn = None if overlay is None else jpeg_of(overlay.draw(small), _THUMBNAIL_QUALITY)
     return Thumbnails(jpeg_of(small, _THUMBNAIL_QUALITY), drawn)
 
 

@@ -6,7 +6,6 @@ viewer shows them.
 
 import base64
 import hashlib
-import math
 import os
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -219,9 +218,7 @@ def draw_histogram(groups: dict[str, np.ndarray], threshold: float | None, colou
     return figure
 
 
-def draw_roc(
-    normal: np.ndarray, anomalous: np.ndarray, threshold: float | None, colours: dict[str, str]
-) -> "Figure":
+def draw_roc(normal: np.ndarray, anomalous: np.ndarray, threshold: float | None, colours: dict[str, str]) -> "Figure":
     """ROC curve of the images.
 
     Args:
@@ -249,7 +246,7 @@ def draw_roc(
         axes.annotate(
             "at the threshold",
             (x, y),
-            (shift, -10 if y > 0.1 else 5),
+            (shift, -10 if y > 0.1 else 8),
             textcoords="offset points",
             ha=side,
             va="center",
@@ -278,13 +275,16 @@ def nines(scores: np.ndarray | float) -> np.ndarray:
 
 
 def score_ticks(low: float, high: float, *, by_nines: bool = False) -> list[tuple[float, str]]:
-    """Places on the axis of the scores, or of their `nines`, with the scores there; as many as the labels leave room for.
-    """
+    """Places on the axis of the scores, or of their `nines`, and the scores there; as many as the labels allow."""
     from matplotlib.ticker import MaxNLocator
 
     ticks: list[tuple[float, str]] = []
     for most in range(6, 0, -1):
-        places = [place for place in MaxNLocator(most, integer=by_nines).tick_values(low, high) if low <= place <= high]
+        places = [
+            place
+            for place in MaxNLocator(most, steps=[1, 2, 5, 10], integer=by_nines).tick_values(low, high)
+            if low <= place <= high
+        ]
         ticks = [(place, _nines_text(place) if by_nines else f"{place + 0:.12g}") for place in places]
         if sum(len(label) + 2 for _, label in ticks) <= _LABEL_ROOM:
             break
@@ -293,4 +293,4 @@ def score_ticks(low: float, high: float, *, by_nines: bool = False) -> list[tupl
 
 def _nines_text(place: float) -> str:
     """The score with a number of nines."""
-    return f"{1 - 0.1**place:.3g}" if place < 4 else f"1 - 1e-{math.floor(place):02d}"
+    return f"{1 - 0.1**place:.3g}" if place < 4 else f"1 - 1e-{place:02.0f}"

@@ -1,6 +1,6 @@
 """The results folder of a test set: scores, metrics, maps and overlays, written whole or not at all.
 
-    scores.csv     one row per image: path, label, anomaly score, vote share of every scale, decision, maximum of the map
+    scores.csv     a row per image: path, label, anomaly score, vote share of every scale, decision, maximum of the map
     metrics.json   metrics, settings, seeds, versions, warnings
     maps/          anomaly maps as 16-bit PNG, 0 to 65,535 for 0 to 1; the path of the image with `.png` appended
     overlays/      the images with their maps over them and their masks outlined, named alike; the plain images as JPEG
@@ -78,8 +78,7 @@ def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_d
     for option, folder, kind in (("--test_dir", test_dir, "test"), ("--good_dir", good_dir, "good")):
         if folder is not None and folder.is_dir() and target.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"--out {target}: is inside {option}, so its pictures would count as {kind} images; give another "
-                "folder"
+                f"--out {target}: is inside {option}, so its pictures would count as {kind} images; give another folder"
             )
     existing = next(place for place in (target, *target.absolute().parents) if place.exists())
     if not existing.is_dir():
@@ -189,7 +188,8 @@ class ResultsWriter:
             scores: `(N,)` anomaly scores, higher = more anomalous.
             rejected: `(N,)` bool; None where nothing is decided.
         """
-        decisions, peaks = decision_words(rejected, len(scores)), self.peaks or [None] * len(scores)
+        decisions = decision_words(rejected, len(scores))
+        peaks: Sequence[float | None] = self.peaks or [None] * len(scores)
         columns = (self._items, scores, self.shares, decisions, peaks, self._thumbnails)
         return [ImageResult(*row) for row in zip(*columns, strict=True)]
 
@@ -225,8 +225,8 @@ def summarize(
     Returns:
         Metrics by name; one that is undefined has the value null and a reason.
     """
-    labels = [item.label for item in items]
-    if None in labels:
+    labels = [item.label for item in items if item.label is not None]
+    if len(labels) < len(items):
         summary = _undefined(_IMAGE_METRICS, "no labels")
     else:
         kinds = [item.defect or "unnamed" for item in items]

@@ -1,5 +1,6 @@
 """Pictures that a trained pyramid draws: random samples and reconstructions (paper, figure 2)."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,7 @@ def draw_samples(pyramid: Pyramid, request: SampleRequest) -> Iterator[Tensor]:
         numbers = range(first, min(first + together, request.count))
         index = torch.tensor([number % pyramid.num_images for number in numbers], device=pyramid.device)
         batch = pyramid.sample(
-            lambda n, size, numbers=numbers: torch.cat(
-                [fresh_noise(n, 1, size, seeded_generator(request.seed, "sample", i, n)) for i in numbers]
-            ),
+            functools.partial(_noise_of, numbers, request.seed),
             index,
             num_scales=request.num_scales,
             gen_start_scale=request.gen_start_scale,
@@ -68,6 +67,12 @@ def draw_samples(pyramid: Pyramid, request: SampleRequest) -> Iterator[Tensor]:
             scale_h=request.scale_h,
         )
         yield batch.clamp(-1, 1)
+
+
+def _noise_of(numbers: range, seed: int, scale: int, size: tuple[int, int]) -> Tensor:
+    """Noise of some samples at a scale, which depends on nothing but the seed and each sample's number."""
+    generators = (seeded_generator(seed, "sample", number, scale) for number in numbers)
+    return torch.cat([fresh_noise(scale, 1, size, generator) for generator in generators])
 
 
 def write_samples(pyramid: Pyramid, request: SampleRequest, folder: Path, *, reconstruction: bool = False) -> None:

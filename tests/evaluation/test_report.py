@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import time
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -21,7 +20,7 @@ import hta
 import main_eval
 from hta.data.sample import Sample
 from hta.errors import UserError
-from hta.evaluation.overlays import THUMBNAIL_SIDE, ColourScale, Thumbnails, make_thumbnails
+from hta.evaluation.overlays import THUMBNAIL_SIDE, ColourScale, Overlay, Thumbnails, make_thumbnails
 from hta.evaluation.report import (
     _colours,
     crowd_at_one,
@@ -33,9 +32,9 @@ from hta.evaluation.report import (
     score_ticks,
     write_report,
 )
-from hta.evaluation.results import REPORT_FILE, ResultsWriter, check_target, summarize
+from hta.evaluation.results import REPORT_FILE, ImageResult, ResultsWriter, check_target, summarize
 from hta.evaluation.scorer import ImageVotes
-from hta.evaluation.thresholds import Threshold, decide, proportion, summarize_decision
+from hta.evaluation.thresholds import Threshold, decide, decision_words, proportion, summarize_decision
 from hta.files import printable
 from hta.pages import chart_style
 from tests.browser import assert_quiet_and_from_disk, boxes, requested, resize_window
@@ -91,7 +90,7 @@ def test_ticks_are_round_their_labels_differ_and_keep_apart(bounds, labels):
 
 def test_ticks_of_nines_are_scores():
     assert score_ticks(-0.1, 3.4, by_nines=True) == [(0, "0"), (1, "0.9"), (2, "0.99"), (3, "0.999")]
-    assert score_ticks(1.5, 16, by_nines=True) == [(4, "1 - 1e-04"), (8, "1 - 1e-08"), (12, "1 - 1e-12"), (16, "1 - 1e-16")]
+    assert score_ticks(1.5, 16, by_nines=True) == [(5, "1 - 1e-05"), (10, "1 - 1e-10"), (15, "1 - 1e-15")]
     np.testing.assert_allclose(nines(np.array([0, 0.9, 1 - 1e-8, 1])), [0, 1, 8, 16], rtol=1e-8)
 
 
@@ -181,12 +180,11 @@ def test_the_colour_scale_shows_what_is_laid_over_the_images():
 # --- the page as text -------------------------------------------------------------------------------------------------
 
 
-def make_document(items, scores, threshold=None, **changes):
-    """What metrics.json holds."""
-    decision = threshold or Threshold(None, "the model was not calibrated")
+def make_document(items, scores, rejected, threshold, **changes):
+    """The content of metrics.json."""
     return {
         "metrics": summarize(items, scores, None),
-        "decision": summarize_decision([item.label for item in items], decide(scores, decision), decision),
+        "decision": summarize_decision([item.label for item in items], rejected, threshold),
         "warnings": ["test images are <brighter>"],
         "colour_scale": {"low": 0.2, "high": 0.6},
         "seconds": {"total": 1.5, "per_image": 0.5},
@@ -211,14 +209,29 @@ def make_document(items, scores, threshold=None, **changes):
     } | changes
 
 
-def page_of(folder, labels, scores, threshold=None, *, with_overlays=True, **changes):
-    """A report of images that are all the same, and the rows in it."""
-    items = [Sample(Path(f"{n}.png"), f"{n}.png", label) for n, label in enumerate(labels)]
+def results_of(scores, labels, thumbnails, decisions=None, peaks=None, names="{}.png"):
+    """The outcome for images that have one scale, with a vote share of one half."""
+    return [
+        ImageResult(
+            Sample(Path("x"), names.format(n), labels[n]),
+            scores[n],
+            np.array([0.5]),
+            decisions[n] if decisions else "",
+            peaks[n] if peaks else None,
+            thumbnails[n % len(thumbnails)],
+        )
+        for n in range(len(scores))
+    ]
+
+
+def page_of(folder, labels, scores, threshold=None, *, with_overlays=True, peaks=None, **changes):
+    """A report of images that look all the same, and the rows in it."""
+    threshold, scores = threshold or Threshold(None, "the model was not calibrated"), np.array(scores)
+    rejected = decide(scores, threshold, peaks)
     small = Thumbnails(b"image", b"overlay" if with_overlays else None)
-    scores = np.array(scores)
-    document = make_document(items, scores, threshold, **changes)
-    path = write_report(folder, document, items, scores, [np.array([0.5])] * len(items), [small] * len(items))
-    return read(path)
+    results = results_of(scores, labels, [small], decision_words(rejected, len(scores)), peaks)
+    document = make_document([result.item for result in results], scores, rejected, threshold, **changes)
+    return read(write_report(folder, document, results))
 
 
 def read(path):
@@ -227,13 +240,18 @@ def read(path):
 
 
 def test_the_peaks_of_the_maps_stand_beside_the_decisions(tmp_path):
-    items = [Sample(Path(f"{n}.png"), f"{n}.png", 0) for n in range(2)]
-    scores, small = np.array([0.1, 0.2]), Thumbnails(b"image", b"overlay")
-    arguments = (make_document(items, scores, None), items, scores, [np.array([0.5])] * 2, [small] * 2)
-    path = write_report(tmp_path, *arguments, np.array([True, False]), np.array([0.71249, 0.3]))
-    rows = read(path)[1]
+    threshold = Threshold(None, source="calibrated", pixel_threshold=0.6, decided_by="map")
+    page, rows = page_of(tmp_path, [0, 0], [0.1, 0.2], threshold, peaks=[0.71249, 0.3])
     assert [(row["decision"], row["peak"]) for row in rows] == [("reject", 0.71249), ("pass", 0.3)]
+    assert "An image is rejected if its anomaly map is anywhere above 0.600000" in page
     assert [row["peak"] for row in page_of(tmp_path, [0, 0], [0.1, 0.4])[1]] == [None, None]
+
+
+def test_the_same_results_give_the_same_bytes_and_parts_of_two_drawings_keep_apart(tmp_path):
+    pages = [page_of(tmp_path, [0, 1], [0.1, 0.4])[0] for _ in range(2)]
+    assert pages[0] == pages[1]
+    names = re.findall(r'\bid="([^"]*)"', pages[0])
+    assert len(names) == len(set(names)) > 50
 
 
 def test_an_image_above_the_threshold_is_rejected(tmp_path):
@@ -249,7 +267,8 @@ def test_an_image_above_the_threshold_is_rejected(tmp_path):
     assert "95 % interval 0 % to 84.2 %" in page
     assert "95 % interval 1.3 % to 98.7 %" in page
     assert "image AUROC" in page
-    assert "<polyline" in page
+    assert page.count("<svg") == 2
+    assert ">ROC curve, area 0.875<" in page
 
 
 def test_false_alarms_of_the_maps_are_said(tmp_path):
@@ -277,13 +296,19 @@ def test_without_labels_and_maps_the_page_says_what_is_missing(tmp_path):
     assert [(row["decision"], row["label"], row["link"]) for row in rows] == [("", "unlabelled", None)] * 2
     assert "no image is rejected or passed: the model was not calibrated." in page
     assert "Not defined: no labels." in page
+    assert "not defined: no anomalous images" in page_of(tmp_path, [0, 0], [0.1, 0.3])[0]
     assert "scored without maps" in page
 
 
-def test_a_document_without_a_decision_makes_a_page(tmp_path):
-    page, _ = page_of(tmp_path, [0, 0], [0.1, 0.3], decision=None)
-    assert "No threshold, so no image is rejected or passed.</p>" in page
-    assert "not defined: no anomalous images" in page
+def test_how_large_a_defect_must_be_is_said_in_pixels_of_the_image(tmp_path):
+    network = {"task": "defect", "num_transforms": 4, "num_layer": 5, "ker_size": 3}
+    model = {"image_size": [256, 320], "scales": [[25, 32], [51, 64]], "path": "wall", "training_images": ["a.png"]}
+    config = {"model": network, "training": {"niter": 2000, "manualSeed": 0}}
+    page, _ = page_of(tmp_path, [0], [0.1], model=model | {"config": config, "hta_version": "0.1.0"})
+    text = page.replace("\xa0", " ").replace("\xd7", "x")
+    # 256 / 51 = 5.02; 11 px there are 55.2 px; at the coarsest scale 256 / 25 * 11 = 112.6
+    for said in ("5.0 x 5.0 px", "10.0 px", "11 x 11 px", "55 px of the image", "113 px at the coarsest"):
+        assert said in text
 
 
 def test_names_and_warnings_are_text(tmp_path):
@@ -325,7 +350,7 @@ def test_thumbnails_show_image_map_and_outline():
     picture = np.full((256, 512, 3), 90, dtype=np.uint8)
     anomaly_map, mask = np.zeros((32, 64), dtype=np.float32), np.zeros((256, 512), dtype=bool)
     anomaly_map[:, 32:], mask[64:192, 64:192] = 1, True
-    image, overlay = map(pixels_of, make_thumbnails(picture, anomaly_map, SCALE, mask))
+    image, overlay = map(pixels_of, make_thumbnails(picture, Overlay(anomaly_map, SCALE, mask)))
     assert image.shape == overlay.shape == (THUMBNAIL_SIDE // 2, THUMBNAIL_SIDE, 3)
     assert np.abs(image - 90).max() <= 2
     # a quarter of the grey, three quarters of the last colour, far from the edge
@@ -343,9 +368,13 @@ def test_the_writer_keeps_thumbnails_in_order(tmp_path, with_maps):
         for n in range(20):
             votes = ImageVotes(np.array([0.5]), anomaly_map, (8, 8))
             writer.add(Sample(Path("x"), f"{n}.png"), votes, np.full((64, 64, 3), 10 * n, dtype=np.uint8))
-    levels = [pixels_of(small.image).mean() for small in writer.thumbnails]
+    results = writer.results(np.arange(20.0), np.arange(20) > 9)
+    levels = [pixels_of(result.thumbnails.image).mean() for result in results]
     np.testing.assert_allclose(levels, 10 * np.arange(20), atol=1.5)
-    assert all((small.overlay is not None) == with_maps for small in writer.thumbnails)
+    assert all((result.thumbnails.overlay is not None) == with_maps for result in results)
+    assert [(result.item.relative, result.score) for result in results] == [(f"{n}.png", n) for n in range(20)]
+    assert [result.decision for result in results] == ["pass"] * 10 + ["reject"] * 10
+    assert {result.peak for result in results} == {0 if with_maps else None}
 
 
 # --- the page in a browser ----------------------------------------------------------------------------------------
@@ -353,21 +382,20 @@ def test_the_writer_keeps_thumbnails_in_order(tmp_path, with_maps):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A report of 2,000 images of noise, which JPEG is worst at, with maps of noise."""
-    folder = tmp_path_factory.mktemp("large")
+    """A report of 400 images of noise, which JPEG is worst at, with maps of noise."""
     rng = np.random.default_rng(0)
     kept = []
     for _ in range(20):
         noise = rng.integers(0, 256, (THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), dtype=np.uint8)
-        kept.append(make_thumbnails(noise, rng.random((64, 64), dtype=np.float32), SCALE))
-    items = [Sample(Path("x"), f"test/some kind of defect/{n:06d}.png", n % 2) for n in range(2000)]
-    scores = rng.random(2000)
-    document = make_document(items, scores, Threshold(0.5, None, "given"))
-    return write_report(folder, document, items, scores, [rng.random(5)] * 2000, kept * 100)
+        kept.append(make_thumbnails(noise, Overlay(rng.random((64, 64), dtype=np.float32), SCALE)))
+    threshold, scores, labels = Threshold(0.5, None, "given"), rng.random(400), [0, 1] * 200
+    results = results_of(scores, labels, kept, names="test/some kind of defect/{:06d}.png")
+    document = make_document([result.item for result in results], scores, decide(scores, threshold), threshold)
+    return write_report(tmp_path_factory.mktemp("large"), document, results)
 
 
-def test_2000_images_stay_below_30_mb(large):
-    assert large.stat().st_size < 30e6
+def test_2000_images_would_stay_below_30_mb(large):
+    assert large.stat().st_size < 30e6 * 400 / 2000
 
 
 @pytest.fixture(scope="module")
@@ -394,12 +422,6 @@ def report(tmp_path_factory):
     assert main_eval.main([*arguments, "--not_cuda", "--out", str(root / "out")]) == 0
     assert (root / "out" / REPORT_FILE).is_file()
     return root / "out" / REPORT_FILE
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with headless_chromium() as driver:
-        yield driver
 
 
 @pytest.fixture
@@ -459,22 +481,26 @@ def test_the_table_sorts_by_keyboard(page):
 
 @pytest.mark.parametrize("decided_by", ["map", "score"])
 def test_first_come_the_images_that_are_most_anomalous_by_what_decides(chromium, tmp_path, decided_by):
-    items = [Sample(Path(f"{n}.png"), f"{n}.png", 0) for n in range(3)]
-    scores, peaks = np.array([0.1, 0.2, 0.3]), np.array([0.9, 0.0956, 0.5])
     threshold = Threshold(0.25, source="calibrated", target_fpr=0.05, pixel_threshold=0.6, decided_by=decided_by)
-    document, small = make_document(items, scores), make_thumbnails(np.zeros((8, 8, 3), dtype=np.uint8))
-    rejected = decide(scores, threshold, peaks)
-    document["decision"] = summarize_decision([0] * 3, rejected, threshold)
-    arguments = (document, items, scores, [np.array([0.5])] * 3, [small] * 3, rejected)
+    given = dict(labels=[0] * 3, scores=[0.1, 0.2, 0.3], threshold=threshold, with_overlays=False)
+    page_of(tmp_path, **given, peaks=[0.9, 0.0956, 0.5])
     resize_window(chromium, 1280, 900)
-    chromium.get(write_report(tmp_path, *arguments, peaks).as_uri())
+    chromium.get((tmp_path / REPORT_FILE).as_uri())
     first = {"map": ["0.png", "2.png", "1.png"], "score": ["2.png", "1.png", "0.png"]}[decided_by]
     assert column(chromium, 2) == first  # without overlays there is one picture
     assert sorting(chromium, "peak" if decided_by == "map" else "score") == "descending"
     assert sorted(column(chromium, 5)) == ["0.096", "0.500", "0.900"]
-    chromium.get(write_report(tmp_path, *arguments).as_uri())
-    assert column(chromium, 2) == ["2.png", "1.png", "0.png"]
+    chromium.get_log("browser")  # the thumbnails here are not pictures
+    chromium.get_log("performance")
+
+
+def test_without_maps_there_is_no_column_for_them(chromium, tmp_path):
+    page_of(tmp_path, [0] * 3, [0.1, 0.3, 0.2], with_overlays=False)
+    chromium.get((tmp_path / REPORT_FILE).as_uri())
+    assert column(chromium, 2) == ["1.png", "2.png", "0.png"]
     assert not chromium.find_elements("css selector", "[data-key=peak]")
+    chromium.get_log("browser")
+    chromium.get_log("performance")
 
 
 @pytest.mark.parametrize(
@@ -659,13 +685,11 @@ def test_the_figures_leave_no_hole(page, width):
     assert len(ends) == {390: 3, 1280: 1}.get(width, 2)
 
 
-def test_2000_rows_are_quick(chromium, large):
+def test_of_many_rows_a_page_is_made_and_sorting_is_quick(chromium, large):
     resize_window(chromium, 1280, 900)
-    start = time.perf_counter()
     chromium.get(large.as_uri())
     assert len(column(chromium, 3)) == 50
-    assert time.perf_counter() - start < 10  # about 1 s
     milliseconds = chromium.execute_script(
         "const start = performance.now(); sortBy('name'); return performance.now() - start"
     )
-    assert milliseconds < 1000
+    assert milliseconds < 200  # about 10

@@ -24,7 +24,7 @@ from hta.training.progress import Journal, read_losses
 from hta.training.report import _thinned, _thumbnails, write_train_page
 from hta.training.scale import IterationLosses
 from hta.training.trainer import train_pyramid
-from tests.browser import assert_quiet_and_from_disk, boxes, headless_chromium, resize_window
+from tests.browser import assert_quiet_and_from_disk, boxes, resize_window
 
 SCALES, NUM_IMAGES, ITERATIONS, CHANCE = 3, 2, 3, 0.25
 SHARES = np.array([[0.9, 0.5, 0.30], [0.8, 0.6, 0.32]])
@@ -196,12 +196,6 @@ def test_pictures_are_the_models_pixel_by_pixel(write, model):
             difference = pictures[f"sample {i + 1}, scale {n}"].astype(int) - to_uint8(current[i])[0]
             assert np.abs(difference).max() <= 1  # alone or in a batch: a tie may be rounded to the other side
     assert np.array_equal(page.pictures("images")["training image 2"], to_uint8(model.training_images)[1])
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    with headless_chromium() as driver:
-        yield driver
 
 
 @pytest.mark.parametrize("width", [1280, 390])
