@@ -680,7 +680,7 @@ def _empty_folder(place):
         (None, {"batch_size": 0}, ("--batch_size 0",)),
         (None, {"device": "cuda:99"}, ("--device cuda:99",)),
         (None, {"out": "parts/results"}, ("--out parts/results", "inside --test_dir")),
-        (None, {"out": "TrainedModels"}, ("--out TrainedModels", "no result")),
+        (None, {"out": "TrainedModels"}, ("--out TrainedModels", "not a result")),
         (None, {"out": "parts/test/good/0.png/deeper", "test_dir": "parts/test/dent"}, ("0.png is a file",)),
         (None, {"out": "."}, ("--out .", "which is not a result")),
         (None, {"fraction": 0.5}, ("--fraction",)),
