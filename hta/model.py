@@ -26,7 +26,8 @@ from hta.evaluation.thresholds import (
     make_threshold,
 )
 from hta.evaluation.views import view_rule
-from hta.images import IMAGE_SUFFIXES, resize, to_array, to_tensor
+from hta.image_files import IMAGE_SUFFIXES, to_array
+from hta.images import resize, to_tensor
 from hta.models.pyramid import Pyramid
 from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
 from hta.runtime import Runtime, set_up

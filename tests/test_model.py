@@ -14,7 +14,8 @@ from hta.config import RuntimeConfig, ScoringConfig, default_config
 from hta.data.folders import load_training_images
 from hta.errors import UserError
 from hta.evaluation.scores import AGGREGATES, anomaly_scores
-from hta.images import read_image, resize, to_tensor
+from hta.image_files import read_image
+from hta.images import resize, to_tensor
 from hta.models.pyramid import plan_of
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}

@@ -27,7 +27,7 @@ from hta.evaluation.pixel_metrics import PixelMetrics, quantize
 from hta.evaluation.scorer import ImageVotes
 from hta.evaluation.thresholds import decision_words
 from hta.files import check_replaceable, write_atomically
-from hta.images import write_png
+from hta.image_files import write_png
 
 SCORES_FILE = "scores.csv"
 METRICS_FILE = "metrics.json"

@@ -14,7 +14,8 @@ from hta.data.folders import (
 )
 from hta.data.sample import Sample, check_readable, read_mask
 from hta.errors import UserError
-from hta.images import is_gray, read_image
+from hta.image_files import read_image
+from hta.images import is_gray
 
 
 def make(root, *names, size=(4, 6)):

@@ -69,3 +69,9 @@ def mvtec_class(root: Path, name: str) -> Path:
 
 def as_float(image: Image.Image) -> np.ndarray:
     return np.asarray(image, dtype=np.float32) / 255
+
+
+def smooth(size: tuple[int, int], seed: int = 0) -> np.ndarray:
+    """A picture of low frequencies only, which JPEG keeps."""
+    coarse = np.random.default_rng(seed).integers(40, 216, (3, 3, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
