@@ -75,7 +75,7 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         UserError: The file cannot be read.
     """
-    return (read_image(path, background=0.0) > 0).any(axis=2)
+    return np.any(read_image(path, background=0.0) > 0, axis=2)
 
 
 def check_readable(samples: Iterable[Sample]) -> dict[str, str]:
