@@ -11,7 +11,8 @@ from PIL import Image
 
 from hta.errors import UserError
 from hta.evaluation.maps import upsample_map
-from hta.images import fit, jpeg_of, resize, to_tensor, to_uint8
+from hta.image_files import jpeg_of
+from hta.images import fit, resize, to_tensor, to_uint8
 
 THUMBNAIL_SIDE = 88
 
