@@ -24,6 +24,8 @@ import main_eval
 import main_train
 from hta.experiments.__main__ import main
 from hta.experiments.results import ResultsFolder
+from hta.speed import __main__ as speed
+from hta.studies import __main__ as studies
 
 ROOT = Path(__file__).parents[1]
 README, NOTEBOOK = ROOT / "README.md", ROOT / "examples" / "quickstart.ipynb"
@@ -151,18 +153,17 @@ def test_citation_names_the_version():
 
 @pytest.fixture(scope="module")
 def known_options():
-    """The long options of all commands."""
-    helps = []
-    for command in (main_train.main, main_eval.main, lambda words: main(["run", *words])):
-        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-            command(["--help"])
-        helps.append(out.getvalue())
-    return set(re.findall(r"--[A-Za-z][\w-]*", " ".join(helps)))
+    """The long options of all commands, from their help."""
+    commands = [(main_train.main, []), (main_eval.main, []), (speed.main, []), (main, ["run"]), (main, ["table"])]
+    commands += [(studies.main, [name]) for name in ("demo", "planted", "samples", "thresholds")]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        for command, words in commands:
+            with contextlib.suppress(SystemExit):
+                command([*words, "--help"])
+    return set(re.findall(r"--[A-Za-z][\w-]*", out.getvalue()))
 
 
-OTHER_OPTIONS = {"--brief", "--chart", "--growth", "--json", "--num_good", "--num_per_defect", "--plants", "--quick",
-                 "--results", "--array", "--cpus-per-task", "--dist", "--nthreads", "--nworkers", "--port",
-                 "--wrap", "--check", "--help", "--no-compile"}  # fmt: skip
+OPTIONS_OF_OTHERS = {"--array", "--check", "--cpus-per-task", "--dist", "--nthreads", "--nworkers", "--port", "--wrap"}
 
 
 def resolves(dotted):
@@ -182,7 +183,7 @@ def test_options_and_modules_exist(page, known_options):
         for name in re.findall(r"`(hta(?:\.\w+)+)", text):
             assert resolves(name), name
     named = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text))
-    assert named - known_options - OTHER_OPTIONS == set()
+    assert named - known_options - OPTIONS_OF_OTHERS == set()
 
 
 # What the pages show
