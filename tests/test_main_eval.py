@@ -240,18 +240,6 @@ def test_scores_alone_without_maps(place):
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems take no such names")
-def test_a_folder_whose_name_is_no_utf_8(place):
-    name = os.fsdecode(b"caf\xe9")
-    shutil.copytree("parts/test/good", name)
-    arguments = ["--input_name", "wall", "--test_dir", name, "--no_maps", *QUICK]
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
-    script = [sys.executable, str(ROOT / "main_eval.py"), *arguments]
-    result = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "report: TrainedModels/wall/results/caf\\xe9/report.html" in result.stdout
-
-
 def test_without_labels_metrics_are_null_with_a_reason(place, capsys):
     assert run(test_dir="parts/test/dent") == 0
     assert [row["label"] for row in rows_of()] == ["", ""]
@@ -259,15 +247,10 @@ def test_without_labels_metrics_are_null_with_a_reason(place, capsys):
         assert metric["value"] is None, name
         assert metric["reason"]
     assert "image AUROC: not defined, no labels" in capsys.readouterr().out
-
-
-def test_good_images_alone_leave_the_metrics_undefined(place):
-    shutil.rmtree("parts/test/dent")
-    shutil.rmtree("parts/ground_truth")
-    assert run() == 0
-    metrics = document_of()["metrics"]
-    assert metrics["image_auroc"]["value"] is None
-    assert metrics["image_auroc"]["reason"] == "no anomalous images"
+    decision = document_of()["decision"]
+    assert decisions_of() == decisions_by_map(decision["pixel_threshold"], IMAGES[:2])
+    assert decision["confusion"] is None
+    assert decision["recall"]["value"] is None
 
 
 def test_labels_of_a_csv(place):
@@ -318,15 +301,6 @@ def test_fraction_task_and_aggregate(place):
     np.testing.assert_allclose(list(scores_of().values()), 1 - stretched.mean(axis=1), rtol=0, atol=1e-12)
 
 
-def test_a_changed_batch_size_changes_scores_by_rounding_only(place):
-    results = []
-    for size in (1, 2, 64):
-        assert run("--batch_size", size, out=f"out{size}") == 0
-        results.append([list(map(float, list(row.values())[2:-2])) for row in rows_of(f"out{size}")])
-    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=1e-6)
-    np.testing.assert_allclose(results[2], results[0], rtol=0, atol=1e-6)
-
-
 def test_the_order_of_the_files_does_not_change_a_bit(place):
     order = np.random.default_rng(0).permutation(7)
     for number, place_in_order in enumerate(order):
@@ -341,22 +315,21 @@ def test_the_order_of_the_files_does_not_change_a_bit(place):
         assert maps[0].read_bytes() == maps[1].read_bytes()
 
 
-def test_a_new_process_gives_the_same_bits(place):
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_new_process_on_a_folder_whose_name_is_not_utf_8_gives_the_same_bits(place):
     assert run() == 0
-    arguments = ["--input_name", "wall", "--test_dir", "parts", "--out", "again", *QUICK]
-    script = str(ROOT / "main_eval.py")
-    done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert Path("again/scores.csv").read_bytes() == Path("out/scores.csv").read_bytes()
-    assert document_of("again")["decision"] == document_of("out")["decision"]
+    shutil.copytree("parts", os.fsdecode(b"caf\xe9"))
+    arguments = ["--input_name", "wall", "--test_dir", os.fsdecode(b"caf\xe9"), *QUICK]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    script = [sys.executable, str(ROOT / "main_eval.py"), *arguments]
+    result = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "report: TrainedModels/wall/results/caf\\xe9/report.html" in result.stdout
+    again = Path(os.fsdecode(b"TrainedModels/wall/results/caf\xe9"))
+    assert (again / "scores.csv").read_bytes() == Path("out/scores.csv").read_bytes()
+    assert document_of(again)["decision"] == document_of()["decision"]
     for path in Path("out").rglob("*.png"):
-        assert path.read_bytes() == Path("again", path.relative_to("out")).read_bytes()
-
-
-def test_the_script_and_the_library_agree(place):
-    assert run() == 0
-    scores = load().score([f"parts/{name}" for name in IMAGES])
-    assert scores.anomaly_scores.tolist() == list(scores_of().values())
+        assert path.read_bytes() == (again / path.relative_to("out")).read_bytes()
 
 
 def test_images_unlike_the_training_image_are_said_and_kept(place, caplog):
@@ -452,14 +425,6 @@ def test_good_images_that_touch_the_pixel_threshold_are_counted(place, capsys, m
     assert "false alarms of the maps" not in capsys.readouterr().out
 
 
-def test_without_labels_it_is_decided_and_not_counted(place):
-    assert run(test_dir="parts/test/dent") == 0
-    decision = document_of()["decision"]
-    assert decisions_of() == decisions_by_map(decision["pixel_threshold"], IMAGES[:2])
-    assert decision["confusion"] is None
-    assert decision["recall"]["value"] is None
-
-
 def test_minmax_decides_by_a_given_threshold_only(place, capsys):
     assert run("--aggregate", "minmax", "--no_maps") == 0
     assert decisions_of() == [""] * 5
@@ -483,40 +448,18 @@ def test_scores_near_one_are_told_apart_and_kept_in_full(place, capsys, monkeypa
     assert listed == [f"  1 - {n}.00e-10  {name}" for n, name in enumerate(IMAGES, start=1)]
 
 
-def test_calibrated_scores_of_one_image_are_those_in_a_set(place):
-    options = ["--aggregate", "calibrated", "--no_maps"]
-    assert run(*options) == 0
-    assert run(*options, test_dir=f"parts/{IMAGES[0]}", out="alone") == 0
-    assert next(iter(scores_of("alone").values())) == pytest.approx(scores_of()[IMAGES[0]], abs=1e-4)
-    assert decisions_of("alone") == decisions_of()[:1]
-    views = np.array(json.loads(Path("TrainedModels/wall/calibration.json").read_text())["shares"])
-    for row in rows_of():
-        shares = [float(row[f"vote_share_scale_{n}"]) for n in range(3)]
-        deviations = (views.mean(axis=0) - shares) / views.std(axis=0, ddof=1)
-        assert float(row["anomaly_score"]) == pytest.approx(deviations.mean(), rel=1e-9)
-
-
 @pytest.mark.parametrize("aggregate", ["mean", "calibrated"])
-def test_neither_the_batch_size_nor_the_library_decides_otherwise(place, aggregate):
+def test_batch_sizes_and_the_library_give_the_same_scores_and_decisions(place, aggregate):
     options = ["--aggregate", aggregate, "--target_fpr", 0.5, "--no_maps"]
     for size in (1, 2, 64):
         assert run(*options, "--batch_size", size, out=f"out{size}") == 0
         assert decisions_of(f"out{size}") == decisions_of("out1")
+        numbers = [[list(map(float, list(row.values())[3:-2])) for row in rows_of(f"out{n}")] for n in (1, size)]
+        np.testing.assert_allclose(*numbers, rtol=0, atol=1e-6)
     images = [f"parts/{name}" for name in IMAGES]
     scores = load().score(images, aggregate=aggregate, target_fpr=0.5, with_maps=False)
-    assert ["reject" if rejected else "pass" for rejected in scores.decisions] == decisions_of("out1")
-
-
-def test_another_fraction_is_calibrated_anew_and_the_model_left_as_it_was(place):
-    before = snapshot("TrainedModels")
-    assert run("--fraction_defect", 0.3, "--no_maps", out="first") == 0
-    assert snapshot("TrainedModels") == before
-    Path("TrainedModels/wall/calibration.json").unlink()
-    assert run("--fraction_defect", 0.3, "--no_maps", out="second") == 0
-    assert run("--no_maps", out="own") == 0
-    assert document_of("first")["decision"] == document_of("second")["decision"]
-    assert document_of("first")["decision"]["threshold"] != document_of("own")["decision"]["threshold"]
-    assert not Path("TrainedModels/wall/calibration.json").exists()
+    assert ["reject" if rejected else "pass" for rejected in scores.decisions] == decisions_of("out64")
+    assert scores.anomaly_scores.tolist() == list(scores_of("out64").values())
 
 
 # --- a threshold made of good images ----------------------------------------------------------------------------------
@@ -666,15 +609,11 @@ def _empty_folder(place):
         (_csv_of_unknown_paths, {"labels_csv": "labels.csv"}, ("labels.csv", "nowhere.png")),
         (None, {"labels_csv": "no.csv"}, ("no.csv",)),
         (None, {"fraction_defect": 0}, ("--fraction_defect 0", "0 < value <= 1")),
-        (None, {"fraction_defect": 1.5}, ("--fraction_defect 1.5", "0 < value <= 1")),
         (None, {"aggregate": "median"}, ("--aggregate median", "mean, minmax, calibrated")),
         (None, {"aggregate": "minmax", "test_dir": "parts/test/good/0.png"}, ("--aggregate minmax", "mean")),
-        (None, {"target_fpr": 0}, ("--target_fpr 0", "0 < value < 1")),
         (None, {"target_fpr": 1}, ("--target_fpr 1", "0 < value < 1")),
-        (None, {"target_fpr": "nan"}, ("--target_fpr nan", "0 < value < 1")),
         (None, {"target_fpr": "5%"}, ("--target_fpr", "5%")),
         (None, {"threshold": "nan"}, ("--threshold nan",)),
-        (None, {"threshold": "inf"}, ("--threshold inf",)),
         (None, {"threshold": "high"}, ("--threshold", "high")),
         (None, {"task": "other"}, ("--task other", "defect, class")),
         (None, {"batch_size": 0}, ("--batch_size 0",)),
@@ -821,17 +760,12 @@ def _edited(before, after):
     [
         (_without("scale_2.safetensors"), ("scale_2.safetensors", "missing")),
         (_without("training_images.safetensors"), ("training_images.safetensors", "missing")),
-        (_truncated("scale_1.safetensors"), ("scale_1.safetensors", "not a complete")),
         (_truncated("training_images.safetensors"), ("training_images.safetensors", "not a complete")),
-        (_truncated("config.json"), ("config.json", "not valid JSON")),
         (_of_another_model("scale_1.safetensors"), ("scale_1.safetensors", "another model")),
         (_of_another_model("training_images.safetensors"), ("training_images.safetensors", "another model")),
         (_truncated("calibration.json"), ("calibration.json", "not valid JSON", "remove the file")),
-        (_of_another_model("calibration.json"), ("calibration.json", "another model", "remove the file")),
         (_one_tensor_less, ("scale_1.safetensors", "discriminator.body.tail.bias is missing")),
-        (_edited('"format_version": 2', '"format_version": 1'), ("config.json", "format 1", "train again")),
         (_edited('"nfc": 4', '"nfc": 5'), ("scale_0.safetensors", "another model")),
-        (_edited('"nfc": 4', '"nfc": 4, "extra": 1'), ("config.json", "unknown key extra")),
         (_plant_pickle, ("scale_0.safetensors", "not a complete")),
         (_plant_torch_file, ("scale_0.safetensors", "not a complete")),
     ],
@@ -840,12 +774,6 @@ def test_a_damaged_model_is_refused_and_runs_nothing(place, capsys, damage, word
     damage(place / "TrainedModels" / "wall")
     assert_refused(capsys, arguments_with(), *words)
     assert not Path("it_ran").exists()
-
-
-def test_the_planted_pickle_would_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pickle.loads(pickle.dumps(_Planted()))  # noqa: S301 (that is the point)
-    assert Path("it_ran").exists()
 
 
 # --- a run that breaks ------------------------------------------------------------------------------------------------
