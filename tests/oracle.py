@@ -1,4 +1,4 @@
-"""The method of SPEC.md sections 2 to 6, written the explicit, slow, obviously right way.
+"""The method of the paper (sections 3 and 4), written the explicit, slow, obviously right way.
 
 Every transformed image is built and passed on its own terms; nothing is shared, weighted or folded. Nothing of hta is
 imported, so the package can be compared with this file in float64. Parameters of a network are a list of five dicts:
@@ -16,7 +16,7 @@ MARGIN = 5  # a patch is 11 x 11: its centre, and 5 pixels on each side
 PATCH = 2 * MARGIN + 1
 
 
-# ---------------------------------------------------------------------------------------------- section 2: scales
+# --------------------------------------------------------------------------------------------------------------- scales
 
 
 def guarded_ceil(value):
@@ -74,7 +74,7 @@ def resize_image(array, size):
     return np.clip(resize_bicubic(np.clip(array, -1, 1), size), -1, 1)
 
 
-# ------------------------------------------------------------------------------------- section 3: transformations
+# ------------------------------------------------------------------------------------------------------ transformations
 
 
 def transformation_list(count):
@@ -160,7 +160,7 @@ def mirror(position, length):
     return position
 
 
-# -------------------------------------------------------------------------------------------- section 4: networks
+# ------------------------------------------------------------------------------------------------------------- networks
 
 
 def pooled_batch_norm(x_list, block, train, statistics=None):
@@ -216,7 +216,7 @@ def generator(params, noise_input, prev, index, train, running=None):
     return torch.tanh(body) + prev
 
 
-# ---------------------------------------------------------------------------------------------- section 5: losses
+# --------------------------------------------------------------------------------------------------------------- losses
 
 
 def transformed_batches(images, t_list):
@@ -260,7 +260,7 @@ def generator_loss(params, fakes, reconstruction, images, t_list, running=None, 
     return adversarial + 100 * ((reconstruction - images) ** 2).mean()
 
 
-# ----------------------------------------------------------------------------------------------- section 6: score
+# ---------------------------------------------------------------------------------------------------------------- score
 
 
 def vote_map_explicit(params, x, t_list):

@@ -54,7 +54,7 @@ def refused(archive: Path, *words: str) -> None:
         member("../evil.txt"),
         member("inside/../../evil.txt"),
         member("inside/../evil.txt"),
-        member("/tmp/evil.txt"),
+        member("/etc/evil.txt"),
         member("..\\evil.txt"),
         member("C:\\evil.txt"),
         member("link", tarfile.SYMTYPE, "/etc"),

@@ -119,7 +119,7 @@ def upsampled(image, size):
 
 
 class ExplicitScale:
-    """SPEC sections 4 and 5 written out: an iteration of scale n with every transformed image stacked, plain Adam."""
+    """The training of the paper (section 3.2) written out: all transformed images stacked, plain Adam."""
 
     def __init__(self, trainer: ScaleTrainer, frozen, images: Tensor):
         self.n, self.size, self.images = trainer.n, trainer.size, images
