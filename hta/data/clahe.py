@@ -10,11 +10,10 @@ _BINS = 256
 def clahe(image: np.ndarray) -> np.ndarray:
     """Equalise local contrast on V of 8-bit HSV: 8 x 8 tiles, clip at twice the uniform bin height (paper, section 4).
 
-    This is the usual 8-bit form of the paper's protocol, written here because the one at hand,
-    `skimage.exposure.equalize_adapthist`, means other things by its arguments: it stretches the image's range first,
-    takes tiles of a size instead of a grid, and clips at a fraction of the tile.
-    Against OpenCV on noise and smooth images of nine sizes: HSV equal, V one level off in at most 0.9 % of the pixels
-    (ties), the colours one or two levels off in a third of the values, which OpenCV cuts off and this rounds.
+    This is the usual 8-bit CLAHE. `skimage.exposure.equalize_adapthist` cannot replace it: it stretches the image's
+    range first, takes the size of tiles instead of a grid, and clips at a fraction of the tile. Compared with OpenCV on
+    noise and smooth images of nine sizes, HSV is equal, V differs by one level in at most 0.9 % of the pixels (ties),
+    and a third of the colour values differ by one or two levels, because OpenCV truncates and this rounds.
 
     Args:
         image: Array (H, W, 3), uint8, or float in [0, 1], which is rounded to 8 bits first.
@@ -44,9 +43,9 @@ def _rgb_to_hsv(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _fixed_point_ratio(numerator: np.ndarray, denominator: np.ndarray, scale: int) -> np.ndarray:
-    """Give scale * numerator / denominator, rounded, 0 for 0 / 0.
+    """Return scale * numerator / denominator, rounded, 0 for 0 / 0.
 
-    By a reciprocal of 12 binary places, as the usual 8-bit HSV is defined: its ties then fall to the same side.
+    The reciprocal has 12 binary places, as in the usual definition of 8-bit HSV, so that ties are rounded alike.
     """
     reciprocal = np.rint((scale << 12) / np.maximum(denominator, 1)).astype(np.int64)
     return (numerator * reciprocal + (1 << 11)) >> 12
@@ -79,8 +78,8 @@ def _equalise(value: np.ndarray) -> np.ndarray:
 def _pad_to_grid(value: np.ndarray) -> np.ndarray:
     """Mirror (edge pixel excluded) at the bottom and right until the grid of tiles fits.
 
-    As soon as one side does not fit both are padded, a fitting one by a whole row of the grid: the common
-    implementation does so, and the tiles should be the same.
+    If one side does not fit, both are padded, a fitting one by a whole row of the grid: the tiles are then those of
+    OpenCV.
     """
     if all(side % _CLAHE_TILES == 0 for side in value.shape):
         return value
@@ -88,7 +87,7 @@ def _pad_to_grid(value: np.ndarray) -> np.ndarray:
 
 
 def _tile_tables(padded: np.ndarray) -> np.ndarray:
-    """Make the look-up table of every tile: its clipped, cumulated histogram as levels; (8, 8, 256)."""
+    """Return the look-up table of every tile, its clipped cumulative histogram as levels: (8, 8, 256)."""
     height, width = (side // _CLAHE_TILES for side in padded.shape)
     pixels = height * width
     tiles = padded.reshape(_CLAHE_TILES, height, _CLAHE_TILES, width).swapaxes(1, 2).reshape(-1, pixels)
@@ -98,7 +97,7 @@ def _tile_tables(padded: np.ndarray) -> np.ndarray:
     limit = max(1, int(_CLAHE_CLIP * pixels / _BINS))
     clipped = np.minimum(histograms, limit)
     share, rest = np.divmod((histograms - clipped).sum(axis=1, keepdims=True), _BINS)
-    # What does not divide evenly goes, one count a bin, to every step-th bin from the first on.
+    # The remainder is distributed by one count per bin, to every step-th bin from the first on.
     step = _BINS // np.maximum(rest, 1)
     bins = np.arange(_BINS)
     equal = clipped + share + ((bins % step == 0) & (bins // step < rest))
@@ -107,7 +106,7 @@ def _tile_tables(padded: np.ndarray) -> np.ndarray:
 
 
 def _tile_neighbours(side: int, tile: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each pixel of a side: the tiles whose centres lie before and after it, and the weight of the second."""
+    """Return, for each pixel of a side, the tiles with centres before and after it, and the weight of the second."""
     position = np.arange(side) / tile - 0.5
     first = np.floor(position).astype(np.int64)
     weight = position - first

@@ -52,6 +52,10 @@ class BenchmarkSpec:
     aliases: tuple[tuple[str, str], ...] = ()
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 CIFAR = BenchmarkSpec(
     name="cifar",
     title="CIFAR10",
@@ -86,18 +90,8 @@ PARIS = BenchmarkSpec(
     name="paris",
     title="Paris",
     table_name="paris",
-    classes=(
-        "defense",
-        "eiffel",
-        "invalides",
-        "louvre",
-        "moulinrouge",
-        "museedorsay",
-        "notredame",
-        "pantheon",
-        "pompidou",
-        "sacrecoeur",
-        "triomphe",
+    classes=_words(
+        "defense eiffel invalides louvre moulinrouge museedorsay notredame pantheon pompidou sacrecoeur triomphe"
     ),
     geometry="fit_then_squash",
     size=450,
@@ -108,22 +102,8 @@ MVTEC = BenchmarkSpec(
     name="mvtec",
     title="MVTec AD",
     table_name="mvtec",
-    classes=(
-        "bottle",
-        "cable",
-        "capsule",
-        "carpet",
-        "grid",
-        "hazelnut",
-        "leather",
-        "metal_nut",
-        "pill",
-        "screw",
-        "tile",
-        "toothbrush",
-        "transistor",
-        "wood",
-        "zipper",
+    classes=_words(
+        "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
     ),
     geometry="crop",
     train_filter="lanczos",

@@ -31,12 +31,9 @@ def load(paths, size_image=None):
     return np.stack(list(load_training_images(paths, size_image)))
 
 
-def table(items):
-    return [(item.relative, item.label, item.defect) for item in items]
-
-
-def masks(items, root):
-    return {item.relative: item.mask.relative_to(root).as_posix() for item in items if item.mask}
+def table(samples, base):
+    """Name, label, kind of defect and mask of each sample."""
+    return [(s.relative, s.label, s.defect, s.mask and s.mask.relative_to(base).as_posix()) for s in samples]
 
 
 @pytest.fixture
@@ -77,16 +74,11 @@ class TestFindTrainingImages:
         assert folders.locate("shots/", tmp_path / "Input") == folder
         assert folders.locate("./shots", tmp_path / "Input").resolve() == tmp_path / "shots"
 
-    def test_files_keep_their_order(self, tmp_path):
-        make(tmp_path, "a.png", "b.png", "c.png")
-        names = ["c.png", "a.png", "b.png"]
-        assert [path.name for path in find_training_images(names, tmp_path)] == names
-
-    def test_folder_is_sorted_and_not_recursive(self, tmp_path):
+    def test_files_keep_their_order_and_a_folder_is_sorted_and_not_recursive(self, tmp_path):
         make(tmp_path, "f/b.PNG", "f/a.jpg", "f/c.tiff", "f/._a.jpg", "f/deeper/d.png")
         (tmp_path / "f" / "notes.txt").write_text("text")
-        found = find_training_images(["f"], tmp_path)
-        assert [path.name for path in found] == ["a.jpg", "b.PNG", "c.tiff"]
+        for names, expected in ((["f"], ["a.jpg", "b.PNG", "c.tiff"]), (["f/c.tiff", "f/a.jpg"], ["c.tiff", "a.jpg"])):
+            assert [path.name for path in find_training_images(names, tmp_path)] == expected
 
     def test_num_images_caps_a_folder_with_a_notice(self, tmp_path, caplog):
         make(tmp_path, "f/b.png", "f/a.png", "f/c.png")
@@ -119,8 +111,6 @@ class TestFindTrainingImages:
         make(tmp_path, "brick.png", "many/a.png", "many/b.png")
         (tmp_path / "empty").mkdir()
         rejected(message, find_training_images, names, tmp_path, num_images)
-
-    def test_missing_input_folder(self, tmp_path):
         rejected(str(tmp_path / "none"), find_training_images, ["a.png"], tmp_path / "none")
 
 
@@ -157,17 +147,14 @@ class TestLoadTrainingImages:
         images = load(make(tmp_path, "a.png", size=size), size_image=10)
         assert images.shape == (1, *expected, 3)
 
-    def test_gray_stays_gray_and_in_range(self, tmp_path):
+    def test_resizing_keeps_gray_gray_colours_and_the_range(self, tmp_path):
         noise = np.random.default_rng(0).integers(0, 2, (37, 53), dtype=np.uint8) * 255
         Image.fromarray(noise).save(tmp_path / "a.png")
         images = load([tmp_path / "a.png"], size_image=29)
         assert is_gray(images)
         assert (images.min(), images.max()) == (0, 1)
-
-    def test_colour_keeps_its_channels(self, tmp_path):
-        Image.new("RGB", (20, 20), (255, 0, 51)).save(tmp_path / "a.png")
-        images = load([tmp_path / "a.png"], size_image=10)
-        np.testing.assert_allclose(images[0, 5, 5], [1, 0, 0.2], atol=1e-6)
+        Image.new("RGB", (20, 20), (255, 0, 51)).save(tmp_path / "b.png")
+        np.testing.assert_allclose(load([tmp_path / "b.png"], size_image=10)[0, 5, 5], [1, 0, 0.2], atol=1e-6)
 
     def test_mistakes(self, tmp_path):
         paths = make(tmp_path, "a.png")
@@ -177,69 +164,49 @@ class TestLoadTrainingImages:
 
 
 class TestFindTestImages:
-    def test_one_file(self, tmp_path):
-        (path,) = make(tmp_path, "a.png")
-        assert [vars(item) for item in find_test_images(path)] == [vars(Sample(path, "a.png"))]
+    @pytest.mark.parametrize(
+        ("files", "given", "expected"),
+        [
+            (["a.png"], "a.png", [("a.png", None, None, None)]),
+            # Recursive, without labels and masks, in an order that does not depend on creation.
+            (
+                ["b/1.png", "a/z.jpg", "a.b/1.png", "a-b/1.png", ".hidden/c.png", "a/ground_truth/z.png", "10.png"],
+                ".",
+                [(name, None, None, None) for name in ("10.png", "a-b/1.png", "a.b/1.png", "a/z.jpg", "b/1.png")],
+            ),
+            (
+                ["good/a.png", "bad/deep/a.jpg", "ground_truth/bad/deep/a_mask.png"],
+                ".",
+                [("bad/deep/a.jpg", 1, "bad", "ground_truth/bad/deep/a_mask.png"), ("good/a.png", 0, None, None)],
+            ),
+            (["test/a.png", "train/b.png"], ".", [("test/a.png", None, None, None)]),
+            # Masks, but no good images.
+            (
+                ["test/bad/a.png", "ground_truth/bad/a.png"],
+                ".",
+                [("test/bad/a.png", 1, "bad", "ground_truth/bad/a.png")],
+            ),
+            (["test/bad/a.png", "ground_truth/bad/a.png"], "test", [("bad/a.png", 1, "bad", "ground_truth/bad/a.png")]),
+        ],
+    )
+    def test_layouts(self, tmp_path, files, given, expected):
+        make(tmp_path, *files)
+        assert table(find_test_images(tmp_path / given), tmp_path) == expected
 
-    def test_plain_folder_is_recursive_without_labels_and_masks(self, tmp_path):
-        make(tmp_path, "b.png", "a/z.jpg", "a.png", ".hidden/c.png", "a/ground_truth/z_mask.png", "ground_truth/b.png")
-        assert table(find_test_images(tmp_path)) == [(name, None, None) for name in ("a.png", "a/z.jpg", "b.png")]
-
-    def test_class_folder_and_test_folder(self, mvtec):
+    def test_class_folder_and_test_folder(self, mvtec, monkeypatch):
         expected = [
-            ("good/000.png", 0, None),
-            ("good/001.png", 0, None),
-            ("scratch/000.png", 1, "scratch"),
-            ("scratch/001.png", 1, "scratch"),
-            ("stain/000.png", 1, "stain"),
+            ("good/000.png", 0, None, None),
+            ("good/001.png", 0, None, None),
+            ("scratch/000.png", 1, "scratch", "scratch/000_mask.png"),
+            ("scratch/001.png", 1, "scratch", "scratch/001.png"),
+            ("stain/000.png", 1, "stain", "stain/000_mask.png"),
         ]
-        matches = {
-            "scratch/000.png": "scratch/000_mask.png",
-            "scratch/001.png": "scratch/001.png",
-            "stain/000.png": "stain/000_mask.png",
-        }
-        items = find_test_images(mvtec / "test")
-        assert table(items) == expected
-        assert masks(items, mvtec / "ground_truth") == matches
-        items = find_test_images(mvtec)
-        assert table(items) == [(f"test/{name}", label, defect) for name, label, defect in expected]
-        assert masks(items, mvtec / "ground_truth") == {f"test/{name}": mask for name, mask in matches.items()}
-        assert all(item.source == mvtec / item.relative for item in items)
-
-    def test_test_folder_as_the_working_directory(self, mvtec, monkeypatch):
+        assert table(find_test_images(mvtec / "test"), mvtec / "ground_truth") == expected
+        samples = find_test_images(mvtec)
+        assert table(samples, mvtec / "ground_truth") == [(f"test/{name}", *others) for name, *others in expected]
+        assert all(sample.source == mvtec / sample.relative for sample in samples)
         monkeypatch.chdir(mvtec / "test")
-        items = find_test_images(folders.Path("."))
-        assert len(items) == 5
-        assert len(masks(items, mvtec / "ground_truth")) == 3
-
-    def test_any_folder_with_good_and_masks_inside(self, tmp_path):
-        make(tmp_path, "good/a.png", "bad/deep/a.png", "ground_truth/bad/deep/a_mask.png")
-        items = find_test_images(tmp_path)
-        assert table(items) == [("bad/deep/a.png", 1, "bad"), ("good/a.png", 0, None)]
-        assert masks(items, tmp_path) == {"bad/deep/a.png": "ground_truth/bad/deep/a_mask.png"}
-
-    def test_class_folder_without_good_or_masks(self, tmp_path):
-        make(tmp_path, "test/a.png", "train/b.png")
-        assert table(find_test_images(tmp_path)) == [("test/a.png", None, None)]
-
-    def test_defects_with_masks_but_no_good(self, mvtec):
-        for path in (mvtec / "test" / "good").iterdir():
-            path.unlink()
-        (mvtec / "test" / "good").rmdir()
-        (mvtec / "train").rename(mvtec / "other")
-        for given in (mvtec, mvtec / "test"):
-            items = find_test_images(given)
-            assert [item.label for item in items] == [1, 1, 1]
-            assert len(masks(items, mvtec)) == 3
-
-    def test_mask_of_other_suffix_than_the_image(self, tmp_path):
-        make(tmp_path, "good/a.jpg", "bad/a.jpg", "ground_truth/bad/a.png")
-        assert masks(find_test_images(tmp_path), tmp_path) == {"bad/a.jpg": "ground_truth/bad/a.png"}
-
-    def test_order_does_not_depend_on_creation(self, tmp_path):
-        names = ["b/1.png", "a.b/1.png", "a/1.png", "a-b/1.png", "10.png", "9.png"]
-        make(tmp_path, *names)
-        assert [item.relative for item in find_test_images(tmp_path)] == sorted(names)
+        assert table(find_test_images(folders.Path(".")), mvtec / "ground_truth") == expected
 
     def test_links_in_a_circle_end(self, tmp_path):
         make(tmp_path, "one/a.png", "two/b.png")
@@ -281,23 +248,18 @@ class TestLabelsCsv:
         path.write_text("\n".join([header, *rows]) + "\n", **options)
         return path
 
-    def test_spellings_of_labels(self, tmp_path):
-        make(tmp_path, "a.png", "b.png", "c/d.png", "e.png")
-        labels = self.write(tmp_path / "labels.csv", "c/d.png,crack", "a.png,0", "b.png, 1 ", "e.png,good")
-        expected = [("a.png", 0, None), ("b.png", 1, None), ("c/d.png", 1, "crack"), ("e.png", 0, None)]
-        assert table(find_test_images(tmp_path, labels)) == expected
-
     @pytest.mark.parametrize(
         ("label", "expected"),
         [
-            *[(word, (0, None)) for word in ("0.0", "Good", "NORMAL", "ok", "OK ")],
-            *[("1.0", (1, None)), ("Crack", (1, "Crack")), ("3 holes", (1, "3 holes"))],
+            *[(word, (0, None)) for word in ("0", "0.0", "good", "Good", "NORMAL", "ok", "OK ")],
+            *[(word, (1, None)) for word in ("1", " 1 ", "1.0")],
+            *[(word, (1, word)) for word in ("crack", "Crack", "3 holes")],
         ],
     )
-    def test_numbers_as_others_write_them_and_words_in_any_case(self, tmp_path, label, expected):
-        make(tmp_path, "a.png")
-        (item,) = find_test_images(tmp_path, self.write(tmp_path / "labels.csv", f"a.png,{label}"))
-        assert (item.label, item.defect) == expected
+    def test_spellings_of_labels(self, tmp_path, label, expected):
+        make(tmp_path, "c/d.png")
+        (sample,) = find_test_images(tmp_path, self.write(tmp_path / "labels.csv", f"c/d.png,{label}"))
+        assert (sample.label, sample.defect) == expected
 
     @pytest.mark.parametrize("label", ["2", "-1", "0.5", "nan", "inf"])
     def test_another_number_is_refused(self, tmp_path, label):
@@ -309,7 +271,7 @@ class TestLabelsCsv:
     def test_a_name_may_begin_with_a_space(self, tmp_path):
         make(tmp_path, " 3.png", "3.png")
         labels = self.write(tmp_path / "labels.csv", " 3.png,1", "3.png,0")
-        assert table(find_test_images(tmp_path, labels)) == [(" 3.png", 1, None), ("3.png", 0, None)]
+        assert [(s.relative, s.label) for s in find_test_images(tmp_path, labels)] == [(" 3.png", 1), ("3.png", 0)]
 
     def test_paths_may_count_from_the_csv(self, tmp_path):
         make(tmp_path, "images/a.png", "images/b.png")
@@ -358,18 +320,19 @@ class TestLabelsCsv:
 
 
 class TestMasks:
-    def test_non_zero_is_anomalous(self, tmp_path):
-        Image.fromarray(np.array([[0, 1, 255]], dtype=np.uint8)).save(tmp_path / "gray.png")
-        mask = read_mask(tmp_path / "gray.png")
+    @pytest.mark.parametrize(
+        ("pixels", "expected"),
+        [
+            ([[0, 1, 255]], [[False, True, True]]),
+            ([[[0, 0, 0], [0, 0, 9]]], [[False, True]]),
+            ([[[0, 0, 0, 0], [255, 255, 255, 0], [255, 255, 255, 255]]], [[False, False, True]]),
+        ],
+    )
+    def test_non_zero_and_not_transparent_is_anomalous(self, tmp_path, pixels, expected):
+        Image.fromarray(np.array(pixels, dtype=np.uint8)).save(tmp_path / "a.png")
+        mask = read_mask(tmp_path / "a.png")
         assert mask.dtype == bool
-        np.testing.assert_array_equal(mask, [[False, True, True]])
-        Image.fromarray(np.array([[[0, 0, 0], [0, 0, 9]]], dtype=np.uint8)).save(tmp_path / "rgb.png")
-        np.testing.assert_array_equal(read_mask(tmp_path / "rgb.png"), [[False, True]])
-
-    def test_transparent_pixels_are_normal(self, tmp_path):
-        pixels = np.array([[[0, 0, 0, 0], [255, 255, 255, 0], [255, 255, 255, 255]]], dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "a.png")
-        np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), [[False, False, True]])
+        np.testing.assert_array_equal(mask, expected)
 
     def test_size_must_be_that_of_the_image(self, tmp_path):
         image, mask = make(tmp_path, "a.png", "a_mask.png")
