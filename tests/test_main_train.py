@@ -1,6 +1,8 @@
 """main_train.py from the command line: what it writes, what it refuses, how it breaks."""
 
+import contextlib
 import csv
+import io
 import json
 import logging
 import math
@@ -35,22 +37,10 @@ from hta.training.samples import SampleRequest, draw_samples
 from hta.training.scale import ScaleTrainer
 
 ROOT = Path(__file__).parents[1]
-SCALES = [
-    "--min_size",
-    "14",
-    "--max_size",
-    "22",
-    "--nfc",
-    "4",
-]  # three scales for an image of 20 x 24 px (height x width)
-QUICK = [*SCALES, "--niter", "2", "--threads", "1", "--num_samples", "3", "--precision", "float32"]
-
-
-@pytest.fixture(autouse=True)
-def restored_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+SCALES = ["--min_size", "14", "--max_size", "22", "--nfc", "4"]  # three for an image of 20 x 24 px (height x width)
+MACHINE = ["--threads", "1", "--precision", "float32"]
+QUICK = [*SCALES, *MACHINE, "--niter", "2", "--num_samples", "3"]
+QUICKEST = ["--min_size", "19", "--max_size", "22", "--nfc", "2", *MACHINE, "--niter", "1", "--num_samples", "0"]
 
 
 def write_image(path, height=20, width=24, seed=0):
@@ -75,12 +65,15 @@ def run_quietly(folder, arguments):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with two images and the model `shots` of both; only to be read."""
+    """A folder with images, the model `shots` of two of them, and what its training has printed; only to be read."""
     folder = tmp_path_factory.mktemp("trained")
     write_image(folder / "shots" / "a.png", seed=0)
     write_image(folder / "shots" / "b.png", seed=1)
     # Fast learning, so that the scales draw more than their noise.
-    assert run_quietly(folder, ["--input_name", "shots", *QUICK, "--niter", "12", "--lr_g", "5e-3"]) == 0
+    arguments = ["--input_name", "shots", *QUICK, "--niter", "12", "--lr_g", "5e-3"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert run_quietly(folder, arguments) == 0
+    (folder / "printed.txt").write_text(printed.getvalue())
     return folder
 
 
@@ -153,6 +146,7 @@ def test_the_record_tells_how_it_was_made(trained):
 def test_the_tensors_fit_the_plan(model):
     assert model.pyramid.plan.sizes == ((14, 17), (17, 19), (19, 22))
     assert model.training_images.shape == (2, 3, 19, 22)
+    assert not torch.equal(*model.training_images)
     for scale, size in zip(model.pyramid.scales, model.pyramid.plan.sizes, strict=True):
         assert scale.fixed_noise.shape == (1, 1, *size)
         assert scale.noise_amp.shape == (2,)
@@ -160,16 +154,26 @@ def test_the_tensors_fit_the_plan(model):
     assert model.pyramid.scales[1].noise_amp[0] != model.pyramid.scales[1].noise_amp[1]
 
 
-def test_a_run_ends_with_vote_shares_and_the_next_command(workspace, capsys):
-    assert main_train.main(["--input_name", "photo.png", *QUICK, "--models_dir", "elsewhere"]) == 0
-    out = capsys.readouterr().out
+def test_a_run_ends_with_vote_shares_and_the_next_command(trained):
+    out = (trained / "printed.txt").read_text()
     shares = [float(line.split(":")[1].split()[0]) for line in out.splitlines() if line.startswith("  scale ")]
     assert len(shares) == 3
     assert all(0 < share < 1 for share in shares)
     assert "chance 0.250" in out
-    assert "python main_eval.py --input_name photo --models_dir elsewhere --test_dir" in out
-    assert (workspace / "elsewhere" / "photo" / "config.json").is_file()
-    assert set(snapshot(workspace)) & {"TrainedModels"} == set()
+    assert out.endswith("next: python main_eval.py --input_name shots --test_dir YOUR_TEST_FOLDER\n")
+
+
+def test_the_library_leaves_the_same_folder(workspace, monkeypatch, capsys):
+    """Of an image in --input_dir, under a name of the user's own, below another folder of models."""
+    write_image(workspace / "pictures" / "wall.png")
+    names = ["--input_name", "wall.png", "--input_dir", "pictures", "--name", "my wall", "--models_dir", "elsewhere"]
+    assert main_train.main([*names, *QUICK]) == 0
+    assert "main_eval.py --input_name 'my wall' --models_dir elsewhere --test_dir" in capsys.readouterr().out
+    assert not (workspace / "TrainedModels").exists()
+    config = default_config(min_size=14, max_size=22, nfc=4, threads=1, precision="float32", niter=2)
+    monkeypatch.chdir("pictures")
+    hta.train("wall.png", config, folder=workspace / "library" / "my wall", num_samples=3)
+    assert snapshot(workspace / "library") == snapshot(workspace / "elsewhere")
 
 
 def test_the_reconstruction_on_disk_is_that_of_the_model(model):
@@ -178,22 +182,6 @@ def test_the_reconstruction_on_disk_is_that_of_the_model(model):
         with Image.open(model.folder.path / "samples" / f"reconstruction_{number:03d}.png") as picture:
             values = torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1
         torch.testing.assert_close(values, image, rtol=0, atol=1 / 127.5)
-
-
-def test_overwrite_replaces_the_model(copied):
-    before = snapshot(copied / "TrainedModels" / "shots")
-    assert main_train.main(["--input_name", "shots", *QUICK, "--overwrite", "--manualSeed", "1"]) == 0
-    after = snapshot(copied / "TrainedModels" / "shots")
-    assert set(after) == set(before)
-    assert after["scale_0.safetensors"] != before["scale_0.safetensors"]
-    assert set(snapshot(copied / "TrainedModels")) == {"shots"} | {f"shots/{name}" for name in after}
-
-
-def test_a_name_of_input_dir_and_a_name_of_ones_own(workspace):
-    write_image(workspace / "pictures" / "wall.png")
-    arguments = ["--input_name", "wall.png", "--input_dir", "pictures", "--name", "my wall", *QUICK]
-    assert main_train.main(arguments) == 0
-    assert (workspace / "TrainedModels" / "my wall" / "scale_2.safetensors").is_file()
 
 
 def test_a_model_is_called_like_the_folder_that_was_named(workspace, capsys):
@@ -219,31 +207,21 @@ def test_task_and_colour_choose_the_transformations(workspace, capsys, task, gra
 # ------------------------------------------------------------------------------------------------- several shots
 
 
-def read_training_images(folder):
-    return safetensors.torch.load_file(folder / "training_images.safetensors")["images"]
-
-
-def test_a_folder_of_images_of_different_sizes_is_said(workspace, caplog):
+def test_a_folder_of_images_of_different_sizes_is_said(workspace, caplog, capsys):
     write_image(workspace / "shots" / "a.png")
     write_image(workspace / "shots" / "b.jpg", 30, 36, seed=1)
     write_image(workspace / "shots" / "c.png", seed=2)
     (workspace / "shots" / "notes.txt").write_text("no image")
     with caplog.at_level(logging.INFO, "hta"):
-        assert main_train.main(["--input_name", "shots", "--num_images", "2", *QUICK]) == 0
+        assert main_train.main(["--input_name", "shots", "--num_images", "2", *QUICK, "--dry_run"]) == 0
+    assert "2 training image(s) of 24 x 20 px: a.png, b.jpg" in capsys.readouterr().out
     assert "the first 2 of its 3 images" in caplog.text
     assert "1 of 2 training images differ in size" in caplog.text
-    images = read_training_images(workspace / "TrainedModels" / "shots")
-    assert images.shape == (2, 3, 19, 22)
-    assert not torch.equal(images[0], images[1])
-    record = json.loads((workspace / "TrainedModels" / "shots" / "config.json").read_text())
-    assert record["sources"] == ["a.png", "b.jpg"]
 
 
 def test_size_image_brings_the_shorter_side_to_a_length(workspace, capsys):
-    assert main_train.main(["--input_name", "photo.png", "--size_image", "15", *QUICK]) == 0
-    record = json.loads((workspace / "TrainedModels" / "photo" / "config.json").read_text())
-    assert record["image_size"] == [15, 18]
-    assert read_training_images(workspace / "TrainedModels" / "photo").shape == (1, 3, 15, 18)
+    assert main_train.main(["--input_name", "photo.png", "--size_image", "15", *QUICK, "--dry_run"]) == 0
+    assert "1 training image(s) of 18 x 15 px: photo.png" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ random samples
@@ -298,17 +276,15 @@ def test_samples_after_the_training_are_those_of_the_mode(copied):
     assert all(np.array_equal(one, other) for one, other in zip(again, first, strict=True))
 
 
-def test_samples_of_any_size(copied):
-    draw(["--num_samples", "2"], scale_h=2.5, scale_v=0.5)
-    pictures = read_pictures(copied / "TrainedModels" / "shots" / "random_samples_scale0_h2.5_v0.5_seed0")
-    assert [picture.shape for picture in pictures] == [(10, 55, 3)] * 2  # 19 x 22 px: ceil(9.5), 22 * 2.5
+@pytest.mark.parametrize(
+    ("scale_h", "scale_v", "shape"), [(2.5, 0.5, (10, 55, 3)), (0.1, 0.1, (2, 3, 3))]
+)  # of 19 x 22 px, rounded up
+def test_samples_of_any_size(copied, scale_h, scale_v, shape):
+    draw(["--num_samples", "2"], scale_h=scale_h, scale_v=scale_v)
+    folder = copied / "TrainedModels" / "shots" / f"random_samples_scale0_h{scale_h}_v{scale_v}_seed0"
+    pictures = read_pictures(folder)
+    assert [picture.shape for picture in pictures] == [shape] * 2
     assert pictures[0].std() > 0
-
-
-def test_the_smallest_samples(copied):
-    draw(["--num_samples", "1"], scale_h=0.1, scale_v=0.1)
-    (picture,) = read_pictures(copied / "TrainedModels" / "shots" / "random_samples_scale0_h0.1_v0.1_seed0")
-    assert picture.shape == (2, 3, 3)  # of 19 x 22 px
 
 
 def test_scales_below_the_start_reconstruct(model):
@@ -344,16 +320,14 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, capsys):
     assert snapshot(workspace) == before
 
 
-def test_a_name_that_is_no_utf_8_can_be_printed(workspace):
+def test_a_name_that_is_no_utf_8_can_be_printed(workspace, monkeypatch):
     name = os.fsdecode(b"caf\xe9")
     write_image(workspace / name / f"{name}.png")
-    arguments = ["--input_name", f"{name}/{name}.png", "--name", "cafe", *QUICK, "--dry_run"]
-    script = [sys.executable, str(ROOT / "main_train.py"), *arguments]
-    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
-    result = subprocess.run(script, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "caf\\xe9.png" in result.stdout
-    assert "would write TrainedModels/cafe\n" in result.stdout
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict"))
+    assert main_train.main(["--input_name", f"{name}/{name}.png", "--name", "cafe", *QUICK, "--dry_run"]) == 0
+    assert b"caf\\xe9.png" in printed.getvalue()
+    assert b"would write TrainedModels/cafe\n" in printed.getvalue()
 
 
 def test_a_dry_run_finds_mistakes_too(copied, capsys):
@@ -551,15 +525,17 @@ def test_what_hta_did_not_write_is_never_overwritten(copied, capsys, place):
 
 def test_all_that_hta_writes_goes_with_the_model(copied):
     draw(["--num_samples", "1"])
-    scoring = ["--input_name", "shots", "--test_dir", "shots", "--threads", "1", "--not_cuda"]
-    assert main_eval.main(scoring) == 0
+    assert main_eval.main(["--input_name", "shots", "--test_dir", "shots", "--threads", "1", "--not_cuda"]) == 0
     folder = copied / "TrainedModels" / "shots"
     assert (folder / "results" / "shots" / "maps" / "a.png.png").is_file()
     (folder / ".0123.part").write_text("half a file")
     (folder / ".DS_Store").write_text("of the desktop")
+    (folder / "config.json").write_text("{")  # a model that cannot be read is trained again as its error says
     assert main_train.main(in_shots("--overwrite")) == 0
     assert {path.name for path in folder.iterdir()} & {"results", ".0123.part", ".DS_Store"} == set()
     assert not list(folder.glob("random_samples_*"))
+    assert json.loads((folder / "config.json").read_text())["config"]["training"]["niter"] == 2
+    assert [path.name for path in folder.parent.iterdir()] == ["shots"]
 
 
 def test_a_model_in_training_is_not_overwritten(copied, unfinished, capsys):
@@ -600,7 +576,7 @@ def test_a_run_is_locked_until_it_is_finished(workspace, monkeypatch):
         finish(self)
 
     monkeypatch.setattr(RunFolder, "finish", tried_before)
-    assert main_train.main([*PHOTO, *QUICK]) == 0
+    assert main_train.main([*PHOTO, *QUICKEST]) == 0
     assert tried == [True]
     assert not (folder.path / ".lock").exists()
 
@@ -608,13 +584,11 @@ def test_a_run_is_locked_until_it_is_finished(workspace, monkeypatch):
 @pytest.mark.parametrize(
     "damage", [lambda text: text[:-20], lambda text: text.replace('"format_version": 2', '"format_version": 1')]
 )
-def test_a_model_that_cannot_be_read_is_trained_again_as_its_error_says(copied, capsys, damage):
+def test_a_model_that_cannot_be_read_says_so(copied, capsys, damage):
     config = copied / "TrainedModels" / "shots" / "config.json"
     config.write_text(damage(config.read_text()))
     assert_refused(copied, in_samples(), ["config.json", "train again with --overwrite"], capsys)
     assert_refused(copied, in_shots(), ["TrainedModels/shots", "cannot read", "--overwrite", "--name"], capsys)
-    assert main_train.main(in_shots("--overwrite")) == 0
-    draw(["--num_samples", "1"])
 
 
 def test_a_model_whose_folder_one_works_in_is_not_overwritten(copied, capsys, monkeypatch):
@@ -627,9 +601,7 @@ def test_a_model_whose_folder_one_works_in_is_not_overwritten(copied, capsys, mo
 def test_a_name_that_is_not_utf8_is_refused_and_the_file_can_be_given_another(workspace, capsys):
     Path("photo.png").rename("caf\udce9.png")
     assert_refused(workspace, ["--input_name", "caf\udce9.png", *QUICK], ["caf", "UTF-8", "--name"], capsys)
-    named = ["--input_name", "caf\udce9.png", *QUICK, "--name", "cafe"]
-    assert main_train.main([*named, "--dry_run"]) == 0
-    assert main_train.main(named) == 0
+    assert main_train.main(["--input_name", "caf\udce9.png", *QUICKEST, "--name", "cafe"]) == 0
     assert RunFolder(workspace / "TrainedModels" / "cafe").read_record().sources == ("caf\udce9.png",)
 
 
@@ -661,7 +633,7 @@ def test_a_reader_that_has_gone_leaves_a_finished_model(workspace, monkeypatch):
 
     monkeypatch.setattr("builtins.print", gone)
     monkeypatch.setattr("os.dup2", lambda *_: None)
-    assert main_train.main([*PHOTO, *QUICK]) == 141
+    assert main_train.main([*PHOTO, *QUICKEST]) == 141
     assert RunFolder(workspace / "TrainedModels" / "photo").finished
 
 
@@ -754,34 +726,25 @@ def test_an_unfinished_run_is_not_overwritten_and_not_used(unfinished, capsys):
     assert_refused(unfinished, samples_of_it, ["TrainedModels/photo", "unfinished", "--resume"], capsys)
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("scale\n1,2\n")])
-def test_a_run_that_lacks_only_its_end_goes_on_without_its_losses(workspace, capsys, monkeypatch, damage):
-    monkeypatch.setattr(runs, "write_samples", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        main_train.main([*PHOTO, *QUICK])
-    monkeypatch.undo()
-    monkeypatch.chdir(workspace)
+def test_a_run_that_lacks_only_its_end_continues_without_its_losses(workspace, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "write_samples", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main_train.main([*PHOTO, *QUICKEST])
     metrics = workspace / "TrainedModels" / "photo" / "metrics.csv"
-    damage(metrics)
-    if metrics.exists():
-        capsys.readouterr()
-        assert main_train.main(RESUME) == 2
-        *_, line = error_lines(capsys)
-        assert "metrics.csv: cannot be read" in line
-        assert "remove it to resume" in line
-        metrics.unlink()
-    assert main_train.main(RESUME) == 0
+    metrics.write_text("scale\n1,2\n")
+    capsys.readouterr()
+    resume = [*PHOTO, "--num_samples", "0", "--threads", "1", "--resume"]
+    assert main_train.main(resume) == 2
+    *_, line = error_lines(capsys)
+    assert "metrics.csv: cannot be read" in line
+    assert "remove it to" in line
+    metrics.unlink()
+    assert main_train.main(resume) == 0
     assert (metrics.parent / "train.html").is_file()
 
 
-def test_resume_needs_no_options_but_the_name(unfinished, capsys):
-    assert main_train.main([*PHOTO, "--resume", "--threads", "1", "--num_samples", "1"]) == 0
-    folder = RunFolder(unfinished / "TrainedModels" / "photo")
-    assert folder.finished
-    assert folder.read_record().config.training.niter == 2
-
-
-def test_resume_may_change_what_changes_no_result(unfinished, monkeypatch):
+def test_resume_needs_no_options_but_the_name_and_may_change_what_changes_no_result(unfinished, monkeypatch):
     positions = []
     save = RunFolder.save_checkpoint
 
@@ -790,28 +753,40 @@ def test_resume_may_change_what_changes_no_result(unfinished, monkeypatch):
         save(folder, tensors, scale=scale, iteration=iteration)
 
     monkeypatch.setattr(RunFolder, "save_checkpoint", noted)
-    assert main_train.main([*RESUME, "--checkpoint_every", "1"]) == 0
+    changed = ["--threads", "1", "--num_samples", "1", "--checkpoint_every", "1"]
+    assert main_train.main([*PHOTO, "--resume", *changed]) == 0
     assert positions == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0)]
+    assert RunFolder(unfinished / "TrainedModels" / "photo").finished
 
 
-def test_a_mistake_is_one_line_for_the_shell_too(workspace):
-    script = [sys.executable, str(ROOT / "main_train.py"), "--input_name", "nothing.png"]
-    result = subprocess.run(script, cwd=workspace, capture_output=True, text=True, check=False)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert len(result.stderr.splitlines()) == 1
-    assert set(snapshot(workspace)) == {"photo.png"}
+@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--nitre", 2)])
+def test_help_and_mistakes_come_at_once(tmp_path, argument, status):
+    script = [sys.executable, "-X", "importtime", str(ROOT / "main_train.py"), argument]
+    result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    lines = result.stderr.splitlines()
+    imported = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}
+    assert result.returncode == status
+    assert {"hta.config", "argparse"} <= imported
+    assert {"torch", "matplotlib", "scipy", "sklearn", "torchvision", "PIL", "numpy"} & imported == set()
+    said = [line for line in lines if not line.startswith("import time:")]
+    assert [line.split(":")[0] for line in said] == ["error"] * (status != 0)
+    assert bool(result.stdout) == (status == 0)
+    assert list(tmp_path.iterdir()) == []
 
 
 # ------------------------------------------------------------------------------------------- runs that cannot go on
 
-LIMITED = """
-import resource, sys
-resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
-sys.path.insert(0, sys.argv[2])
-import main_train
-sys.exit(main_train.main(sys.argv[3:]))
-"""
+
+@contextlib.contextmanager
+def full_disk(size):
+    """Let every file end at a size, in bytes."""
+    resource = pytest.importorskip("resource", reason="limits of file sizes are of POSIX systems")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def assert_same_files(folder, other):
@@ -833,21 +808,16 @@ def state_bytes(image):
     return len(safetensors.torch.save({name: value.contiguous() for name, value in trainer.state().items()}))
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are of POSIX systems")
 def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_intact(workspace, capsys):
     # The fixed noise grows with the scales: a limit a little above scale 0's checkpoint stops scale 1's. It would stop
     # the compiler too, and other kernels round otherwise.
-    limit = str(state_bytes(workspace / "photo.png") + 200)
-    arguments = [*PHOTO, *QUICK, "--checkpoint_every", "1", "--no-compile"]
-    script = [sys.executable, "-c", LIMITED, limit, str(ROOT), *arguments]
-    result = subprocess.run(script, cwd=workspace, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert result.stderr.splitlines()[-1] == errors[0]
-    assert "checkpoint.safetensors" in errors[0]
-    assert "free some space" in errors[0]
-    assert "Traceback" not in result.stderr
+    size = state_bytes(workspace / "photo.png") + 200
+    arguments = [*PHOTO, *QUICK, "--num_samples", "0", "--checkpoint_every", "1", "--no-compile"]
+    with full_disk(size):
+        assert main_train.main(arguments) == 1
+    (line,) = [line for line in error_lines(capsys) if line.startswith("error: ")]
+    assert "checkpoint.safetensors" in line
+    assert "free some space" in line
 
     folder = RunFolder(workspace / "TrainedModels" / "photo")
     assert folder.read_checkpoint() == ({}, 1, 0)
@@ -857,19 +827,16 @@ def test_a_full_disk_ends_in_one_line_with_the_last_checkpoint_intact(workspace,
     assert_same_files(folder.path, workspace / "TrainedModels" / "whole")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits of file sizes are of POSIX systems")
-def test_a_disk_that_is_full_from_the_start_leaves_nothing(workspace):
-    script = [sys.executable, "-c", LIMITED, "100", str(ROOT), *PHOTO, *QUICK]
-    result = subprocess.run(script, cwd=workspace, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    assert "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("error: ")
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(workspace, capsys):
+    with full_disk(100):
+        assert main_train.main([*PHOTO, *QUICK]) == 1
+    assert [line.split(":")[0] for line in error_lines(capsys)] == ["error"]
     assert [name for name in snapshot(workspace) if name != "TrainedModels"] == ["photo.png"]
 
 
 @pytest.mark.parametrize("rate", ["1e30", "1e8"])  # at once; after a few iterations
 def test_a_loss_that_is_not_finite_ends_in_one_line_with_the_last_checkpoint_intact(workspace, capsys, rate):
-    arguments = [*PHOTO, *QUICK, "--niter", "30", "--checkpoint_every", "1", "--lr_d", rate]
+    arguments = [*PHOTO, *QUICKEST, "--niter", "30", "--checkpoint_every", "1", "--lr_d", rate]
     assert main_train.main(arguments) == 1
     *_, line = capsys.readouterr().err.splitlines()
     assert line.startswith("error: scale ")
