@@ -1,6 +1,8 @@
 """What several test files share: models with the oracle's random parameters."""
 
+import numpy as np
 import torch
+from PIL import Image
 
 from hta.config import ModelConfig
 from hta.models.pyramid import Pyramid
@@ -43,3 +45,9 @@ def random_images(shape, num_images, seed=1, dtype=torch.float64):
     """`(N, 3, *shape)` uniform in [-1, 1]."""
     draw = torch.Generator().manual_seed(seed)
     return (torch.rand(num_images, 3, *shape, generator=draw, dtype=torch.float64) * 2 - 1).to(dtype)
+
+
+def picture(seed=0, height=20, width=24):
+    """A smooth random colour picture, `(height, width, 3)` uint8."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))

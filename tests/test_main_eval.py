@@ -19,20 +19,15 @@ import hta
 import main_eval
 from hta import inputs, runs
 from hta.config import RuntimeConfig, default_config
-from hta.evaluation.thresholds import Threshold, proportion
+from hta.evaluation.thresholds import proportion
 from hta.model import Model
 from hta.models.storage import RunFolder
+from tests.helpers import picture
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
 QUICK = ["--threads", "1", "--precision", "float32", "--not_cuda"]
 TINY = {"min_size": 14, "max_size": 22, "niter": 3, **RUNTIME}  # three scales for 20 x 24 px; working size 19 x 22
-
-
-def picture(height=20, width=24, seed=0):
-    """A smooth random colour picture, (height, width, 3) uint8."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def save(path, pixels):
@@ -56,7 +51,7 @@ def trained(tmp_path_factory):
     """Models `wall`, `other` (wider, other images) and `begun` (unfinished), and a test set; only to be read."""
     root = tmp_path_factory.mktemp("trained")
     hta.train(picture(), default_config(nfc=4, **TINY), folder=root / "TrainedModels" / "wall")
-    hta.train(picture(24, 20, 1), default_config(nfc=6, **TINY), folder=root / "TrainedModels" / "other")
+    hta.train(picture(1, 24, 20), default_config(nfc=6, **TINY), folder=root / "TrainedModels" / "other")
     unfinished = runs.prepare([picture().astype(np.float32) / 255], ["wall.png"], default_config(nfc=4, **TINY))
     with runs.new_run(RunFolder(root / "TrainedModels" / "begun"), unfinished):
         pass
@@ -70,13 +65,6 @@ def place(trained, tmp_path, monkeypatch):
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def _restored_threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 def run(*arguments, test_dir="parts", out="out"):
@@ -335,8 +323,8 @@ def test_a_new_process_on_a_folder_whose_name_is_not_utf_8_gives_the_same_bits(p
 def test_images_unlike_the_training_image_are_said_and_kept(place, caplog):
     save(place / "odd" / "gray.png", np.repeat(picture()[..., :1], 3, axis=2))
     save(place / "odd" / "dark.png", picture() // 8)
-    save(place / "odd" / "small.png", picture(10, 12))
-    save(place / "odd" / "wide.png", picture(20, 48))
+    save(place / "odd" / "small.png", picture(0, 10, 12))
+    save(place / "odd" / "wide.png", picture(0, 20, 48))
     assert run(test_dir="odd") == 0
     warnings = document_of()["warnings"]
     for words in ("are gray", "much darker", "smaller than", "another aspect ratio"):
@@ -401,28 +389,9 @@ def test_the_decision_is_counted_against_the_labels(place):
     }
     assert decision["recall"]["value"] == right / 2
     assert decision["false_positive_rate"]["value"] == false / 3
-
-
-def test_where_maps_decide_their_false_alarms_are_printed_once(place, capsys, monkeypatch):
-    threshold = Threshold(None, source="calibrated", target_fpr=0.05, pixel_threshold=0.5, decided_by="map")
-    monkeypatch.setattr(Model, "threshold", lambda *_, **__: threshold)
-    assert run() == 0
-    decision = document_of()["decision"]
-    assert decision["pixel_false_alarms"] == decision["false_positive_rate"]
-    assert capsys.readouterr().out.count("false alarms: ") == 1
-
-
-def test_good_images_that_touch_the_pixel_threshold_are_counted(place, capsys, monkeypatch):
-    assert run() == 0
-    peaks = sorted(pixels_of(f"out/maps/{name}.png").max() / 65535 for name in IMAGES[2:])
-    threshold = Threshold(0.5, source="given", pixel_threshold=(peaks[1] + peaks[2]) / 2)
-    monkeypatch.setattr(Model, "threshold", lambda *_, **__: threshold)
-    assert run("--overwrite") == 0
-    assert document_of()["decision"]["pixel_false_alarms"] == proportion(1, 3)
-    assert "  false alarms of the maps: 33.3% (95 % interval 0.8% to 90.6%)" in capsys.readouterr().out
-    assert run("--no_maps", out="without") == 0
-    assert document_of("without")["decision"]["pixel_false_alarms"] == {"value": None, "interval_95": None}
-    assert "false alarms of the maps" not in capsys.readouterr().out
+    peaks = [float(row["map_peak"]) for row in rows_of("given")][2:]
+    assert decision["pixel_false_alarms"] == proportion(sum(p > decision["pixel_threshold"] for p in peaks), 3)
+    assert document_of()["decision"]["pixel_false_alarms"] == {"value": None, "interval_95": None}
 
 
 def test_minmax_decides_by_a_given_threshold_only(place, capsys):
@@ -641,7 +610,7 @@ def test_flags_that_contradict_or_do_not_exist(place, capsys):
     assert_refused(capsys, [*arguments_with(), "--checkpoint_every", "3"], "--checkpoint_every")
 
 
-def test_results_are_not_overwritten_unasked(place, capsys):
+def test_results_are_overwritten_if_asked_and_foreign_files_never(place, capsys):
     assert run("--no_maps") == 0
     Path("out/scores.csv").write_text("mine")
     capsys.readouterr()
@@ -649,10 +618,6 @@ def test_results_are_not_overwritten_unasked(place, capsys):
     assert run("--overwrite") == 0
     assert len(rows_of()) == 5
     assert sorted(path.name for path in place.iterdir()) == ["TrainedModels", "out", "parts"]
-
-
-def test_what_is_no_result_is_never_overwritten(place, capsys):
-    assert run("--no_maps") == 0
     Path("out/notes.txt").write_text("mine")
     capsys.readouterr()
     assert_refused(capsys, [*arguments_with(out="out"), "--overwrite"], "notes.txt")

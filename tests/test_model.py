@@ -10,21 +10,17 @@ from PIL import Image
 
 import hta
 from hta import runs, runtime
-from hta.config import RuntimeConfig, ScoringConfig, default_config
+from hta.config import ScoringConfig, default_config
 from hta.data.folders import load_training_images
 from hta.errors import UserError
 from hta.evaluation.scores import AGGREGATES, anomaly_scores
 from hta.image_files import read_image
 from hta.images import resize, to_tensor
 from hta.models.pyramid import plan_of
+from tests.helpers import picture
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
 CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 3, **RUNTIME}
-
-
-def picture(seed, height=20, width=24):
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +84,8 @@ def test_the_fraction_follows_the_task_and_the_shots(model):
     assert (of_class.fraction(ScoringConfig()), of_class.fraction(ScoringConfig(0.3))) == (1, 0.3)
 
 
-def test_another_aspect_ratio_is_said_once_a_model(caplog):
-    model = hta.train(picture(0), default_config(**CONFIG))  # of 20 x 24 px
+def test_another_aspect_ratio_is_said_once_per_model(model, caplog):
+    model = replace(model)  # of 20 x 24 px
     model.score([picture(1), picture(2, 40, 48), picture(3, 41, 49)])
     assert "squeezed" not in caplog.text
     odd = [picture(1), picture(2, 30, 40), picture(3, 11, 64)]
@@ -192,11 +188,12 @@ def test_good_images_make_the_threshold(model):
         model.score(picture(0), good_images=images[:5])
 
 
-def test_a_training_image_is_known_through_a_change_of_its_size(tmp_path):
+def test_a_training_image_is_known_through_a_change_of_its_size(model, tmp_path):
     original = picture(0, 40, 48)
     Image.fromarray(original).save(tmp_path / "wall.png")
     images = load_training_images([tmp_path / "wall.png"], 30)
-    model = hta.train(list(images), default_config(**CONFIG))
+    prepared = runs.prepare(images, ["wall.png"], default_config(**CONFIG))
+    model = replace(model, record=prepared.record, training_images=prepared.images)
     assert model.was_trained_on(read_image(tmp_path / "wall.png"))
     Image.fromarray(np.clip(original.astype(int) + 3, 0, 255).astype(np.uint8)).save(tmp_path / "brighter.png")
     assert not model.was_trained_on(read_image(tmp_path / "brighter.png"))
@@ -284,15 +281,3 @@ def test_wrong_calls_are_named(model, call, message):
 def test_minmax_of_one_image_is_refused_before_it_is_read(model):
     with pytest.raises(UserError, match="--aggregate minmax"):
         model.score("nowhere.png", aggregate="minmax")
-
-
-def test_save_and_load_keep_the_scores(tmp_path):
-    trained = hta.train(picture(0), default_config(**CONFIG), folder=tmp_path / "wall")
-    loaded = hta.load("wall", tmp_path, RuntimeConfig(**RUNTIME))
-    by_path = hta.load(tmp_path / "wall", runtime=RuntimeConfig(**RUNTIME))
-    images = [picture(seed) for seed in range(4)]
-    first = trained.score(images)
-    for other in (loaded.score(images), by_path.score(images)):
-        assert other.anomaly_scores.tolist() == first.anomaly_scores.tolist()
-        for one, two in zip(first.anomaly_maps, other.anomaly_maps, strict=True):
-            np.testing.assert_array_equal(one, two)

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 import hta
 from hta.config import RuntimeConfig, ScoringConfig, default_config
@@ -21,14 +20,10 @@ from hta.evaluation.calibration import (
 )
 from hta.evaluation.views import ViewRule, view_rule
 from hta.models.storage import RunFolder
+from tests.helpers import picture
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
 CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 4, **RUNTIME}
-
-
-def picture(seed, height=20, width=24):
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +83,7 @@ def test_statistics_are_those_of_each_view_alone(kept):
         assert statistics.peaks[i] == pytest.approx(maps.max(), abs=1e-6)
 
 
-def test_statistics_in_memory_are_those_of_the_model_saved_and_loaded(kept):
+def test_statistics_scores_and_maps_in_memory_are_those_of_the_model_saved_and_loaded(kept):
     trained = hta.train(picture(0), default_config(**CONFIG))
     loaded = load(kept)
     assert trained.folder is None
@@ -98,6 +93,7 @@ def test_statistics_in_memory_are_those_of_the_model_saved_and_loaded(kept):
         one, two = (m.score(images, aggregate=aggregate, target_fpr=0.5) for m in (trained, loaded))
         assert one.anomaly_scores.tolist() == two.anomaly_scores.tolist()
         assert one.decisions.tolist() == two.decisions.tolist()
+        np.testing.assert_array_equal(one.anomaly_maps, two.anomaly_maps)
 
 
 # --- kept beside the model --------------------------------------------------------------------------------------------

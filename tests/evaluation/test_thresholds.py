@@ -160,6 +160,20 @@ def test_a_normal_image_with_one_pixel_above_the_pixel_threshold_is_a_false_alar
     assert pixel_false_alarms([0, 0], peaks[:2], 0.05)["value"] == 1
 
 
+def test_a_decision_in_words():
+    by_score = summarize_decision(LABELS, decide(SCORES, AT_HALF), AT_HALF) | {"pixel_false_alarms": proportion(1, 3)}
+    lines = decision_text(by_score).splitlines()
+    assert lines[0] == "4 rejected: anomaly score above 0.500000 (calibrated, for 5 % false alarms)"
+    assert lines[1] == "  false alarms: 40.0% (95 % interval 5.3% to 85.3%)"
+    assert lines[3] == "  false alarms of the maps: 33.3% (95 % interval 0.8% to 90.6%)"
+    assert len(lines) == 4
+    assert "of the maps" not in decision_text(by_score | {"pixel_false_alarms": NOTHING})
+    by_map = decision_text(by_score | {"decided_by": "map", "source": "given", "target_fpr": None})
+    assert by_map.splitlines()[0] == "4 rejected: anomaly map anywhere above 0.800000 (given)"
+    assert by_map.count("false alarms: ") == 1
+    assert "of the maps" not in by_map  # they would be the same
+
+
 @pytest.mark.parametrize(
     ("labels", "peaks", "pixel_threshold"),
     [([None, 0], np.ones(2), 0.5), ([1, 1], np.ones(2), 0.5), ([0, 0], None, 0.5), ([0, 0], np.ones(2), None)],
