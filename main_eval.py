@@ -108,7 +108,7 @@ class Evaluation:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script and return its exit status."""
-    interrupted = "no results were written; what was there before is as it was"
+    interrupted = "no results were written; existing results are unchanged"
     return run_command(_command, argv, interrupted, out_of_memory="give a smaller --batch_size")
 
 
@@ -244,7 +244,7 @@ def _report(evaluation: Evaluation, document: dict[str, Any], ranking: np.ndarra
         logger.warning("warning: %s", warning)
     items, seconds = evaluation.items, document["seconds"]
     part = f" of {evaluation.source.available}" if len(items) < evaluation.source.available else ""
-    print(f"{len(items)}{part} image(s) scored, {seconds['per_image']:.3f} s an image")
+    print(f"{len(items)}{part} image(s) scored, {seconds['per_image']:.3f} s per image")
     for key, name in METRIC_NAMES.items():
         print(f"  {name}: {metric_text(document['metrics'][key])}")
     print(decision_text(document["decision"]))

@@ -1,6 +1,6 @@
-"""What main_eval.py scores: the images of a folder, or those of a data set by the paper's protocol, all checked.
+"""The input of main_eval.py: model and images, from a folder or from a data set by the paper's protocol, all checked.
 
-Images that do not look like the training images are counted: their scores mean little.
+Images that do not look like the training images are counted: their scores are of little use.
 """
 
 import logging
@@ -70,14 +70,14 @@ class Source:
     """The images to score and where they come from.
 
     Attributes:
-        images: what is to be scored.
+        images: the images to score.
         name: of the results folder, by default.
         folder: the folder or image that holds them, in which results must not be written; None for a data set.
-        about: what metrics.json says about them.
+        about: their description in metrics.json.
         available: number of images before `--test_limit`.
         compared: whether they should look like the training images; those of a data set are prepared alike, and other
             classes may look different.
-        warnings: why the model may not fit them.
+        warnings: reasons why the model may not fit them.
     """
 
     images: Sequence[Sample]
@@ -92,16 +92,16 @@ class Source:
 def open_model(
     options: InputOptions, benchmark: DatasetOptions, runtime: RuntimeConfig, given: dict[str, Any]
 ) -> Model:
-    """Load the model that is asked for, for the task that is asked for.
+    """Load the requested model for the requested task.
 
     Args:
         options: which model and images.
         benchmark: the data set, if any.
         runtime: device, precision and threads.
-        given: the options that the user gave.
+        given: the options on the command line.
 
     Raises:
-        UserError: no or a damaged model, or options that do not go together.
+        UserError: there is no such model, it is damaged, or options contradict each other.
     """
     _refuse_mixture(benchmark, given)
     name = options.input_name
@@ -135,7 +135,7 @@ def find_images(model: Model, options: InputOptions, benchmark: DatasetOptions, 
     """Find the images to score; none is read yet. Arguments as in `open_model`.
 
     Raises:
-        UserError: there is none, or the model is not of the data set.
+        UserError: there is none, or the model does not belong to the data set.
     """
     return _of_folder(options) if benchmark.dataset is None else _of_dataset(model, options, benchmark, given)
 
@@ -206,17 +206,17 @@ def _is_trained_on(model: Model, selection: Selection) -> bool:
 def score_good(
     model: Model, options: InputOptions, scored: Sequence[Sample], scoring: ScoringConfig, *, with_maps: bool
 ) -> NormalVotes:
-    """What the model says about the images of `--good_dir`, of which a threshold is to be made.
+    """Let the model vote on the images of `--good_dir`, to derive a threshold from them.
 
     Args:
-        model: that scores them.
+        model: the model.
         options: with the folder.
         scored: the test images; neither they nor copies of them may be among the good images.
         scoring: how they are scored.
         with_maps: whether there will be maps to decide by.
 
     Raises:
-        UserError: there are too few, one cannot be read, or one is a test image; or no threshold would be made of them.
+        UserError: there are too few, one cannot be read, one is a test image, or no threshold would use them.
     """
     if not with_maps and (scoring.threshold is not None or scoring.aggregate == "minmax"):
         by = "--threshold" if scoring.threshold is not None else "--aggregate minmax"
@@ -270,7 +270,7 @@ def find_unreadable(items: Sequence[Sample], *, skip: bool) -> dict[str, str]:
 
 
 def progress_bar(images: Iterable[_T], text: str, count: int) -> Iterable[_T]:
-    """Show on a terminal how many of `count` images are done."""
+    """Show on a terminal how many of `count` images are done while they are consumed."""
     return tqdm(images, text, count, unit="image", disable=None, dynamic_ncols=True)
 
 

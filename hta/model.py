@@ -42,7 +42,7 @@ ImageLike = str | Path | Image.Image | np.ndarray
 
 
 class Scores(NamedTuple):
-    """What a model says about N images.
+    """The outcome of scoring N images.
 
     Attributes:
         anomaly_scores: `(N,)` float64, higher = more anomalous.
@@ -105,7 +105,7 @@ class Model:
         return own if scoring.fraction_defect is None else scoring.fraction_defect
 
     def calibration(self, scoring: ScoringConfig | None = None) -> Calibration:
-        """What the model says about views of its training images, as kept beside it or made now; the last one is kept.
+        """The model's votes on views of its training images: kept beside it, or made now; the last one is cached.
 
         The statistics beside the model are only used for their own fraction, task and precision.
 
@@ -136,7 +136,7 @@ class Model:
         save_calibration(self.saved_folder, self.calibration())
 
     def was_trained_on(self, image: np.ndarray, tolerance: float = 1e-3) -> bool:
-        """Whether an image is one of the training images, as far as the working size shows.
+        """Whether an image equals one of the training images at the working size.
 
         Args:
             image: `(H, W, 3)` float32 in [0, 1].
@@ -147,7 +147,7 @@ class Model:
         return bool(((self.training_images.cpu() - resized).abs().amax(dim=(1, 2, 3)) <= tolerance).any())
 
     def score_good(self, images: Iterable[ImageLike], scoring: ScoringConfig, *, with_maps: bool = True) -> NormalVotes:
-        """What the model says about good images that it was not trained on, for `threshold`.
+        """The model's votes on good images that it was not trained on, for `threshold`.
 
         Args:
             images: as `score` takes them; read as needed.
@@ -283,7 +283,7 @@ class Model:
         return self.scorer.shares(self.training_images)[0]
 
     def describe(self) -> dict[str, Any]:
-        """What a results file says about the model."""
+        """The model's description in metrics.json."""
         record = self.record
         return {
             "path": str(self.saved_folder.path),

@@ -1,4 +1,4 @@
-"""What a model says about views of its training images (`hta.evaluation.views`), kept beside it in calibration.json.
+"""A model's votes on views of its training images (`hta.evaluation.views`), kept beside it in calibration.json.
 
 Thresholds are made of these statistics, for any false-positive rate and aggregate. They hold for one fraction of the
 patches, that of the model's task, and for the precision that the model was trained in; for others they are made anew
@@ -34,7 +34,7 @@ _PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Calibration(NormalVotes):
-    """What a model says about V views of its training images.
+    """A model's votes on V views of its training images.
 
     Attributes:
         shares: `(V, S)` vote shares, higher = more normal.

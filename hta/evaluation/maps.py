@@ -1,4 +1,4 @@
-"""Where an image is anomalous: maps made from the votes of its patches.
+"""Anomaly maps: where an image is anomalous, derived from the votes of its patches.
 
 The surprise of a patch, -log p_i, is assigned to the patch's centre, carried back through the transformation. Patches
 that touch mirrored pixels are left out: the untranslated transformations, part of every set, cover those positions.

@@ -1,8 +1,8 @@
 """Reject or pass: where thresholds come from, and what they cost where the labels are known.
 
-A defect is small, and the score of an image, a mean of probabilities, is close to 1 for every image that a model of one
-image does not know by heart. The maximum of its map separates them, so where there are maps they decide on defects: an
-image is rejected if its map exceeds the pixel threshold anywhere. Images of another class are decided by their scores.
+A defect is small, and the score of an image, a mean of probabilities, is close to 1 for every image that a model
+trained on one image does not know by heart. The maximum of the map does separate them, so maps decide on defects if
+there are any: an image is rejected if its map exceeds the pixel threshold anywhere. For another class the scores decide.
 
 Thresholds are made of normal images only: views of the training images (`hta.evaluation.views`), which approximate how
 much normal images differ, or better, good images that the model was not trained on. The limits of the latter are those
@@ -34,7 +34,7 @@ _CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class NormalVotes:
-    """What a model says about N normal images, of which a threshold is made.
+    """A model's votes on N normal images, to derive a threshold from.
 
     Attributes:
         shares: `(N, S)` vote shares in [0, 1], higher = more normal.

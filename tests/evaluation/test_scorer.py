@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from hta.errors import UserError
-from hta.evaluation import scorer
 from hta.evaluation.maps import anomaly_maps, upsample_map
 from hta.evaluation.scorer import FoldedDiscriminator, ImageVotes, ScaleVoter, Scorer, has_fused_kernel
 from hta.evaluation.scores import vote_shares
@@ -109,7 +108,7 @@ def test_the_fused_kernel_equals_the_plain_way(dtype, tolerance):
 
 
 def test_the_fused_kernel_is_not_used_where_there_is_none(monkeypatch):
-    monkeypatch.setattr(scorer, "_fuses_bfloat16", lambda: False)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False, raising=False)
     assert not has_fused_kernel(CPU, torch.bfloat16)
     assert not has_fused_kernel(CPU, torch.float64)
     assert not has_fused_kernel(torch.device("cuda"), torch.bfloat16)
