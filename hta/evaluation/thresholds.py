@@ -2,7 +2,7 @@
 
 A defect is small, and the score of an image, a mean of probabilities, is close to 1 for every image that a model
 trained on one image does not know by heart. The maximum of the map does separate them, so maps decide on defects if
-there are any: an image is rejected if its map exceeds the pixel threshold anywhere. For another class the scores decide.
+there are any: an image is rejected if its map exceeds the pixel threshold anywhere. For another class scores decide.
 
 Thresholds are made of normal images only: views of the training images (`hta.evaluation.views`), which approximate how
 much normal images differ, or better, good images that the model was not trained on. The limits of the latter are those
