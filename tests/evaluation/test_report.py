@@ -267,6 +267,8 @@ def test_an_image_above_the_threshold_is_rejected(tmp_path):
     assert "95 % interval 0 % to 84.2 %" in page
     assert "95 % interval 1.3 % to 98.7 %" in page
     assert "image AUROC" in page
+    assert '<th scope="row">normal</th><td>2</td><td>0</td><td>0 %</td>' in page
+    assert '<th scope="row">anomalous</th><td>1</td><td>1</td><td>50 %</td>' in page
     assert page.count("<svg") == 2
     assert ">ROC curve, area 0.875<" in page
 
