@@ -55,7 +55,8 @@ def write_report(folder: Path, document: dict[str, Any], results: Sequence[Image
     Raises:
         RunError: the page cannot be written.
     """
-    decision, model, dataset = document["decision"], document["model"], document.get("dataset")
+    decision, metrics, model = document["decision"], document["metrics"], document["model"]
+    dataset = document.get("dataset")
     by_map = decision["decided_by"] == "map"
     scored = f"{dataset['name']}, normal class {dataset['pos_class']}" if dataset else document["test_dir"]
     script = resources.files(__package__).joinpath("report.js").read_text(encoding="utf-8")
@@ -67,12 +68,12 @@ def write_report(folder: Path, document: dict[str, Any], results: Sequence[Image
         document=document,
         decision=decision,
         by_map=by_map,
-        limit=_text_of(decision["pixel_threshold" if by_map else "threshold"]),
-        pixel_limit=None if by_map else _text_of(decision["pixel_threshold"]),
+        score_text=score_text,
         model_name=PurePath(model["path"]).name,
         scored=scored,
         scored_name=scored if dataset else PurePath(scored).name or scored,
-        metrics=_named_metrics(document["metrics"]),
+        metrics={name: metrics[key] for key, name in METRIC_NAMES.items()}
+        | {f"image AUROC, {kind}": metric for kind, metric in metrics.get("auroc_by_kind", {}).items()},
         most_listed=_LISTED,
         histogram=histogram,
         roc=roc,
@@ -119,17 +120,6 @@ def plain_link(relative: str) -> str:
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------
-
-
-def _text_of(score: float | None) -> str | None:
-    return None if score is None else score_text(score)
-
-
-def _named_metrics(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The metrics by their names for people, with the text of a threshold that was chosen for one."""
-    named = {name: metrics[key] for key, name in METRIC_NAMES.items()}
-    named |= {f"image AUROC, {kind}": metric for kind, metric in metrics.get("auroc_by_kind", {}).items()}
-    return {name: metric | {"limit": _text_of(metric.get("threshold"))} for name, metric in named.items()}
 
 
 def _reach(model: dict[str, Any]) -> dict[str, Any]:

@@ -85,6 +85,7 @@ def write_train_page(
         RunError: a file cannot be written.
     """
     model, training = record.config.model, record.config.training
+    settings = {"model": asdict(model), "training": asdict(training)}
     path, sizes, losses = folder / PAGE_FILE, pyramid.plan.sizes, read_losses(folder / METRICS_FILE)
     with chart_style() as colours:
         figure = _curves_figure(sizes, training.niter, losses, colours)
@@ -94,16 +95,11 @@ def write_train_page(
         path,
         "training/train_template.html",
         name=folder.resolve().name,
-        num_images=record.num_images,
-        training_images=_thumbnails(record.sources, images),
-        model=model,
-        training=training,
-        all_settings=json.dumps({"model": asdict(model), "training": asdict(training)}, indent=2),
-        image_size=record.image_size,
-        is_gray=record.is_gray,
+        record=record,
+        all_settings=json.dumps(settings, indent=2),
         widths=pyramid.plan.widths,
         precision=str(pyramid.dtype).removeprefix("torch."),
-        hta_version=record.hta_version,
+        training_images=_thumbnails(record.sources, images),
         curves=curves,
         iterations_per_point=training.niter / _MOST_POINTS,
         metrics_file=METRICS_FILE,
