@@ -1,4 +1,4 @@
-"""Device, precision, threads and seeds: the machine, kept apart from the method."""
+"""Device, precision, threads and seeds: the machine, separate from the method."""
 
 import ctypes
 import hashlib
@@ -25,12 +25,12 @@ _PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
 @dataclass(frozen=True)
 class Runtime:
-    """A resolved device and the type that activations are computed in.
+    """A resolved device and data type.
 
     Attributes:
         device: where everything runs.
-        dtype: of the activations; weights, statistics, losses and optimisers are float32 at least.
-        compile: whether to train with compiled kernels, where they can be made.
+        dtype: of the activations; weights, statistics, losses and optimisers use at least float32.
+        compile: whether to train with compiled kernels where possible.
     """
 
     device: torch.device
@@ -39,15 +39,15 @@ class Runtime:
 
 
 def available_cores() -> int:
-    """The cores that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def resolve_device(config: RuntimeConfig) -> torch.device:
-    """The device that the settings ask for, checked to exist.
+    """The device that the settings ask for.
 
     Raises:
-        UserError: a device that does not exist.
+        UserError: it does not exist, or is neither a CPU nor CUDA.
     """
     if config.not_cuda:
         if config.device is not None and not config.device.startswith("cpu"):
@@ -67,7 +67,7 @@ def resolve_device(config: RuntimeConfig) -> torch.device:
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware multiplies bfloat16 itself (CPU: AVX512-BF16 or AMX; CUDA: Ampere or later)."""
+    """Whether the hardware supports bfloat16 natively (CPU: AVX512-BF16 or AMX; CUDA: Ampere or later)."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.backends.cpu.get_capabilities() if hasattr(torch.backends.cpu, "get_capabilities") else {}
@@ -75,7 +75,7 @@ def has_native_bfloat16(device: torch.device) -> bool:
 
 
 def _cpuinfo_bfloat16() -> bool:
-    """The same question to the kernel, for versions of torch that cannot say."""
+    """The same according to the operating system, for versions of torch that do not know."""
     try:
         with open("/proc/cpuinfo") as stream:  # noqa: PTH123 (not a user's file)
             flags = stream.read()
@@ -85,7 +85,7 @@ def _cpuinfo_bfloat16() -> bool:
 
 
 def _keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory: activations come anew at each step, and fresh pages cost more than maths."""
+    """Make glibc keep freed memory: each step allocates new activations, and fresh pages cost more than the maths."""
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
@@ -94,10 +94,10 @@ def _keep_freed_memory() -> None:
 
 
 def resolve(config: RuntimeConfig) -> Runtime:
-    """The device and precision that the settings come to on this machine; changes nothing.
+    """The device and precision that the settings mean on this machine; has no side effects.
 
     Raises:
-        UserError: a device that does not exist.
+        UserError: as `resolve_device`.
     """
     device = resolve_device(config)
     wants_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_native_bfloat16(device))
@@ -105,16 +105,16 @@ def resolve(config: RuntimeConfig) -> Runtime:
 
 
 def set_up(config: RuntimeConfig) -> Runtime:
-    """Resolve the device and precision, and set the whole process's threads, determinism and memory allocator.
+    """Resolve device and precision, and configure threads, determinism and memory allocation of the whole process.
 
     Args:
         config: the settings.
 
     Returns:
-        The runtime.
+        The resolved device and precision.
 
     Raises:
-        UserError: a device that does not exist.
+        UserError: as `resolve_device`.
     """
     runtime = resolve(config)
     if runtime.device.type == "cpu" and config.device is None and not config.not_cuda:
@@ -125,21 +125,18 @@ def set_up(config: RuntimeConfig) -> Runtime:
         torch.use_deterministic_algorithms(True)
     _keep_freed_memory()
     if runtime.device.type == "cuda":
-        # Convolutions of "float32" are float32, not the shortened form that is a GPU's default.
+        # float32 convolutions in float32, not in the shorter TF32 that is the default on a GPU.
         torch.backends.cudnn.allow_tf32 = False
     return runtime
 
 
 def seeded_generator(*keys: int | str) -> torch.Generator:
-    """A CPU generator whose stream depends on the keys alone.
+    """A new CPU generator whose stream depends on the keys only.
 
-    Noise is always drawn on the CPU, so that a seed means the same on every device.
+    Noise is always drawn on the CPU, so that a seed gives the same noise on every device.
 
     Args:
         keys: such as a seed, a purpose and an index.
-
-    Returns:
-        A generator of its own.
     """
     digest = hashlib.sha256("/".join(map(str, keys)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -22,15 +22,6 @@ SIZE = (16, 19)  # of the working image; --min_size 13 makes it two or three sca
 EXACT = dict(rtol=0, atol=1e-9)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """On images as small as these, threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class DoublePyramid(Pyramid):
     """A pyramid whose networks are float64, so that rounding hides nothing."""
 
@@ -397,9 +388,9 @@ def test_losses_of_the_first_iteration_stand_near_chance():
 
 def test_training_learns():
     pyramid = make_pyramid()
-    config = TrainingConfig(niter=40, lr_d=5e-3, lr_g=5e-3)
+    config = TrainingConfig(niter=20, lr_d=5e-3, lr_g=5e-3)
     losses = list(ScaleTrainer(pyramid, images_for(pyramid, 0), config).run())
-    assert losses[-1].g_reconstruction < 0.5 * losses[0].g_reconstruction
+    assert losses[-1].g_reconstruction < 0.7 * losses[0].g_reconstruction
     assert losses[-1].d_real < 0.9 * losses[0].d_real
 
 
@@ -410,24 +401,19 @@ def test_a_loss_that_is_not_finite_ends_the_scale_by_name():
         list(trainer.run())
 
 
-def train_in_memory(seed, num_images=2):
-    model = ModelConfig(min_size=13, max_size=max(SIZE), scale_factor=0.9, nfc=4)
-    config = Config(model, TrainingConfig(niter=2, manualSeed=seed)).resolved(is_gray=False)
-    record = RunRecord(config, ("a.png", "b.png")[:num_images], SIZE, False)
-    images = torch.rand(num_images, 3, *SIZE, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    return train_pyramid(images, record, Runtime(CPU, torch.float32))
+def train_in_memory(seed):
+    model = ModelConfig(min_size=13, max_size=max(SIZE), scale_factor=0.8, nfc=4)
+    config = Config(model, TrainingConfig(niter=1, manualSeed=seed)).resolved(is_gray=False)
+    images = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    return train_pyramid(images, RunRecord(config, ("a.png", "b.png"), SIZE, False), Runtime(CPU, torch.float32))
 
 
-def test_a_whole_pyramid_in_memory():
-    pyramid = train_in_memory(seed=0)
-    assert len(pyramid.scales) == pyramid.plan.num_scales > 2
-    assert pyramid.reconstruct().shape == (2, 3, *SIZE)
-    assert pyramid.reconstruct().isfinite().all()
-    assert not any(p.requires_grad for scale in pyramid.scales for p in scale.generator.parameters())
-
-
-def test_the_seed_alone_decides():
+def test_a_whole_pyramid_in_memory_for_which_the_seed_alone_decides():
     one, same, other = train_in_memory(0), train_in_memory(0), train_in_memory(1)
+    assert len(one.scales) == one.plan.num_scales > 2
+    assert one.reconstruct().shape == (2, 3, *SIZE)
+    assert one.reconstruct().isfinite().all()
+    assert not any(p.requires_grad for scale in one.scales for p in scale.generator.parameters())
     for scale, twin, stranger in zip(one.scales, same.scales, other.scales, strict=True):
         assert_same_state(state_of(scale), state_of(twin))
         assert not torch.equal(scale.fixed_noise, stranger.fixed_noise)
@@ -443,7 +429,7 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened(dtype):
     def trainer():
         pyramid = add_scales(make_pyramid(nfc=8), 1)
         pyramid.dtype = dtype
-        config = TrainingConfig(niter=6, milestone_d=3, milestone_g=4)
+        config = TrainingConfig(niter=4, milestone_d=2, milestone_g=3)
         return ScaleTrainer(pyramid, images_for(pyramid, 1), config)
 
     whole = trainer()
