@@ -90,23 +90,3 @@ def to_grayscale(images: Tensor) -> Tensor:
     red, green, blue = images.unbind(dim=1)
     gray = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     return gray.unsqueeze(1).expand(-1, 3, -1, -1)
-
-
-def apply_transformation(images: Tensor, transformation: Transformation) -> Tensor:
-    """Apply one transformation directly, without a canvas (paper, section 3.1).
-
-    Args:
-        images: `(N, 3, H, W)`.
-        transformation: the transformation to apply.
-
-    Returns:
-        `(N, 3, H, W)`, or `(N, 3, W, H)` for an odd number of quarter turns.
-    """
-    height, width = images.shape[-2:]
-    if transformation.flip:
-        images = images.flip(-1)
-    dx, dy = transformation.tx * shift_px(width), transformation.ty * shift_px(height)
-    padded = mirror_pad(images, max(dx, 0), max(-dx, 0), max(dy, 0), max(-dy, 0))
-    images = padded[..., max(-dy, 0) : max(-dy, 0) + height, max(-dx, 0) : max(-dx, 0) + width]
-    images = torch.rot90(images, transformation.rotation, dims=(-2, -1))
-    return to_grayscale(images) if transformation.grayscale else images

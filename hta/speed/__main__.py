@@ -1,12 +1,13 @@
 """How fast hta is: python -m hta.speed [--quick] [--json FILE] [--chart FILE], or --growth
 
-One run on one machine times two ways of computing the same, in turns: `explicit`, the method as plainly as it is
-usually written (hta/benchmark/explicit.py), in a process of its own, and `hta`, the product with its default settings:
-with compiled kernels where there is a C compiler; and, unless --quick, with --no-compile.
-The ratios are what counts: the seconds are this machine's, on this day. The discriminator's arithmetic is held against
-the machine's own forward convolution, the fastest of several layouts and batch shapes, measured in the same run.
+A run compares two implementations on one machine, in turns: `explicit`, the method written plainly
+(hta/speed/explicit.py), in a process of its own, and `hta` with its default settings, that is with compiled kernels if
+there is a C compiler; unless --quick is given, also with --no-compile. The ratios matter: the seconds depend on the
+machine and the day. The discriminator's arithmetic is compared with the machine's own forward convolution, the fastest
+of several layouts and batch shapes, measured in the same run.
 
-`--growth` times hta alone, on images, training images, transformations and test images of several sizes and numbers.
+`--growth` measures hta alone, for several sizes of the image and numbers of training images, transformations and test
+images.
 """
 
 import json
@@ -19,9 +20,8 @@ from hta.cli import Parser, add_settings, run_command, take_settings
 from hta.errors import UserError
 from hta.files import write_atomically
 from hta.settings import Checked, option
-from hta.speed.growth import format_growth, measure_growth
-from hta.speed.measure import run_benchmark
-from hta.speed.report import draw_chart, format_report
+from hta.speed.measure import measure_growth, run_benchmark
+from hta.speed.report import draw_chart, format_growth, format_report
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,21 @@ class BenchmarkOptions(Checked):
     """What is measured."""
 
     quick: bool = option(False, "fewer repetitions, and without --no-compile: about a minute and a half")
-    growth: bool = option(False, "how time and memory grow, instead")
+    growth: bool = option(False, "measure how time and memory grow instead")
     json: str | None = option(None, "write all figures to this file")
     chart: str | None = option(None, "write a bar chart to this PNG (not with --growth)")
-    threads: int = option(0, "CPU threads, 0 for one a core", low=0, high=1024)
+    threads: int = option(0, "CPU threads, 0 for one per core", low=0, high=1024)
     precision: str = option("auto", "of hta", choices=("auto", "float32", "bfloat16"))
 
 
 def _command(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="python -m hta.speed", description=__doc__)
-    add_settings(parser, "options", BenchmarkOptions)
+    add_settings(parser, "benchmark", BenchmarkOptions)
     options = take_settings(BenchmarkOptions, vars(parser.parse_args(argv)))
     for flag in ("json", "chart"):
         path = getattr(options, flag)
         if path is not None and not Path(path).resolve().parent.is_dir():
-            raise UserError(f"--{flag} {path}: its folder does not exist; make it first")
+            raise UserError(f"--{flag} {path}: its folder does not exist; create it first")
     if options.growth and options.chart is not None:
         raise UserError(f"--chart {options.chart}: there is no chart of --growth; leave it out")
     figures = _growth(options) if options.growth else _comparison(options)

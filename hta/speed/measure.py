@@ -1,119 +1,122 @@
-"""Times both ways of computing the same, in turns on one machine, and holds hta against the machine's convolution."""
+"""Measures hta against the plain method in turns on one machine, its arithmetic, and how its time and memory grow."""
 
-import multiprocessing
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from skimage import data
 
-from hta.config import Config
+from hta.config import Config, ScoringConfig
 from hta.evaluation.scorer import Scorer
 from hta.images import resize
 from hta.models.canvas import plan_canvases
 from hta.runtime import Runtime, describe_machine, describe_versions, resolve, set_up
-from hta.speed.memory import peak_memory_mib
-from hta.speed.plain import PlainProcess, Work
-from hta.speed.report import Report, Timing
+from hta.speed import plain
+from hta.speed.plain import new_process, peak_memory_mib, run_in, timed
+from hta.speed.report import Growth, Report, Timing
 from hta.speed.workload import (
+    IMAGE_SIDE,
     NUM_TRANSFORMS,
     benchmark_config,
-    build_trainers,
     discriminator_gflop,
-    finest_pair,
     random_pyramid,
+    scale_trainer,
     scoring_gflop,
-    training_image,
+    training_images,
 )
 
-# Scored together by hta; the plain way takes one image at a time.
+# hta scores this many images together; the plain method scores one at a time.
 SCORED_IMAGES = 16
+
+SIDES = (25, 32, 64, 128, 256)
+SHOTS = (1, 5, 10, 20, 80)
+TRANSFORMS = (4, 42, 54)
+TEST_IMAGES = (16, 160, 1600)
+
+
+# --- comparison with the plain method ---------------------------------------------------------------------------------
 
 
 def run_benchmark(threads: int, precision: str, quick: bool) -> Report:
-    """Measure everything.
+    """Measure both methods.
 
     Args:
-        threads: of the CPU, 0 for one a core.
-        precision: of hta; the plain way is float32.
-        quick: fewer repetitions, and hta with its default settings only.
+        threads: CPU threads, 0 for one per core.
+        precision: of hta; the plain method uses float32.
+        quick: fewer repetitions, and hta only with its default settings.
     """
     config = benchmark_config(threads, precision)
     runtime = set_up(config.runtime)
     rounds = 1 if quick else 3
-    report = Report(describe_machine(runtime) | describe_versions())
-    report.conv_peak_gflops = measure_conv_peak(config, runtime, 2 * rounds)
-    report.discriminator_gflops = measure_discriminator(config, runtime, 2 * rounds)
-    with PlainProcess(threads) as plain:
-        report.scoring = measure_scoring(plain, config, runtime, 2 * rounds)
-        operators = None if quick else benchmark_config(threads, precision, compiled=False)
-        report.sizes, report.training = measure_training(plain, config, operators, runtime, rounds)
-    report.scoring_gflops = scoring_gflop(config, runtime) / report.scoring.hta
-    report.peak_memory_mib = measure_memory(threads, precision)
-    return report
+    conv_peak = measure_conv_peak(config, runtime, 2 * rounds)
+    discriminator = measure_discriminator(config, runtime, 2 * rounds)
+    configs = [config] if quick else [config, benchmark_config(threads, precision, compiled=False)]
+    with new_process(threads) as process:
+        scoring = measure_scoring(process, config, runtime, 2 * rounds)
+        sizes, training = measure_training(process, configs, rounds)
+    return Report(
+        machine=describe_machine(runtime) | describe_versions(),
+        sizes=sizes,
+        training=training,
+        scoring=scoring,
+        conv_peak_gflops=conv_peak,
+        discriminator_gflops=discriminator,
+        scoring_gflops=scoring_gflop(config, runtime) / scoring.hta,
+        peak_memory_mib=measure_memory(threads, config),
+    )
 
 
 def time_in_turns(ways: Sequence[Callable[[], float]], repeats: Sequence[int], rounds: int) -> list[float]:
-    """Median seconds of several things, done in turns so that a slow moment of the machine meets all of them.
+    """Median seconds of several tasks, run in turns so that a slow moment of the machine affects all of them.
 
     Args:
-        ways: what to do; each says how long it took.
-        repeats: how often each is done in one round.
-        rounds: how many rounds; one more is done first, and not counted.
+        ways: the tasks; each returns how many seconds it took.
+        repeats: how often each is run per round.
+        rounds: number of rounds; one more is run first and not counted.
     """
+    for way in ways:
+        way()
     seconds: list[list[float]] = [[] for _ in ways]
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for way, times, repeat in zip(ways, seconds, repeats, strict=True):
-            for _ in range(repeat if turn else 1):
-                seconds_taken = way()
-                if turn:
-                    times.append(seconds_taken)
+            times += [way() for _ in range(repeat)]
     return [statistics.median(times) for times in seconds]
 
 
-def timed(work: Callable[[], object]) -> Callable[[], float]:
-    """The same work, which says how many seconds it took."""
-
-    def way() -> float:
-        start = time.perf_counter()
-        work()
-        return time.perf_counter() - start
-
-    return way
-
-
 def measure_training(
-    plain: PlainProcess, config: Config, operators: Config | None, runtime: Runtime, rounds: int
+    process: ProcessPoolExecutor, configs: Sequence[Config], rounds: int
 ) -> tuple[list[int], list[Timing]]:
-    """Seconds of one iteration at every scale, in all ways; `operators` is hta without compiled kernels, if wanted."""
+    """Seconds of one iteration at every scale, for the plain method and for hta with each of the settings."""
     sizes, timings = [], []
-    runs = [build_trainers(config, runtime)]
-    if operators is not None:
-        runs.append(build_trainers(operators, resolve(operators.runtime)))
-    for n, pairs in enumerate(zip(*runs, strict=True)):
-        trainers = [trainer for trainer, _ in pairs]
-        ways = [lambda n=n: plain.measure(Work("train", n))]
+    runtimes = [resolve(config.runtime) for config in configs]
+    for n, size in enumerate(random_pyramid(configs[0], runtimes[0], 0).plan.sizes):
+        trainers = [scale_trainer(config, runtime, n) for config, runtime in zip(configs, runtimes, strict=True)]
+        ways: list[Callable[[], float]] = [partial(run_in, process, plain.time_training, n)]
         ways += [timed(partial(next, trainer.run())) for trainer in trainers]
         timings.append(Timing(*time_in_turns(ways, (1, 4, 4)[: len(ways)], rounds)))
-        sizes.append(trainers[0].size[0])
+        sizes.append(size[0])
     return sizes, timings
 
 
-def measure_scoring(plain: PlainProcess, config: Config, runtime: Runtime, rounds: int) -> Timing:
-    """Seconds to score one image at all scales, both ways."""
+def measure_scoring(process: ProcessPoolExecutor, config: Config, runtime: Runtime, rounds: int) -> Timing:
+    """Seconds for scoring one image at all scales, with both methods."""
     pyramid = random_pyramid(config, runtime)
     scorer = Scorer(pyramid)
-    images = resize(training_image(), pyramid.plan.working_size).expand(SCORED_IMAGES, -1, -1, -1)
-    ways = [lambda: plain.measure(Work("score")), timed(lambda: scorer.shares(images))]
-    explicit, hta = time_in_turns(ways, (2, 2), rounds)
+    images = resize(training_images(), pyramid.plan.working_size).expand(SCORED_IMAGES, -1, -1, -1)
+    plainly, ours = partial(run_in, process, plain.time_scoring), timed(partial(scorer.shares, images))
+    explicit, hta = time_in_turns([plainly, ours], (2, 2), rounds)
     return Timing(explicit, hta / SCORED_IMAGES)
 
 
 def measure_discriminator(config: Config, runtime: Runtime, rounds: int) -> float:
-    """GFLOP/s of the discriminator's forward and backward at the finest scale, gradients of image and weights."""
-    trainer, _ = finest_pair(config, runtime)
+    """GFLOP/s of the discriminator at the finest scale, forward and backward, gradients of images and weights."""
+    trainer = scale_trainer(config, runtime)
     network = trainer.scale.discriminator
     canvases = [batch.detach().requires_grad_() for batch in trainer.real_canvases]
 
@@ -128,8 +131,8 @@ def measure_discriminator(config: Config, runtime: Runtime, rounds: int) -> floa
 
 @torch.inference_mode()
 def measure_conv_peak(config: Config, runtime: Runtime, rounds: int) -> float:
-    """GFLOP/s of the fastest forward 3x3 convolution at the finest scale's width and number of pixels."""
-    plan = random_pyramid(config, runtime).plan
+    """GFLOP/s of the fastest forward 3x3 convolution with the width and the number of pixels of the finest scale."""
+    plan = random_pyramid(config, runtime, 0).plan
     side, width = plan.working_size[0], plan.widths[-1]
     pixels = sum(len(g.canvases) * g.size[0] * g.size[1] for g in plan_canvases(side, side, NUM_TRANSFORMS).groups)
     best = 0.0
@@ -138,26 +141,63 @@ def measure_conv_peak(config: Config, runtime: Runtime, rounds: int) -> float:
         for batch in (1, 4, 16):
             edge = round((pixels / batch) ** 0.5)
             x = torch.randn(batch, width, edge, edge).to(runtime.dtype).contiguous(memory_format=layout)
-            (seconds,) = time_in_turns([timed(lambda x=x, w=weight: F.conv2d(x, w))], (10,), rounds)
+            (seconds,) = time_in_turns([timed(partial(F.conv2d, x, weight))], (10,), rounds)
             best = max(best, 2 * 9 * width * width * batch * (edge - 2) ** 2 / seconds / 1e9)
     return best
 
 
-def measure_memory(threads: int, precision: str) -> dict[str, float]:
-    """Peak resident memory, MiB, of a fresh process that trains the finest scale each way."""
-    with PlainProcess(threads) as plain:
-        explicit = plain.measure(Work("memory"))
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        hta = pool.apply(_train_finest, (threads, precision))
+def measure_memory(threads: int, config: Config) -> dict[str, float]:
+    """Peak resident memory, MiB, of a fresh process that trains the finest scale with each method."""
+    with new_process(threads) as process:
+        explicit = run_in(process, plain.training_memory)
+    with new_process() as process:
+        _, hta = run_in(process, train_finest, config, IMAGE_SIDE, 1)
     return {"explicit": explicit, "hta": hta}
 
 
-def _train_finest(threads: int, precision: str) -> float:
-    """Train the finest scale a little; peak resident memory of the process, MiB."""
+# --- growth -----------------------------------------------------------------------------------------------------------
+
+
+def measure_growth(threads: int, precision: str) -> Iterator[Growth]:
+    """Measure time and memory of hta with the image, the training images, the transformations and the test images.
+
+    Every row is measured in a fresh process, so that its peak memory is its own.
+
+    Args:
+        threads: CPU threads, 0 for one per core.
+        precision: of hta.
+    """
     config = benchmark_config(threads, precision)
-    trainer, _ = finest_pair(config, set_up(config.runtime))
-    iterations = trainer.run()
-    for _ in range(2):
-        next(iterations)
-    return peak_memory_mib()
+    model, training = config.model, "iteration at the finest scale"
+    for value in SIDES:
+        changed = replace(config, model=replace(model, max_size=value))
+        yield _grow("image side (px)", value, training, train_finest, changed, value, 1)
+    for value in SHOTS:
+        yield _grow("training images", value, training, train_finest, config, model.max_size, value)
+    for value in TRANSFORMS:
+        changed = replace(config, model=replace(model, num_transforms=value))
+        yield _grow("transformations", value, training, train_finest, changed, model.max_size, 1)
+    for value in TEST_IMAGES:
+        yield _grow("test images", value, "image scored", score_images, config, value)
+
+
+def _grow(what: str, value: int, unit: str, work: Callable[..., tuple[float, float]], *arguments) -> Growth:
+    with new_process() as process:
+        return Growth(what, value, unit, *run_in(process, work, *arguments))
+
+
+def train_finest(config: Config, side: int, shots: int) -> tuple[float, float]:
+    """Seconds of the second iteration at the finest scale, and peak memory of this process, MiB."""
+    iterations = scale_trainer(config, set_up(config.runtime), side=side, shots=shots).run()
+    next(iterations)
+    return timed(partial(next, iterations))(), peak_memory_mib()
+
+
+def score_images(config: Config, count: int) -> tuple[float, float]:
+    """Seconds to score an image with its map, mean over `count` images, and peak memory of this process, MiB."""
+    scorer = Scorer(random_pyramid(config, set_up(config.runtime)))
+    image = data.astronaut()[:IMAGE_SIDE, :IMAGE_SIDE].astype("float32") / 255
+    start = time.perf_counter()
+    for _ in scorer.stream(itertools.repeat(image, count), 1.0, ScoringConfig().batch_size):
+        pass
+    return (time.perf_counter() - start) / count, peak_memory_mib()

@@ -1,113 +1,108 @@
-"""The plain way in a process of its own, with nothing set that a plain program would not set.
+"""The plain method in a process of its own, with the settings of an ordinary program.
 
-hta asks the memory allocator to keep what is freed, for the whole process; timed beside it, the plain way would profit
-from that too.
+hta makes the memory allocator of its process keep freed memory; in the same process, the plain method would benefit
+from this too.
 """
 
 import multiprocessing
+import resource
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from multiprocessing.connection import Connection
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from hta.images import resize
+from hta.models.scales import image_pyramid
 from hta.runtime import Runtime, available_cores, seeded_generator
-from hta.speed.explicit import ExplicitScale, explicit_network, explicit_vote_shares
-from hta.speed.memory import peak_memory_mib
-from hta.speed.workload import benchmark_config, build_trainers, finest_pair, random_pyramid, training_image
+from hta.speed.explicit import PlainNetwork, transformation_list, vote_share
+from hta.speed.workload import (
+    NUM_TRANSFORMS,
+    benchmark_config,
+    explicit_scale,
+    random_pyramid,
+    scale_trainer,
+    training_images,
+)
+
+T = TypeVar("T")
+
+_SETTINGS = benchmark_config(0, "float32"), Runtime(torch.device("cpu"), torch.float32, compile=False)
 
 
-@dataclass(frozen=True)
-class Work:
-    """What the process is asked for.
-
-    Attributes:
-        task: "train" one iteration at a scale, "score" one image at all scales, or "memory" of training the finest.
-        scale: to train, 0 = coarsest.
-    """
-
-    task: str
-    scale: int = 0
-
-
-class PlainProcess:
-    """A process that does the work of the plain way when it is asked to, and waits otherwise.
+def new_process(threads: int | None = None) -> ProcessPoolExecutor:
+    """A fresh process for functions of this package.
 
     Args:
-        threads: of the CPU, 0 for one a core.
+        threads: CPU threads of the plain method, 0 for one per core; by default, the functions set up theirs.
     """
-
-    def __init__(self, threads: int):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(threads, theirs), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> "PlainProcess":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self._pipe.close()
-        self._process.join()
-
-    def measure(self, work: Work) -> float:
-        """Do it once and say how long it took, seconds; of "memory" how much it took, MiB.
-
-        Raises:
-            EOFError: the process died.
-        """
-        self._pipe.send(work)
-        return self._pipe.recv()
+    context = multiprocessing.get_context("spawn")
+    if threads is None:
+        return ProcessPoolExecutor(1, context)
+    return ProcessPoolExecutor(1, context, torch.set_num_threads, (threads or available_cores(),))
 
 
-def _serve(threads: int, pipe: Connection) -> None:
-    """Answer until the other side hangs up."""
-    torch.set_num_threads(threads or available_cores())
-    worker = _Worker(threads)
-    while True:
-        try:
-            work = pipe.recv()
-        except EOFError:
-            return
-        pipe.send(worker.do(work))
+def run_in(process: ProcessPoolExecutor, work: Callable[..., T], *arguments) -> T:
+    """Call a function in a process, and return its result.
+
+    Raises:
+        BrokenProcessPool: the process died.
+    """
+    return process.submit(work, *arguments).result()
 
 
-class _Worker:
-    """Keeps what is prepared between two pieces of work."""
+def time_training(scale: int) -> float:
+    """Seconds of one iteration at a scale, 0 the coarsest, in the plain method."""
+    return timed(_prepare_training(scale))()
 
-    def __init__(self, threads: int):
-        self.config = benchmark_config(threads, "float32")
-        self.runtime = Runtime(torch.device("cpu"), torch.float32)
-        self.prepared: tuple[Work, Callable[[], Any]] | None = None
 
-    def do(self, work: Work) -> float:
-        if work.task == "memory":
-            return self._memory()
-        if self.prepared is None or self.prepared[0] != work:
-            self.prepared = (work, self._prepare(work))
+def time_scoring() -> float:
+    """Seconds for scoring one image at all scales in the plain method."""
+    return timed(_prepare_scoring())()
+
+
+def training_memory() -> float:
+    """Peak memory of this process, MiB, after two iterations at the finest scale in the plain method."""
+    work = _prepare_training(None)
+    for _ in range(2):
+        work()
+    return peak_memory_mib()
+
+
+@lru_cache(maxsize=1)
+def _prepare_training(scale: int | None) -> Callable[[], object]:
+    explicit, stream = explicit_scale(scale_trainer(*_SETTINGS, scale)), seeded_generator("benchmark")
+    return lambda: explicit.iterate(stream)
+
+
+@lru_cache(maxsize=1)
+def _prepare_scoring() -> Callable[[], object]:
+    pyramid, transformations = random_pyramid(*_SETTINGS), transformation_list(NUM_TRANSFORMS)
+    networks = [PlainNetwork.copy_of(scale.discriminator.body) for scale in pyramid.scales]
+    (image,) = image_pyramid(training_images(), [pyramid.plan.working_size])
+    return lambda: [
+        vote_share(network, level, transformations)
+        for network, level in zip(networks, image_pyramid(image, pyramid.plan.sizes), strict=True)
+    ]
+
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """The same work, returning the seconds that it took."""
+
+    def way() -> float:
         start = time.perf_counter()
-        self.prepared[1]()
+        work()
         return time.perf_counter() - start
 
-    def _prepare(self, work: Work) -> Callable[[], Any]:
-        if work.task == "train":
-            explicit = self._explicit_scales()[work.scale]
-            stream = seeded_generator("benchmark")
-            return lambda: explicit.iterate(stream)
-        pyramid = random_pyramid(self.config, self.runtime)
-        networks = [explicit_network(scale.discriminator.body) for scale in pyramid.scales]
-        image = resize(training_image(), pyramid.plan.working_size)
-        return lambda: explicit_vote_shares(networks, pyramid, image)
+    return way
 
-    def _explicit_scales(self) -> Sequence[ExplicitScale]:
-        return [explicit for _, explicit in build_trainers(self.config, self.runtime)]
 
-    def _memory(self) -> float:
-        _, explicit = finest_pair(self.config, self.runtime)
-        for _ in range(2):
-            explicit.iterate(seeded_generator("benchmark"))
-        return peak_memory_mib()
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process, from the kernel where possible: without the share of the parent process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

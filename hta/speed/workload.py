@@ -1,7 +1,4 @@
-"""What the benchmark measures: one image, the default plan with 54 transformations, and their arithmetic."""
-
-from collections.abc import Iterator
-from itertools import islice
+"""The work that is measured: one photograph, the default scales with 54 transformations, and their arithmetic."""
 
 from skimage import data
 from torch import Tensor
@@ -13,19 +10,20 @@ from hta.models.native import choose_kernels
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.runtime import Runtime, seeded_generator
-from hta.speed.explicit import ExplicitScale
+from hta.speed.explicit import ExplicitScale, FrozenScale, PlainNetwork, transformation_list
 from hta.training.scale import ScaleTrainer
 
 IMAGE_SIDE = 128
 NUM_TRANSFORMS = 54
+_CROP_SIDE = 256
 
 
 def benchmark_config(threads: int, precision: str, compiled: bool = True) -> Config:
-    """The settings that everything is measured with.
+    """The settings of all measurements.
 
     Args:
-        threads: of the CPU, 0 for one a core.
-        precision: of hta; the plain way is always float32.
+        threads: CPU threads, 0 for one per core.
+        precision: of hta; the plain method always uses float32.
         compiled: whether hta trains with compiled kernels.
     """
     return Config(
@@ -35,67 +33,65 @@ def benchmark_config(threads: int, precision: str, compiled: bool = True) -> Con
     ).resolved(is_gray=False)
 
 
-def training_image() -> Tensor:
-    """The image that everything is measured on: real texture in colour, `(1, 3, 128, 128)` in [-1, 1]."""
-    crop = data.astronaut()[:IMAGE_SIDE, 128 : 128 + IMAGE_SIDE]
-    return to_tensor([crop.astype("float32") / 255])
-
-
-def build_trainers(config: Config, runtime: Runtime) -> Iterator[tuple[ScaleTrainer, ExplicitScale]]:
-    """Both ways of training at every scale, from the same weights, above the same coarser scales.
-
-    Yields:
-        One pair a scale. The scale's networks then take their place in the pyramid as they are.
-    """
-    pyramid = _planned(config, runtime, IMAGE_SIDE, 1)
-    for level in image_pyramid(training_image(), pyramid.plan.sizes):
-        trainer = ScaleTrainer(pyramid, level, config.training)
-        scale = trainer.scale
-        fixed = scale.noise_amp.view(-1, 1, 1, 1) * scale.fixed_noise.expand(-1, 3, -1, -1)
-        yield (
-            trainer,
-            ExplicitScale(
-                pyramid, level, config.training, scale.generator.body, scale.discriminator.body, fixed, scale.noise_amp
-            ),
-        )
-        scale.freeze()
-        pyramid.scales.append(scale)
-
-
-def finest_pair(config: Config, runtime: Runtime) -> tuple[ScaleTrainer, ExplicitScale]:
-    """Both ways of training at the finest scale."""
-    last = random_pyramid(config, runtime).plan.num_scales - 1
-    return next(islice(build_trainers(config, runtime), last, None))
+def training_images(shots: int = 1) -> Tensor:
+    """Crops of a colour photograph, `(shots, 3, 256, 256)` in [-1, 1]."""
+    photograph = data.astronaut().astype("float32") / 255
+    starts = [7 * shot % (len(photograph) - _CROP_SIDE + 1) for shot in range(shots)]
+    return to_tensor([photograph[start : start + _CROP_SIDE, start : start + _CROP_SIDE] for start in starts])
 
 
 def random_pyramid(
-    config: Config, runtime: Runtime, side: int = IMAGE_SIDE, shots: int = 1, *, without_finest: bool = False
+    config: Config, runtime: Runtime, num_scales: int | None = None, *, side: int = IMAGE_SIDE, shots: int = 1
 ) -> Pyramid:
-    """A pyramid with untrained networks: their arithmetic is that of trained ones.
+    """A pyramid of untrained networks, which need the same arithmetic as trained ones.
 
     Args:
         config: the settings.
         runtime: where it runs.
+        num_scales: number of scales, from the coarsest; all by default.
         side: of the training images, pixels.
-        shots: how many there are.
-        without_finest: leave out the finest scale, which is yet to be trained.
+        shots: number of training images.
     """
-    pyramid = _planned(config, runtime, side, shots)
-    for n in range(pyramid.plan.num_scales - without_finest):
+    kernels = choose_kernels(runtime.device, runtime.compile)
+    pyramid = Pyramid.planned(config.model, (side, side), shots, runtime.device, runtime.dtype, kernels)
+    for n in range(pyramid.plan.num_scales if num_scales is None else num_scales):
         scale = pyramid.new_scale(n, seeded_generator("benchmark", n))
         scale.freeze()
         pyramid.scales.append(scale)
     return pyramid
 
 
-def _planned(config: Config, runtime: Runtime, side: int, shots: int) -> Pyramid:
-    kernels = choose_kernels(runtime.device, runtime.compile)
-    return Pyramid.planned(config.model, (side, side), shots, runtime.device, runtime.dtype, kernels)
+def scale_trainer(
+    config: Config, runtime: Runtime, n: int | None = None, *, side: int = IMAGE_SIDE, shots: int = 1
+) -> ScaleTrainer:
+    """The training of one scale on top of untrained coarser ones.
+
+    Args:
+        config, runtime, side, shots: as for `random_pyramid`.
+        n: the scale; the finest by default.
+    """
+    plan = random_pyramid(config, runtime, 0, side=side, shots=shots).plan
+    n = plan.num_scales - 1 if n is None else n
+    pyramid = random_pyramid(config, runtime, n, side=side, shots=shots)
+    return ScaleTrainer(pyramid, image_pyramid(training_images(shots), plan.sizes)[n], config.training)
+
+
+def explicit_scale(trainer: ScaleTrainer) -> ExplicitScale:
+    """The same training written plainly, with copies of the networks and of the fixed noise."""
+    pyramid, scale = trainer.pyramid, trainer.scale
+    return ExplicitScale(
+        trainer.real,
+        transformation_list(trainer.canvases.num_transforms),
+        PlainNetwork.copy_of(scale.generator.body),
+        PlainNetwork.copy_of(scale.discriminator.body),
+        scale.fixed_noise.clone(),
+        [FrozenScale(PlainNetwork.copy_of(s.generator.body), s.fixed_noise, s.noise_amp) for s in pyramid.scales],
+    )
 
 
 def discriminator_gflop(config: ModelConfig, side: int, width: int) -> float:
-    """Billions of operations of one forward pass on the canvases of one image, 2 per multiply-add."""
-    channels = [3] + [width] * (config.num_layer - 1) + [config.num_transforms + 1]
+    """Billions of operations of a forward pass on the canvases of one image; a multiply-add counts as 2."""
+    channels = [3] + [width] * (config.num_layer - 1) + [config.num_classes]
     total = 0
     for group in plan_canvases(side, side, config.num_transforms).groups:
         for depth in range(config.num_layer):
@@ -105,8 +101,8 @@ def discriminator_gflop(config: ModelConfig, side: int, width: int) -> float:
 
 
 def scoring_gflop(config: Config, runtime: Runtime) -> float:
-    """Billions of operations to score one image at all scales."""
-    plan = random_pyramid(config, runtime).plan
+    """Billions of operations for scoring one image at all scales."""
+    plan = random_pyramid(config, runtime, 0).plan
     return sum(
         discriminator_gflop(config.model, size[0], width) for size, width in zip(plan.sizes, plan.widths, strict=True)
     )

@@ -8,6 +8,7 @@ from hta.evaluation.maps import anomaly_maps, scale_map, upsample_map
 from hta.evaluation.scorer import FoldedDiscriminator, ScaleVoter, Scorer
 from hta.models.scales import image_pyramid
 from hta.models.transforms import TRANSFORMATION_SETS
+from hta.speed.explicit import transformation_list
 from tests import oracle
 from tests.helpers import random_images, random_pyramid
 
@@ -30,7 +31,7 @@ def assert_close_to(actual, expected):
 def test_maps_equal_the_explicit_definition(size, min_size, max_size, num_transforms):
     pyramid, all_params = random_pyramid(size, num_transforms, min_size=min_size, max_size=max_size)
     images = image_pyramid(random_images(size, 2), pyramid.plan.sizes)
-    t_list = oracle.transformation_list(num_transforms)
+    t_list = transformation_list(num_transforms)
     votes = Scorer(pyramid).votes(images[-1])
     for n, params in enumerate(all_params):
         for b, image in enumerate(images[n]):
@@ -48,7 +49,7 @@ def test_maps_equal_the_explicit_definition(size, min_size, max_size, num_transf
 def test_mirrored_patches_are_left_out_of_large_images(size, min_size, max_size, num_transforms):
     pyramid, all_params = random_pyramid(size, num_transforms, min_size=min_size, max_size=max_size)
     image = random_images(size, 1)
-    expected = oracle.localization(all_params[-1], image[0], oracle.transformation_list(num_transforms))
+    expected = oracle.localization(all_params[-1], image[0], transformation_list(num_transforms))
     votes = ScaleVoter(FoldedDiscriminator(pyramid.scales[-1].discriminator), size).votes(image)
     assert_close_to(scale_map(votes, MARGIN)[0], expected)
 
@@ -77,11 +78,11 @@ def test_one_pixel_more_than_a_patch_and_shifts_beyond_it():
         oracle.localization_from_maps(
             [
                 np.rot90(p[:, ::-1] if t[1] else p, t[4])
-                for p, t in zip(image.numpy(), oracle.transformation_list(54), strict=True)
+                for p, t in zip(image.numpy(), transformation_list(54), strict=True)
             ],
             11,
             21,
-            oracle.transformation_list(54),
+            transformation_list(54),
         )
         for image in votes
     ]

@@ -14,8 +14,7 @@ from hta.evaluation.scores import vote_shares
 from hta.models.canvas import plan_canvases
 from hta.models.networks import Discriminator
 from hta.models.scales import image_pyramid
-from hta.models.transforms import TRANSFORMATION_SETS, apply_transformation
-from tests import oracle
+from hta.speed.explicit import transform, transformation_list, vote_maps, vote_share
 from tests.helpers import random_images, random_pyramid
 
 FRACTIONS = (0.05, 1.0)
@@ -46,10 +45,10 @@ def test_votes_equal_the_explicit_definition(size, num_transforms):
     pyramid, all_params = random_pyramid(size, num_transforms)
     images = random_images(size, 2)
     levels = image_pyramid(images, pyramid.plan.sizes)
-    t_list = oracle.transformation_list(num_transforms)
+    t_list = transformation_list(num_transforms)
     assert pyramid.plan.num_scales >= 2
     for params, level, votes in zip(all_params, levels, Scorer(pyramid).votes(images), strict=True):
-        explicit = oracle.vote_map_explicit(params, level, t_list)
+        explicit = vote_maps(params, level, t_list)
         expected = [torch.rot90(p, -t[4], dims=(-2, -1)) for p, t in zip(explicit, t_list, strict=True)]
         expected = torch.stack([p.flip(-1) if t[1] else p for p, t in zip(expected, t_list, strict=True)], dim=1)
         assert expected.std() > 1e-4
@@ -63,9 +62,9 @@ def test_other_kernels_and_depths():
     x = random_images((17, 21), 2)
     votes = ScaleVoter(FoldedDiscriminator(network), (17, 21)).votes(x)
     assert votes.shape == (2, 4, 17 - 12, 21 - 12)
-    for i, transformation in enumerate(TRANSFORMATION_SETS[4]):
-        (logits,) = network([apply_transformation(x, transformation)])
-        expected = torch.rot90(logits[:, :4].softmax(dim=1)[:, i], -transformation.rotation, dims=(-2, -1))
+    for i, transformation in enumerate(transformation_list(4)):
+        (logits,) = network([transform(x, transformation)])
+        expected = torch.rot90(logits[:, :4].softmax(dim=1)[:, i], -transformation[4], dims=(-2, -1))
         torch.testing.assert_close(votes[:, i], expected, **EXACT)
 
 
@@ -101,7 +100,7 @@ def test_the_fused_kernel_equals_the_plain_way(dtype, tolerance):
     pyramid, all_params = random_pyramid((16, 16), 42, dtype=dtype, max_size=16, nfc=32)
     x = random_images((16, 16), 3, dtype=torch.float32)
     fused, plain = (voter_of(pyramid, fused).votes(x) for fused in (True, False))
-    explicit = oracle.vote_share(all_params[-1], x.double(), oracle.transformation_list(42))
+    explicit = vote_share(all_params[-1], x.double(), transformation_list(42))
     torch.testing.assert_close(fused, plain, rtol=tolerance, atol=tolerance / 10)
     for votes in (fused, plain):
         torch.testing.assert_close(votes.mean(dim=(1, 2, 3)).double(), explicit, rtol=tolerance, atol=0)

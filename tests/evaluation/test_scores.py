@@ -17,6 +17,7 @@ from hta.evaluation.scores import (
     voting_patches,
 )
 from hta.models.scales import image_pyramid
+from hta.speed.explicit import transformation_list, vote_share
 from tests import oracle
 from tests.helpers import random_images, random_pyramid
 
@@ -29,11 +30,11 @@ SHARES = np.array([[0.2, 0.9, 0.3], [0.4, 0.5, 0.3], [0.6, 0.7, 0.3]])
 def test_scores_equal_the_explicit_definition(size, num_transforms):
     pyramid, all_params = random_pyramid(size, num_transforms)
     images = random_images(size, 2)
-    levels, t_list = image_pyramid(images, pyramid.plan.sizes), oracle.transformation_list(num_transforms)
+    levels, t_list = image_pyramid(images, pyramid.plan.sizes), transformation_list(num_transforms)
     shares = Scorer(pyramid).shares(images, FRACTIONS)
     for of_fraction, fraction in zip(shares, FRACTIONS, strict=True):
         expected = torch.stack(
-            [oracle.vote_share(params, x, t_list, fraction) for params, x in zip(all_params, levels, strict=True)]
+            [vote_share(params, x, t_list, fraction) for params, x in zip(all_params, levels, strict=True)]
         )
         np.testing.assert_allclose(of_fraction.T, expected, rtol=0, atol=1e-9)
         for aggregate, explicit in [("mean", oracle.anomaly_score), ("minmax", oracle.minmax_anomaly_score)]:

@@ -18,11 +18,12 @@ from hta.models.pyramid import Pyramid, plan_of
 from hta.models.scales import image_pyramid
 from hta.runs import prepare
 from hta.runtime import Runtime
+from hta.speed.explicit import patch_cross_entropy, transformation_list
 from hta.training.losses import PatchTargets, fake_loss, plan_of_objective, transformation_loss
 from hta.training.scale import ScaleTrainer
 from hta.training.trainer import train_pyramid
-from tests import oracle
-from tests.helpers import copy_parameters, random_images
+from tests.helpers import random_images
+from tests.oracle import random_network
 
 CPU = torch.device("cpu")
 SHAPE = (16, 19)
@@ -36,45 +37,33 @@ def settings(objective, num_transforms=42):
 
 
 def discriminator_on_plan(objective, images):
-    """Logits on the objective's windows, their targets, and the oracle's parameters of the discriminator."""
+    """Logits on the objective's windows, their targets, and the discriminator written plainly."""
     config = settings(objective)
-    params = oracle.random_parameters(3, 6, config.num_classes, seed=0)
+    plain = random_network(3, 6, config.num_classes).train()
     D = Discriminator(6, config.num_classes, 3, 5, torch.float64).double()
-    copy_parameters(params, D)
+    D.body.load_state_dict(plain.state_dict())
     plan = plan_of_objective(config, SHAPE)
     num_classes = D.num_classes - (objective == "transformations_only")
     targets = PatchTargets.of_plan(plan, num_classes, D.margin, len(images), torch.float64, CPU)
-    return D(plan.render(images), D.coverages(plan, len(images), CPU)), targets, params
-
-
-def explicit_cross_entropy(params, images, t_list, target=None, classes=None):
-    """Mean over all patches of all transformed images; `target` for all, or each its own of the first `classes`."""
-    batches = oracle.transformed_batches(images, t_list)
-    logits = oracle.discriminator(params, [batch for batch, _ in batches], True)
-    total, count = 0, 0
-    for z, (_, own) in zip(logits, batches, strict=True):
-        goal = own if target is None else torch.full_like(own, target)
-        loss = F.cross_entropy(z[:, :classes], goal[:, None, None].expand(z[:, 0].shape), reduction="sum")
-        total, count = total + loss, count + z[:, 0].numel()
-    return total / count
+    return D(plan.render(images), D.coverages(plan, len(images), CPU)), targets, plain
 
 
 def test_without_a_generator_the_class_fake_is_no_part_of_the_loss():
     images = random_images(SHAPE, 2)
-    logits, targets, params = discriminator_on_plan("transformations_only", images)
-    expected = explicit_cross_entropy(params, images, oracle.transformation_list(42), classes=42)
+    logits, targets, plain = discriminator_on_plan("transformations_only", images)
+    expected = patch_cross_entropy(lambda batches: [z[:, :42] for z in plain(batches)], images, transformation_list(42))
     torch.testing.assert_close(transformation_loss([z[:, :-1] for z in logits], targets), expected, **EXACT)
 
 
 @pytest.mark.parametrize(("objective", "count"), [("real_fake", 1), ("real_fake_augmented", 42)])
 def test_real_against_fake(objective, count):
     images = random_images(SHAPE, 2)
-    logits, targets, params = discriminator_on_plan(objective, images)
-    t_list = oracle.transformation_list(42)[:count]
+    logits, targets, plain = discriminator_on_plan(objective, images)
+    t_list = transformation_list(42)[:count]
     assert t_list[0] == (0, 0, 0, 0, 0)
     assert logits[0].shape[1] == 2
     for loss, target in ((transformation_loss, 0), (fake_loss, 1)):
-        expected = explicit_cross_entropy(params, images, t_list, target)
+        expected = patch_cross_entropy(plain, images, t_list, target)
         torch.testing.assert_close(loss(logits, targets), expected, **EXACT)
 
 

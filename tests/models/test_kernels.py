@@ -14,7 +14,7 @@ from hta.models.kernels import LEAKY_SLOPE, PLAIN_KERNELS, Coverage, Norm
 from hta.models.native import NativeKernels, choose_kernels
 from hta.models.networks import Discriminator
 from hta.runtime import resolve
-from hta.speed.workload import benchmark_config, build_trainers
+from hta.speed.workload import benchmark_config, scale_trainer
 from hta.training.losses import PatchTargets, fake_loss, transformation_loss
 
 CPU = torch.device("cpu")
@@ -161,9 +161,8 @@ def test_a_discriminator_does_the_same_with_both(loss, shape):
 
 def test_training_takes_the_kernels_that_the_settings_ask_for():
     for compiled, expected in ((True, NativeKernels), (False, type(PLAIN_KERNELS))):
-        config = benchmark_config(1, "float32")
         runtime = resolve(RuntimeConfig(not_cuda=True, compile=compiled))
-        trainer, _ = next(build_trainers(config, runtime))
+        trainer = scale_trainer(benchmark_config(1, "float32"), runtime, 0)
         assert type(trainer.scale.discriminator.body.blocks[0].kernels) is expected
         assert type(trainer.targets.kernels) is expected
 

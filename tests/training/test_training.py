@@ -4,18 +4,16 @@ from dataclasses import astuple
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from hta.config import Config, ModelConfig, TrainingConfig
 from hta.errors import RunError
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunRecord
 from hta.runtime import Runtime
+from hta.speed.workload import explicit_scale
 from hta.training.scale import ScaleTrainer
 from hta.training.trainer import train_pyramid
-from tests import oracle
-from tests.helpers import copy_parameters
+from tests.oracle import random_network, resize_image
 
 CPU = torch.device("cpu")
 SIZE = (16, 19)  # of the working image; --min_size 13 makes it two or three scales
@@ -53,9 +51,8 @@ def add_scales(pyramid, count):
         scale = pyramid.new_scale(n, torch.Generator().manual_seed(n))
         for seed, (network, inputs) in enumerate(((scale.generator, 4), (scale.discriminator, 3))):
             outputs = network.body.tail.out_channels
-            copy_parameters(
-                oracle.random_parameters(inputs, pyramid.plan.widths[n], outputs, seed=10 * n + seed), network
-            )
+            random = random_network(inputs, pyramid.plan.widths[n], outputs, seed=10 * n + seed)
+            network.body.load_state_dict(random.state_dict())
         scale.freeze()
         scale.noise_amp.copy_(torch.linspace(0.3, 0.7, pyramid.num_images))
         pyramid.scales.append(scale)
@@ -82,124 +79,25 @@ def assert_same_state(before, after):
 # ------------------------------------------------------------------ one whole iteration against the explicit way
 
 
-def oracle_parameters(network):
-    """Copies of a network's parameters as the oracle takes them: leaves that gather gradients."""
-    params = [
-        {
-            "weight": block.conv.weight.detach().clone().requires_grad_(),
-            "bias": block.conv.bias.detach().clone().requires_grad_(),
-            "gamma": block.norm.weight.detach().clone().requires_grad_(),
-            "beta": block.norm.bias.detach().clone().requires_grad_(),
-            "running_mean": block.norm.running_mean.clone(),
-            "running_var": block.norm.running_var.clone(),
-        }
-        for block in network.body.blocks
-    ]
-    tail = network.body.tail
-    params.append({key: getattr(tail, key).detach().clone().requires_grad_() for key in ("weight", "bias")})
-    running = [{key: block[key] for key in ("running_mean", "running_var")} for block in params[:-1]]
-    return params, running
-
-
-def leaves_of(params):
-    return [value for block in params for value in block.values() if value.requires_grad]
-
-
-def upsampled(image, size):
-    return torch.from_numpy(oracle.resize_image(image.detach().numpy(), size))
-
-
-class ExplicitScale:
-    """The training of the paper (section 3.2) written out: all transformed images stacked, plain Adam."""
-
-    def __init__(self, trainer: ScaleTrainer, frozen, images: Tensor):
-        self.n, self.size, self.images = trainer.n, trainer.size, images
-        self.frozen = frozen  # (generator's parameters, fixed noise, amplitudes, size) of every coarser scale
-        self.t_list = oracle.transformation_list(trainer.pyramid.config.num_transforms)
-        self.index = torch.arange(len(images))
-        self.g, self.g_running = oracle_parameters(trainer.scale.generator)
-        self.d, self.d_running = oracle_parameters(trainer.scale.discriminator)
-        self.fixed = trainer.scale.fixed_noise.clone()
-        self.stream = torch.Generator()
-        self.stream.set_state(trainer.noise_stream.get_state())
-        betas = (0.5, 0.999)
-        self.adam_g = torch.optim.Adam(leaves_of(self.g), lr=5e-4, betas=betas)
-        self.adam_d = torch.optim.Adam(leaves_of(self.d), lr=5e-4, betas=betas)
-        self.rebuilt = torch.zeros_like(images)
-        self.amplitude = torch.ones(len(images), dtype=images.dtype)
-        if self.n:
-            image = self.draw(lambda n, size: self.frozen[n][1].expand(len(images), 3, *size))
-            self.rebuilt = upsampled(image, self.size)
-            self.amplitude = 0.1 * (images - self.rebuilt).abs().mean(dim=(1, 2, 3))
-
-    def draw(self, noise):
-        """A picture of the frozen scales."""
-        image = None
-        for n, (params, _, amplitude, size) in enumerate(self.frozen):
-            before = torch.zeros_like(self.images[..., :1, :1]).expand(-1, -1, *size)
-            before = before if image is None else upsampled(image, size)
-            image = oracle.generator(params, amplitude[:, None, None, None] * noise(n, size), before, self.index, False)
-        return image
-
-    def fresh(self, n, size):
-        count = len(self.images)
-        return torch.randn(count, 1 if n == 0 else 3, *size, generator=self.stream).double().expand(-1, 3, -1, -1)
-
-    def generate(self, noise, below):
-        return oracle.generator(self.g, noise, below, self.index, True, self.g_running)
-
-    def iterate(self):
-        """The losses of the six steps: D's [real, fake] three times, then G's [adversarial, reconstruction]."""
-        amplitude = self.amplitude[:, None, None, None]
-        noise = amplitude * self.fresh(self.n, self.size)
-        d_losses, g_losses = [], []
-        for _ in range(3):
-            below = upsampled(self.draw(self.fresh), self.size) if self.n else torch.zeros_like(self.images)
-            fake = self.generate(noise, below).detach()
-            self.adam_d.zero_grad()
-            real_loss = oracle.real_loss(self.d, self.images, self.t_list, self.d_running)
-            fake_loss = oracle.fake_loss(self.d, fake, self.t_list, self.d_running)
-            (real_loss + fake_loss).backward()
-            self.adam_d.step()
-            d_losses.append([real_loss.item(), fake_loss.item()])
-        for _ in range(3):
-            self.adam_g.zero_grad()
-            adversarial = oracle.real_loss(self.d, self.generate(noise, below), self.t_list, self.d_running)
-            rebuilt = self.generate(amplitude * self.fixed.expand_as(self.images), self.rebuilt)
-            reconstruction = F.mse_loss(rebuilt, self.images)
-            (adversarial + 100 * reconstruction).backward()
-            self.adam_g.step()
-            g_losses.append([adversarial.item(), reconstruction.item()])
-        return torch.tensor(d_losses).mean(dim=0).tolist() + torch.tensor(g_losses).mean(dim=0).tolist()
-
-
 @pytest.mark.parametrize(("num_transforms", "num_images"), [(4, 2), (42, 1), (54, 2)])
 @pytest.mark.parametrize("n", [0, 1])
 def test_iterations_equal_the_explicit_way(n, num_transforms, num_images):
     pyramid = add_scales(make_pyramid(num_images, num_transforms, double=True), n)
-    images = images_for(pyramid, n)
-    trainer = ScaleTrainer(pyramid, images, TrainingConfig(niter=2))
-    frozen = [
-        (oracle_parameters(scale.generator)[0], scale.fixed_noise, scale.noise_amp, size)
-        for scale, size in zip(pyramid.scales, pyramid.plan.sizes, strict=False)
-    ]
-    explicit = ExplicitScale(trainer, frozen, images)
+    trainer = ScaleTrainer(pyramid, images_for(pyramid, n), TrainingConfig(niter=2))
+    explicit, stream = explicit_scale(trainer), torch.Generator()
+    stream.set_state(trainer.noise_stream.get_state())
     torch.testing.assert_close(trainer.scale.noise_amp, explicit.amplitude, **EXACT)
     start = state_of(trainer.scale)
 
     for losses in trainer.run():
-        torch.testing.assert_close(torch.tensor(astuple(losses)), torch.tensor(explicit.iterate()), rtol=0, atol=1e-6)
+        expected = [torch.tensor(steps).mean(dim=0) for steps in explicit.iterate(stream)]
+        torch.testing.assert_close(torch.tensor(astuple(losses)), torch.cat(expected), rtol=0, atol=1e-6)
 
-    for network, params, running in (
-        (trainer.scale.generator, explicit.g, explicit.g_running),
-        (trainer.scale.discriminator, explicit.d, explicit.d_running),
-    ):
-        mine, _ = oracle_parameters(network)
-        for value, wanted in zip(leaves_of(mine), leaves_of(params), strict=True):
-            torch.testing.assert_close(value, wanted, rtol=0, atol=1e-7)
-        for block, statistics in zip(mine, running, strict=False):
-            for key, wanted in statistics.items():
-                torch.testing.assert_close(block[key], wanted, rtol=0, atol=1e-7)
+    networks = (explicit.generator, explicit.discriminator)
+    for mine, plain in zip((trainer.scale.generator, trainer.scale.discriminator), networks, strict=True):
+        wanted = plain.state_dict()
+        for name, value in mine.body.state_dict().items():
+            torch.testing.assert_close(value, wanted[name], rtol=0, atol=1e-7)
     # Twelve steps of 5e-4: the weights have moved by far more than the tolerance.
     moved = (trainer.scale.generator.body.tail.weight - start["0.body.tail.weight"]).abs()
     assert moved.median() > 1e-4
@@ -291,7 +189,7 @@ def test_the_noise_amplitude_is_a_tenth_of_the_mean_residual_of_each_image():
     images = images_for(pyramid, 1)
     images[1] *= 0.1
     trainer = ScaleTrainer(pyramid, images, TrainingConfig(niter=1))
-    rebuilt = upsampled(pyramid.reconstruct(), pyramid.plan.sizes[1])
+    rebuilt = torch.from_numpy(resize_image(pyramid.reconstruct().numpy(), pyramid.plan.sizes[1]))
     by_hand = [
         0.1 * float((image - below).abs().sum()) / image.numel() for image, below in zip(images, rebuilt, strict=True)
     ]
