@@ -109,6 +109,7 @@ def chart_style() -> Iterator[dict[str, str]]:
         "xtick.labelsize": 9,
         "ytick.color": colours["soft"],
         "ytick.labelsize": 9,
+        "legend.fontsize": 9,
         "legend.frameon": False,
         "svg.fonttype": "none",
         "svg.hashsalt": "hta",  # makes the names of the parts the same every time

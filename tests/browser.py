@@ -1,4 +1,4 @@
-"""A browser for the tests of pages, and what every page owes it."""
+"""A browser for the tests of pages, and what every page must satisfy in it."""
 
 import json
 import os
@@ -33,19 +33,19 @@ def headless_chromium() -> Iterator[webdriver.Chrome]:
 
 
 def resize_window(driver, width, height):
-    """Give the page a size, px; a narrow one is that of a phone."""
+    """Set the size of the page, px; a narrow one is that of a phone."""
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 def requested(driver):
-    """Addresses that were asked for since the last call."""
+    """Addresses requested since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
 
 def assert_quiet_and_from_disk(driver, path):
-    """Since it was opened the page has logged no error, and asked for nothing but what lies on the disk or in it."""
+    """Since it was opened the page has logged no error, and requested nothing but files and its own data."""
     assert driver.get_log("browser") == []
     requests = requested(driver)
     assert path.as_uri() in requests

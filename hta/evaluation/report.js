@@ -123,7 +123,7 @@ function view(position) {
   byId("viewed").textContent = row.name;
   byId("facts").textContent = `score ${row.shown}, label ${describeLabel(row)}, decision ${describeDecision(row)}`
     + (row.peak === null ? "" : `, map up to ${describePeak(row)}`);
-  byId("shares").textContent = "Votes for the right transformation, coarsest scale first: " +
+  byId("shares").textContent = "Votes for the correct transformation, coarsest scale first: " +
     row.shares.map((share) => share === 0 || share >= 1e-3 ? share.toFixed(3) : share.toExponential(1)).join(", ");
   byId("lost").hidden = true;
   byId("legend").hidden = !row.link;

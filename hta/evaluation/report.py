@@ -182,10 +182,11 @@ def draw_histogram(groups: dict[str, np.ndarray], threshold: float | None, colou
     by_nines = crowd_at_one(values)
     position: Callable = nines if by_nines else np.asarray
     low, high = _with_margin(position(values))
-    height = 0.7 + 1.2 * len(groups)
+    top = 0.25 if threshold is None else 0.5
+    height = 0.2 + top + 1.2 * len(groups)
     figure = Figure(figsize=(5, height))
     panels = figure.subplots(len(groups), sharex=True, squeeze=False)[:, 0]
-    figure.subplots_adjust(left=0.08, right=0.92, bottom=0.5 / height, top=1 - 0.5 / height, hspace=0.35)
+    figure.subplots_adjust(left=0.08, right=0.92, bottom=0.5 / height, top=1 - top / height, hspace=0.35)
     edges = np.linspace(low, high, _BINS + 1)
     place = None if threshold is None else float(position(threshold))
     is_left = place is not None and place < (low + high) / 2
@@ -270,11 +271,8 @@ def score_ticks(low: float, high: float, *, by_nines: bool = False) -> list[tupl
 
     ticks: list[tuple[float, str]] = []
     for most in range(6, 0, -1):
-        places = [
-            place
-            for place in MaxNLocator(most, steps=[1, 2, 5, 10], integer=by_nines).tick_values(low, high)
-            if low <= place <= high
-        ]
+        locator = MaxNLocator(most, steps=[1, 2, 5, 10], integer=by_nines)
+        places = [place for place in locator.tick_values(low, high) if low <= place <= high]
         ticks = [(place, _nines_text(place) if by_nines else f"{place + 0:.12g}") for place in places]
         if sum(len(label) + 2 for _, label in ticks) <= _LABEL_ROOM:
             break

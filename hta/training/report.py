@@ -131,7 +131,7 @@ def _curves_figure(
     figure = Figure(figsize=(width, 5), dpi=100)
     upper, lower = figure.subplots(2, sharex=True)
     # Fixed margins: a layout engine would draw everything twice.
-    figure.subplots_adjust(left=0.65 / width, right=1 - 0.1 / width, bottom=0.1, top=0.94, hspace=0.06)
+    figure.subplots_adjust(left=0.75 / width, right=1 - 0.1 / width, bottom=0.1, top=0.94, hspace=0.06)
     table = np.vstack([_thinned([row for row in rows if row[0] == n]) for n in range(len(sizes))])
     places = table[:, 0] + _MARGIN + (1 - 2 * _MARGIN) * table[:, 1] / niter
     for column, (name, colour) in enumerate(zip(LOSSES, ("blue", "orange", "green", "green"), strict=True), start=2):
