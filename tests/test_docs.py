@@ -182,7 +182,7 @@ def test_options_and_modules_exist(page, known_options):
     if page.name != "CHANGELOG.md":  # which names old modules too
         for module in re.findall(r"python -m ((?:hta|tests)[\w.]*)", text):
             assert importlib.util.find_spec(module), module
-        for name in re.findall(r"`(hta(?:\.\w+)+)", text):
+        for name in re.findall(r"`((?:hta|main_train|main_eval)(?:\.(?!py`)\w+)+)`", text):
             assert resolves(name), name
     named = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text))
     assert named - known_options - OPTIONS_OF_OTHERS == set()
