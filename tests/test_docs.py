@@ -23,7 +23,7 @@ import hta
 import main_eval
 import main_train
 from hta.experiments.__main__ import main
-from hta.experiments.results import ResultsFolder
+from hta.experiments.results import load_runs
 from hta.speed import __main__ as speed
 from hta.studies import __main__ as studies
 
@@ -110,7 +110,7 @@ def test_readme_repeats_the_figures_of_the_summary():
 
 
 def test_every_result_in_the_repository_can_be_read(results):
-    assert len(list(ResultsFolder(results).results())) == len(list(results.glob("*.json"))) > 100
+    assert len(load_runs(results)) == len(list(results.glob("*.json"))) > 100
 
 
 # Pages

@@ -1,34 +1,28 @@
 """Rerun the tables of the paper: python -m hta.experiments run | table N | summary | changes | scores | plot"""
 
-import logging
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from hta.cli import Parser, run_command
 from hta.data.benchmark import load_dataset
 from hta.errors import RunError, UserError
-from hta.experiments import changes, table_text
-from hta.experiments.paper import SHOT_TABLES, TABLES
-from hta.experiments.planning import (
+from hta.experiments import changes, tables
+from hta.experiments.plan import (
     Request,
+    assign_devices,
     check_titles,
-    deal_tasks,
     parse_preparation,
     parse_settings,
     plan_runs,
     requests_of_tables,
 )
-from hta.experiments.plots import draw_plots
-from hta.experiments.presets import PRESETS, VARIANTS
-from hta.experiments.results import ResultsFolder, default_folder
-from hta.experiments.runner import Execution, available_devices, run_tasks, threads_of_job
-from hta.experiments.spec import RunSpec
-from hta.experiments.tables import build_table
+from hta.experiments.results import FAILED_FOLDER, SHOT_TABLES, TABLES, default_folder, is_done, load_runs
+from hta.experiments.runner import available_devices, run_missing, threads_per_job
+from hta.experiments.spec import PRESETS, VARIANTS, RunSpec
 from hta.files import write_atomically
-
-logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,27 +126,31 @@ def _fraction(text: str) -> float:
 
 def _run(options: Namespace) -> None:
     """Do the runs that are missing; what is there is not run again, what failed is tried again."""
-    folder = ResultsFolder(options.results)
     requests = _requests(options)
     check_titles(requests)
     if options.download:  # once and here, so that all workers find it
         for name, num_transforms in dict.fromkeys((name, r.num_transforms) for r in requests for name in r.datasets):
             load_dataset(name, options.data_root, num_transforms=num_transforms, download=True)
-    planned = [run for request in requests for run in plan_runs(request, options.precision)]
-    runs = _take_part(list(dict.fromkeys(planned)), options.part)
+    runs = _take_part(plan_runs(requests), options.part)
     if options.dry_run:
         for run in runs:
-            print(f"{'done' if folder.holds(run) else 'to do'}: {run.describe()}")
+            print(f"{'done' if is_done(options.results, run) else 'to do'}: {run.describe()}")
         return
     on_cluster = options.dask_scheduler is not None
     devices = options.device or (() if options.not_cuda or on_cluster else available_devices())
-    threads = options.threads if on_cluster else threads_of_job(options.threads, options.jobs)
-    tasks = deal_tasks(runs, requests[0].data_root, devices, not_cuda=options.not_cuda, threads=threads)
-    failures = run_tasks(tasks, folder, Execution(options.jobs, options.dask_scheduler, options.keep_scores))
+    threads = options.threads if on_cluster else threads_per_job(options.threads, options.jobs)
+    failures = run_missing(
+        assign_devices(runs, devices, not_cuda=options.not_cuda, threads=threads),
+        requests[0].data_root,
+        options.results,
+        jobs=options.jobs,
+        dask_scheduler=options.dask_scheduler,
+        keep_scores=options.keep_scores,
+    )
     if failures:
         raise RunError(
-            f"{failures} of {len(tasks)} runs failed: their errors are in {folder.path / 'failed'}; the same command "
-            "tries them again"
+            f"{failures} of {len(runs)} runs failed: their errors are in {options.results / FAILED_FOLDER}; the same "
+            "command tries them again"
         )
 
 
@@ -169,29 +167,21 @@ def _requests(options: Namespace) -> list[Request]:
 
 
 def _request(options: Namespace) -> Request:
-    return Request(
-        datasets=options.datasets,
-        data_root=str(Path(options.data_root).resolve()),
-        classes=options.classes,
-        shots=options.shots or (1,),
-        draws=_parse_draws(options.draws),
-        variants=options.variants or ("ours",),
-        preset=options.preset,
-        dataset_title=options.dataset_title,
-        paper_dataset=options.paper_dataset,
-        num_transforms=options.num_transforms,
-        fractions=options.fractions,
-        test_limit=options.test_limit,
-        seed=options.seed,
-        settings=parse_settings(options.set),
-        preparation=parse_preparation(options.prepare),
-        in_order=options.in_order,
-    )
+    given = {field.name: getattr(options, field.name) for field in fields(Request) if hasattr(options, field.name)}
+    given |= {
+        "data_root": str(Path(options.data_root).resolve()),
+        "shots": options.shots or (1,),
+        "draws": _parse_draws(options.draws),
+        "variants": options.variants or ("ours",),
+        "settings": parse_settings(options.set),
+        "preparation": parse_preparation(options.prepare),
+    }
+    return Request(**given)
 
 
 def _parse_draws(texts: Sequence[str]) -> list[int]:
     """Numbers and ranges, both ends included."""
-    draws = []
+    draws: list[int] = []
     for text in texts:
         first, _, last = text.partition("-")
         if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
@@ -212,36 +202,38 @@ def _take_part(runs: list[RunSpec], part: str | None) -> list[RunSpec]:
 
 def _table(options: Namespace) -> None:
     """Print a table and write it, as Markdown and CSV, into the results' folder `tables`."""
-    parts = build_table(options.number, ResultsFolder(options.results).results())
+    table = tables.build_table(options.number, load_runs(options.results))
     folder = _folder_for(options.results, "tables")
-    markdown = table_text.to_markdown(options.number, parts)
-    print(table_text.to_brief_markdown(options.number, parts) if options.brief else markdown)
+    markdown = tables.to_markdown(table)
+    print(tables.to_brief_markdown(table) if options.brief else markdown)
     write_atomically(folder / f"table_{options.number}.md", markdown.encode())
-    write_atomically(folder / f"table_{options.number}.csv", table_text.to_csv(parts).encode())
+    write_atomically(folder / f"table_{options.number}.csv", tables.to_csv(table).encode())
 
 
 def _summary(options: Namespace) -> None:
     """Print means over classes beside the paper's, for everything in tables 1 to 5 that was run with plain settings."""
-    results = list(ResultsFolder(options.results).results())
-    print(table_text.to_summary([(number, build_table(number, results)) for number in SHOT_TABLES]))
+    runs = load_runs(options.results)
+    print(tables.to_summary([tables.build_table(number, runs) for number in SHOT_TABLES]))
 
 
 def _changes(options: Namespace) -> None:
     """Print by how much every changed setting moves the AUROC of the same training and test images."""
-    print(changes.to_markdown(changes.compare_changes(ResultsFolder(options.results).results())))
+    print(changes.to_markdown(changes.compare_changes(load_runs(options.results))))
 
 
 def _scores(options: Namespace) -> None:
     """Print by how much other ways from the votes to a score move the AUROC of one-shot runs, over all classes."""
-    print(changes.scores_to_markdown(changes.compare_scores(ResultsFolder(options.results).results())))
+    print(changes.scores_to_markdown(changes.compare_scores(load_runs(options.results))))
 
 
 def _plot(options: Namespace) -> None:
     """Draw AUROC over the shots and for every class, into the results' folder `plots`."""
-    results = list(ResultsFolder(options.results).results())
-    if not results:
+    from hta.experiments.plots import draw_plots  # matplotlib is slow to import
+
+    runs = load_runs(options.results)
+    if runs.empty:
         raise UserError(f"--results {options.results}: no results there; make some with the command run")
-    for path in draw_plots(results, _folder_for(options.results, "plots")):
+    for path in draw_plots(runs, _folder_for(options.results, "plots")):
         print(path)
 
 

@@ -106,7 +106,7 @@ class Geom:
         stream = seeded_generator(seed, "geom")
         self.network = WideResNet()
         self.network.draw_weights(stream)
-        self.network.to(runtime.device, memory_format=torch.channels_last)
+        self.network.to(runtime.device).to(memory_format=torch.channels_last)
         samples = torch.cat([resize(b, (SIDE, SIDE)) for b in draw_samples(pyramid, SampleRequest(num_samples, seed))])
         self._train(samples.to(runtime.device), steps, stream)
 

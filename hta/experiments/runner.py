@@ -1,4 +1,4 @@
-"""Runs that do not depend on each other, through joblib: on this machine, or on a Dask cluster."""
+"""Independent runs through joblib: on this machine, or on a Dask cluster."""
 
 import contextlib
 import io
@@ -6,57 +6,63 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import asdict
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
 
 import joblib
+import numpy as np
 import torch
 
+from hta.config import RuntimeConfig
 from hta.errors import UserError
-from hta.experiments.results import FAILED_FOLDER, ResultsFolder
-from hta.experiments.unit import Outcome, Task, attempt
+from hta.experiments.results import FAILED_FOLDER, is_done, store
+from hta.experiments.run import execute
+from hta.experiments.spec import RunSpec
 from hta.runtime import available_cores
 from hta.training.progress import format_duration
 
 logger = logging.getLogger(__name__)
 
+Landed = tuple[RunSpec, dict[str, Any], Mapping[str, np.ndarray]]
+"""What comes back from a worker: the run, its record, or one with the key "error", and the scores of its images."""
+
 _DIED = "the process died while this run was under way, or waiting (out of memory?)"
 
 
-@dataclass(frozen=True)
-class Execution:
-    """How runs are executed.
-
-    Attributes:
-        jobs: runs at a time on this machine; on a cluster its workers tell.
-        dask_scheduler: address of a Dask scheduler; None runs on this machine.
-        keep_scores: write the scores of every image beside a result.
-    """
-
-    jobs: int = 1
-    dask_scheduler: str | None = None
-    keep_scores: bool = False
-
-
-def threads_of_job(threads: int, jobs: int) -> int:
-    """CPU threads of one run: as asked, or this machine's cores shared among the jobs."""
+def threads_per_job(threads: int, jobs: int) -> int:
+    """CPU threads of one run: as requested, or this machine's cores shared among the jobs."""
     return threads or max(1, available_cores() // jobs)
 
 
 def available_devices() -> list[str]:
-    """The CUDA devices to deal out; none where there are not several."""
+    """The CUDA devices to distribute; none unless there are several."""
     count = torch.cuda.device_count()
     return [f"cuda:{number}" for number in range(count)] if count > 1 else []
 
 
-def run_tasks(tasks: Sequence[Task], folder: ResultsFolder, execution: Execution) -> int:
-    """Run what is missing; every result is written as soon as it lands.
+def run_missing(
+    runs: Sequence[tuple[RunSpec, RuntimeConfig]],
+    data_root: str,
+    folder: Path,
+    *,
+    jobs: int = 1,
+    dask_scheduler: str | None = None,
+    keep_scores: bool = False,
+) -> int:
+    """Do the runs whose result is missing; every result is written as soon as it arrives.
 
     Args:
-        tasks: all runs; those whose result is there are not run again.
+        runs: all of them, each with its device, threads and precision.
+        data_root: folder of their data.
         folder: of the results.
-        execution: how.
+        jobs: runs at a time on this machine.
+        dask_scheduler: address of a Dask scheduler, whose workers do the runs; None: this machine.
+        keep_scores: write the scores of every image beside a result.
 
     Returns:
         The number of failed runs.
@@ -65,54 +71,69 @@ def run_tasks(tasks: Sequence[Task], folder: ResultsFolder, execution: Execution
         UserError: the cluster cannot be reached, or its packages are missing.
         RunError: a result cannot be written.
     """
-    missing = [task for task in tasks if not folder.holds(task.spec)]
-    logger.info("%d runs, %d of them done, %d to do", len(tasks), len(tasks) - len(missing), len(missing))
+    missing = {spec: config for spec, config in runs if not is_done(folder, spec)}
+    logger.info("%d runs, %d of them done, %d to do", len(runs), len(runs) - len(missing), len(missing))
     if not missing:
         return 0
-    report = _Report(len(missing))
-    with _backend(execution) as arguments:
+    progress = _Progress(len(missing))
+    with _workers(jobs, dask_scheduler) as workers:
         while missing:
-            landed = set()
+            before = len(missing)
             try:
-                for outcome in _outcomes(missing, execution, arguments):
-                    folder.store(outcome, keep_scores=execution.keep_scores)
-                    report.tell(outcome)
-                    landed.add(outcome.spec)
-            except _death_of_worker() as error:
-                # Which run took the worker with it cannot be told: go on while others land, then give up on the rest.
+                for spec, record, scores in _results(missing, data_root, workers):
+                    store(folder, spec, record, scores, keep_scores=keep_scores)
+                    progress.report(spec, record)
+                    del missing[spec]
+            except _errors_of_dead_workers() as error:
+                # Which run killed the worker is unknown: continue while others arrive, then give up on the rest.
                 logger.warning("a worker died (%s)", type(error).__name__)
-                if not landed:
-                    for task in missing:
-                        outcome = Outcome(task.spec, error=_DIED)
-                        folder.store(outcome)
-                        report.tell(outcome)
+                if len(missing) == before:
+                    for spec in missing:
+                        record = _failure(spec, _DIED)
+                        store(folder, spec, record, {})
+                        progress.report(spec, record)
                     break
-            missing = [task for task in missing if task.spec not in landed]
-    if report.failures:
-        logger.warning("%d of %d runs failed; see %s", report.failures, report.total, folder.path / FAILED_FOLDER)
-    return report.failures
+    if progress.failures:
+        logger.warning("%d of %d runs failed; see %s", progress.failures, progress.total, folder / FAILED_FOLDER)
+    return progress.failures
 
 
-def _outcomes(tasks: Sequence[Task], execution: Execution, arguments: dict) -> Iterator[Outcome]:
-    """Outcomes as they come in."""
-    if execution.dask_scheduler is None and execution.jobs == 1:
-        yield from map(attempt, tasks)
+def _results(
+    missing: Mapping[RunSpec, RuntimeConfig], data_root: str, workers: dict[str, Any] | None
+) -> Iterator[Landed]:
+    """Results as they arrive."""
+    runs = list(missing.items())
+    if workers is None:
+        yield from (_attempt(spec, data_root, config) for spec, config in runs)
         return
     # Dask watches over its own workers; ours must not outlive a runner that is killed.
-    runner = os.getpid() if execution.dask_scheduler is None else None
-    parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, **arguments)
-    yield from parallel(joblib.delayed(_attempt_quietly)(task, runner) for task in tasks)
+    runner = os.getpid() if workers.get("backend") == "loky" else None
+    parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, **workers)
+    yield from parallel(joblib.delayed(_attempt_in_worker)(spec, data_root, config, runner) for spec, config in runs)
 
 
-def _attempt_quietly(task: Task, runner: int | None) -> Outcome:
-    """A task in a worker: no progress bars of several runs over each other, and no life after the runner's."""
-    if runner is not None and not any(thread.name == _leave_with.__name__ for thread in threading.enumerate()):
-        threading.Thread(target=_leave_with, args=(runner,), name=_leave_with.__name__, daemon=True).start()
+def _attempt(spec: RunSpec, data_root: str, config: RuntimeConfig) -> Landed:
+    """Do a run; an error becomes its record."""
+    try:
+        return (spec, *execute(spec, data_root, config))
+    except Exception:  # noqa: BLE001 (whatever breaks one run, the others continue)
+        return spec, _failure(spec, traceback.format_exc()), {}
+
+
+def _failure(spec: RunSpec, error: str) -> dict[str, Any]:
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"spec": asdict(spec), "date": date, "error": error}
+
+
+def _attempt_in_worker(spec: RunSpec, data_root: str, config: RuntimeConfig, runner: int | None) -> Landed:
+    """A run in a worker: no progress bars of several runs over each other, and no life after the runner's."""
+    if runner is not None and not any(thread.name == _exit_after.__name__ for thread in threading.enumerate()):
+        threading.Thread(target=_exit_after, args=(runner,), name=_exit_after.__name__, daemon=True).start()
     with contextlib.redirect_stderr(io.StringIO()):
-        return attempt(task)
+        return _attempt(spec, data_root, config)
 
 
-def _leave_with(runner: int) -> None:
+def _exit_after(runner: int) -> None:
     """End this process once the runner is gone."""
     while os.getppid() == runner:
         time.sleep(0.5)
@@ -120,26 +141,25 @@ def _leave_with(runner: int) -> None:
 
 
 @contextlib.contextmanager
-def _backend(execution: Execution) -> Iterator[dict]:
-    """Arguments of `joblib.Parallel`: processes of this machine, or a cluster's workers."""
-    if execution.dask_scheduler is None:
-        yield {"n_jobs": execution.jobs, "backend": "loky"}
+def _workers(jobs: int, dask_scheduler: str | None) -> Iterator[dict[str, Any] | None]:
+    """Arguments of `joblib.Parallel` for processes of this machine or a cluster's workers; None to stay in this one."""
+    if dask_scheduler is None:
+        yield {"n_jobs": jobs, "backend": "loky"} if jobs > 1 else None
         return
     try:
         from dask.distributed import Client
     except ImportError:
         raise UserError("--dask-scheduler: dask is not installed; install hta[cluster]") from None
     try:
-        client = Client(execution.dask_scheduler, timeout=10)
+        client = Client(dask_scheduler, timeout=10)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"--dask-scheduler {execution.dask_scheduler}: cannot be reached ({reason})") from error
+        raise UserError(f"--dask-scheduler {dask_scheduler}: cannot be reached ({reason})") from error
     with client, joblib.parallel_config(backend="dask"):
         yield {"n_jobs": -1}
 
 
-def _death_of_worker() -> tuple[type[Exception], ...]:
-    """The errors that tell of a dead worker."""
+def _errors_of_dead_workers() -> tuple[type[Exception], ...]:
     try:
         from dask.distributed import KilledWorker
     except ImportError:
@@ -147,29 +167,24 @@ def _death_of_worker() -> tuple[type[Exception], ...]:
     return BrokenProcessPool, KilledWorker
 
 
-class _Report:
-    """Tells of every run that lands, with the time left."""
+class _Progress:
+    """Reports every run that ends, with the time left."""
 
     def __init__(self, total: int):
-        self.total, self.landed, self.failures = total, 0, 0
+        self.total, self.ended, self.failures = total, 0, 0
         self._start = time.perf_counter()
 
-    def tell(self, outcome: Outcome) -> None:
-        """Report one outcome."""
-        self.landed += 1
-        left = (time.perf_counter() - self._start) / self.landed * (self.total - self.landed)
-        if outcome.record is None:
+    def report(self, spec: RunSpec, record: dict[str, Any]) -> None:
+        """Report one run by its record."""
+        self.ended += 1
+        left = (time.perf_counter() - self._start) / self.ended * (self.total - self.ended)
+        if "error" in record:
             self.failures += 1
-            said = f"FAILED: {outcome.error.strip().splitlines()[-1]}"
+            result = f"FAILED: {record['error'].strip().splitlines()[-1]}"
         else:
-            auroc, run = outcome.record["results"]["auroc"]["mean"], outcome.record["run"]
+            auroc, run = record["results"]["auroc"]["mean"], record["run"]
             seconds = run["seconds_training"] + run["seconds_scoring"]
-            said = f"AUROC {'undefined' if auroc is None else f'{auroc:.3f}'} in {format_duration(seconds)}"
+            result = f"AUROC {'undefined' if auroc is None else f'{auroc:.3f}'} in {format_duration(seconds)}"
         logger.info(
-            "%d/%d %s: %s; about %s left",
-            self.landed,
-            self.total,
-            outcome.spec.describe(),
-            said,
-            format_duration(left),
+            "%d/%d %s: %s; about %s left", self.ended, self.total, spec.describe(), result, format_duration(left)
         )

@@ -5,7 +5,7 @@ from scipy import stats
 
 from hta.experiments.__main__ import main
 from hta.experiments.changes import compare_changes
-from hta.experiments.results import ResultsFolder
+from hta.experiments.results import load_runs
 from tests.experiments.helpers import write_result
 
 
@@ -26,25 +26,25 @@ def results(tmp_path):
     return tmp_path
 
 
+def differences(pairs, change):
+    same = pairs[pairs["change"] == change]
+    return dict(zip(zip(same["pos_class"], same["draw"], strict=True), same["difference"], strict=True))
+
+
 def test_a_change_is_compared_with_the_plain_run_of_its_class_and_draw(results):
-    comparison, long = compare_changes(ResultsFolder(results).results())
-    assert comparison.setup.describe().endswith("preset fast, 1000 test images")
-    assert comparison.places == [("bag", 1), ("bag", 2), ("trouser", 1)]
-    assert comparison.differences("niter=500") == pytest.approx({("bag", 1): 3, ("bag", 2): 4, ("trouser", 1): 2})
-    assert comparison.differences("min_size=26, niter=500") == pytest.approx({("bag", 1): -5})
-    assert comparison.differences("preset paper") == pytest.approx({("bag", 1): 5})
-    assert long.setup.describe().endswith("preset paper, 1000 test images")
-    assert long.differences("niter=500") == pytest.approx({("bag", 1): -75})
-
-
-def test_other_ways_to_a_score_are_compared_on_the_plain_runs(results):
-    comparison, _ = compare_changes(ResultsFolder(results).results())
-    # The helper's min-max is one point lower, its scales reach half of the AUROC, and all of it.
-    assert list(comparison.differences("score: min-max normalised").values()) == pytest.approx([-1, -1, -1])
-    assert comparison.differences("score: scale 0 alone") == pytest.approx(
-        {("bag", 1): -40, ("bag", 2): -30, ("trouser", 1): -45}
-    )
-    assert comparison.differences("score: scale 1 alone")["bag", 1] == pytest.approx(0)
+    pairs = compare_changes(load_runs(results))
+    fast, long = (pairs[pairs["label"].str.endswith(f"preset {name}, 1000 test images")] for name in ("fast", "paper"))
+    assert len(fast) + len(long) == len(pairs)
+    assert differences(fast, "niter=500") == pytest.approx({("bag", 1): 3, ("bag", 2): 4, ("trouser", 1): 2})
+    assert differences(fast, "min_size=26, niter=500") == pytest.approx({("bag", 1): -5})
+    assert differences(fast, "preset paper") == pytest.approx({("bag", 1): 5})
+    assert differences(long, "niter=500") == pytest.approx({("bag", 1): -75})
+    # Other ways to a score, of the plain runs: the helper's min-max is one point lower, its scales reach half of the
+    # AUROC, and all of it.
+    assert list(differences(fast, "score: min-max normalised").values()) == pytest.approx([-1, -1, -1])
+    halves = {("bag", 1): -40, ("bag", 2): -30, ("trouser", 1): -45}
+    assert differences(fast, "score: scale 0 alone") == pytest.approx(halves)
+    assert differences(fast, "score: scale 1 alone")["bag", 1] == pytest.approx(0)
 
 
 def test_the_printed_comparison(results, capsys):
@@ -63,7 +63,7 @@ def test_runs_of_other_images_are_not_compared(tmp_path):
     write_result(tmp_path, 0.8)
     write_result(tmp_path, 0.7, data_sha256="others", settings=(("niter", 500),))
     write_result(tmp_path, 0.6, data_sha256="others", seed=1)
-    assert compare_changes(ResultsFolder(tmp_path).results()) == []
+    assert compare_changes(load_runs(tmp_path)).empty
 
 
 def test_without_a_changed_run_nothing_is_printed(tmp_path, capsys):

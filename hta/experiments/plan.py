@@ -1,25 +1,27 @@
-"""From what is asked for to a list of runs, checked against the data before anything is run."""
+"""From a request to a list of runs, checked against the data before anything is run."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import product
+from functools import lru_cache
+from itertools import cycle, product
 from types import MappingProxyType
 from typing import Any
 
 from hta.config import ModelConfig, RuntimeConfig, TrainingConfig
+from hta.data.benchmark import Benchmark, Selection, draw_images, load_dataset
+from hta.data.sample import Sample
 from hta.data.specs import MVTEC, ROTATIONS, BenchmarkSpec, benchmark_spec, is_defect_set
 from hta.errors import UserError
 from hta.evaluation.scores import default_fraction
-from hta.experiments.paper import paper_datasets
-from hta.experiments.presets import VARIANTS
-from hta.experiments.spec import Pairs, RunSpec
-from hta.experiments.unit import Task, digest_images, prepared_dataset, select_images
+from hta.experiments.results import paper_datasets
+from hta.experiments.spec import VARIANTS, Pairs, RunSpec
 from hta.settings import field_type
 
 DEFECT_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Table 7's fractions of the patches."""
+"""Fractions of the patches in the paper's table 7."""
 
-_TOLD_OTHERWISE = {
+_SET_ELSEWHERE = {
     "num_transforms": "give --num_transforms instead",
     "manualSeed": "give --seed instead, to which each run adds its draw",
     "task": "it follows from the data set, give another of --datasets instead",
@@ -32,14 +34,14 @@ class Request:
     """What to run: all combinations.
 
     Attributes:
-        datasets, classes, shots, draws, variants: what is combined; no classes are all classes.
+        datasets, classes, shots, draws, variants: what is combined; no classes means all classes.
         preset: key of `PRESETS`.
-        data_root: where the data lie.
+        data_root: folder of the data.
         dataset_title: name for tables, instead of the data set's own.
-        paper_dataset: whose rows of the paper stand beside the results, instead of the data set's own.
+        paper_dataset: whose rows of the paper are shown beside the results, instead of the data set's own.
         num_transforms: M; None: the paper's choice for the data set.
-        fractions: parts of the patches that vote; none: table 7's for defects, all patches else.
-        test_limit, seed, settings, preparation, in_order: as in `RunSpec`.
+        fractions: fractions of the patches that vote; none: table 7's for defects, else all patches.
+        test_limit, seed, precision, settings, preparation, in_order: as in `RunSpec`.
     """
 
     datasets: Sequence[str]
@@ -55,6 +57,7 @@ class Request:
     fractions: Sequence[float] = ()
     test_limit: int | None = None
     seed: int = 0
+    precision: str = "auto"
     settings: Pairs = ()
     preparation: Pairs = ()
     in_order: bool = False
@@ -82,8 +85,8 @@ def requests_of_tables(tables: Iterable[int], request: Request) -> list[Request]
 
     Args:
         tables: their numbers.
-        request: draws, preset and all else that a table leaves open; its data sets, if it names any, are those of the
-            tables that are wanted.
+        request: draws, preset and everything else that a table leaves open; its data sets, if it names any, select
+            from those of the tables.
 
     Raises:
         UserError: a data set that is in none of the tables.
@@ -99,10 +102,10 @@ def requests_of_tables(tables: Iterable[int], request: Request) -> list[Request]
 
 
 def check_titles(requests: Sequence[Request]) -> None:
-    """Refuse one title, or the paper's rows of one data set, for several data sets, and rows that there are not.
+    """Refuse one title, or the paper's rows of one data set, for several data sets, and rows that do not exist.
 
     Raises:
-        UserError: there are several, or none of that name.
+        UserError: there are several data sets, or the paper has none of that name.
     """
     for name in (request.paper_dataset for request in requests if request.paper_dataset):
         if name not in paper_datasets():
@@ -114,19 +117,19 @@ def check_titles(requests: Sequence[Request]) -> None:
         raise UserError("--dataset_title and --paper_dataset name one data set; give --datasets one")
 
 
-def plan_runs(request: Request, precision: str) -> list[RunSpec]:
-    """All runs of a request, in the order in which they are done.
+def plan_runs(requests: Iterable[Request]) -> list[RunSpec]:
+    """All runs of some requests, each once, in the order in which they are done.
 
     Raises:
-        UserError: a data set, class, number of images or setting that there is not.
+        UserError: an unknown data set, class or setting, or more images than there are.
     """
-    runs = [run for name in request.datasets for run in _runs_of_dataset(request, name, precision)]
+    runs = [run for request in requests for name in request.datasets for run in _runs_of_dataset(request, name)]
     for run in runs:
         run.config()  # overridden settings are refused now, not in the worker
     return list(dict.fromkeys(runs))
 
 
-def _runs_of_dataset(request: Request, dataset: str, precision: str) -> Iterator[RunSpec]:
+def _runs_of_dataset(request: Request, dataset: str) -> Iterator[RunSpec]:
     benchmark = prepared_dataset(dataset, request.data_root, request.num_transforms, request.preparation)
     spec = benchmark.spec
     classes = [benchmark.class_name(name) for name in request.classes or spec.classes]
@@ -148,7 +151,7 @@ def _runs_of_dataset(request: Request, dataset: str, precision: str) -> Iterator
                 fractions=_fractions(request, dataset, shots, variant),
                 test_limit=request.test_limit,
                 seed=request.seed,
-                precision=precision,
+                precision=request.precision,
                 settings=request.settings,
                 preparation=request.preparation,
                 in_order=request.in_order,
@@ -157,7 +160,7 @@ def _runs_of_dataset(request: Request, dataset: str, precision: str) -> Iterator
 
 
 def _fractions(request: Request, dataset: str, shots: int, variant: str) -> tuple[float, ...]:
-    """The fractions of a run, the paper's own among them, ascending."""
+    """The fractions of a run, the paper's among them, ascending."""
     if VARIANTS[variant].score != "votes":
         return (1.0,)
     is_defect = is_defect_set(dataset)
@@ -165,31 +168,57 @@ def _fractions(request: Request, dataset: str, shots: int, variant: str) -> tupl
     return tuple(sorted({*chosen, default_fraction("defect" if is_defect else "class", shots)}))
 
 
-def deal_tasks(
-    runs: Sequence[RunSpec], data_root: str, devices: Sequence[str], *, not_cuda: bool, threads: int
-) -> list[Task]:
-    """Give every run its device, in turn, and its threads."""
-    tasks = []
-    for number, run in enumerate(runs):
-        device = devices[number % len(devices)] if devices else None
-        runtime = RuntimeConfig(device=device, not_cuda=not_cuda, threads=threads, precision=run.precision)
-        tasks.append(Task(run, data_root, runtime))
-    return tasks
+@lru_cache(maxsize=8)
+def prepared_dataset(dataset: str, data_root: str, num_transforms: int | None, preparation: Pairs) -> Benchmark:
+    """A data set with its preparation overridden, loaded once per process."""
+    benchmark = load_dataset(dataset, data_root, num_transforms=num_transforms)
+    return replace(benchmark, spec=replace(benchmark.spec, **dict(preparation)))
+
+
+def select_images(
+    benchmark: Benchmark, pos_class: str, shots: int, draw: int, seed: int, *, in_order: bool
+) -> Selection:
+    """The images of a draw, or the `draw`-th ones of the class in data-set order."""
+    which = {"index_download": draw} if in_order else {"draw": draw}
+    return draw_images(benchmark, pos_class, shots, **which, seed=seed)
+
+
+def digest_images(selection: Selection, test: Sequence[Sample]) -> str:
+    """Digest of the training images, pixels included, and of the names of the test images."""
+    digest = hashlib.sha256("\n".join(selection.training_ids()).encode())
+    for sample in selection.training:
+        digest.update(sample.read().tobytes())
+    digest.update(digest_names(test).encode())
+    return digest.hexdigest()
+
+
+def digest_names(test: Sequence[Sample]) -> str:
+    """Digest of the names of test images."""
+    return hashlib.sha256("\n".join(sample.relative for sample in test).encode()).hexdigest()
+
+
+def assign_devices(
+    runs: Sequence[RunSpec], devices: Sequence[str], *, not_cuda: bool, threads: int
+) -> list[tuple[RunSpec, RuntimeConfig]]:
+    """Give every run a device, in turn, and its threads."""
+    return [
+        (run, RuntimeConfig(device=device, not_cuda=not_cuda, threads=threads, precision=run.precision))
+        for run, device in zip(runs, cycle(devices or [None]), strict=False)
+    ]
 
 
 def parse_settings(texts: Sequence[str]) -> Pairs:
     """Read overridden settings, such as `niter=500`.
 
     Raises:
-        UserError: an unknown setting, one that is told otherwise, or a value of another type.
+        UserError: an unknown setting, one with an option of its own, or a value of another type.
     """
     for text in texts:
-        remedy = _TOLD_OTHERWISE.get(text.partition("=")[0])
+        remedy = _SET_ELSEWHERE.get(text.partition("=")[0])
         if remedy is not None:
             raise UserError(f"--set {text}: not a setting to override; {remedy}")
-    settings = {f.name: cls for cls in (ModelConfig, TrainingConfig) for f in fields(cls)}
-    owners = {name: cls for name, cls in settings.items() if name not in _TOLD_OTHERWISE}
-    return _parse_pairs("--set", texts, owners)
+    owners = {f.name: cls for cls in (ModelConfig, TrainingConfig) for f in fields(cls)}
+    return _parse_pairs("--set", texts, {name: cls for name, cls in owners.items() if name not in _SET_ELSEWHERE})
 
 
 def parse_preparation(texts: Sequence[str]) -> Pairs:
@@ -201,7 +230,7 @@ def parse_preparation(texts: Sequence[str]) -> Pairs:
     return _parse_pairs("--prepare", texts, dict.fromkeys(_PREPARATION, BenchmarkSpec))
 
 
-def _parse_pairs(option: str, texts: Sequence[str], owners: dict[str, type]) -> Pairs:
+def _parse_pairs(option: str, texts: Sequence[str], owners: Mapping[str, type]) -> Pairs:
     pairs = {}
     for text in texts:
         name, equals, value = text.partition("=")

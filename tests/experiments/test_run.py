@@ -1,4 +1,4 @@
-"""Each part of the ablation against a tiny, explicit definition."""
+"""What a run trains and measures: every variant against a tiny, explicit definition, AUROC and decisions by hand."""
 
 from types import SimpleNamespace
 
@@ -7,12 +7,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hta.config import AblationConfig, Config, ModelConfig, TrainingConfig
+from hta.config import AblationConfig, Config, ModelConfig, TrainingConfig, default_config
+from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.scorer import Scorer
-from hta.experiments import variants
+from hta.evaluation.views import view_rule
+from hta.experiments import run
 from hta.experiments.geom import SIDE, Geom, WideResNet, transformed_pixels
+from hta.experiments.run import (
+    decision_on_views,
+    measure,
+    real_probabilities,
+    score_images,
+    similarities,
+    train_variant,
+)
 from hta.experiments.spec import RunSpec
-from hta.experiments.variants import real_probabilities, score_images, similarities, train_variant
 from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid, plan_of
 from hta.models.scales import image_pyramid
@@ -26,6 +35,8 @@ from tests.helpers import random_images
 from tests.oracle import random_network
 
 CPU = torch.device("cpu")
+RUNTIME = Runtime(CPU, torch.float32)
+TINY = (("Dsteps", 1), ("Gsteps", 1), ("max_size", 13), ("min_size", 11), ("nfc", 3), ("niter", 1))
 SHAPE = (16, 19)
 EXACT = dict(rtol=0, atol=1e-9)
 
@@ -67,11 +78,14 @@ def test_real_against_fake(objective, count):
         torch.testing.assert_close(loss(logits, targets), expected, **EXACT)
 
 
-def pyramid_of(objective, **training):
-    config = Config(settings(objective, 4), TrainingConfig(niter=2, manualSeed=1, **training))
-    image = (random_images((20, 20), 1, dtype=torch.float32)[0].permute(1, 2, 0).numpy() + 1) / 2
-    training_set = prepare([image], ["image"], config)
-    return training_set, train_pyramid(training_set.images, training_set.record, Runtime(CPU, torch.float32))
+def tiny_image():
+    return (random_images((20, 20), 1, dtype=torch.float32)[0].permute(1, 2, 0).numpy() + 1) / 2
+
+
+def pyramid_of(objective):
+    config = Config(settings(objective, 4), TrainingConfig(niter=1, Gsteps=1, Dsteps=1, manualSeed=1))
+    training_set = prepare([tiny_image()], ["image"], config)
+    return training_set, train_pyramid(training_set.images, training_set.record, RUNTIME)
 
 
 def test_without_a_generator_only_the_discriminator_learns():
@@ -152,52 +166,103 @@ def test_geoms_transformations_move_pixels_as_they_say():
     assert torch.equal(transformed_pixels()[0], torch.arange(SIDE * SIDE))
 
 
-def test_geom_is_a_wide_resnet_of_depth_10_that_scores_by_the_right_transformation():
+def test_geom_is_a_wide_resnet_of_depth_10_that_scores_by_the_right_transformation(monkeypatch):
     network = WideResNet()
     convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(convolutions) + 1 + 2 == 10  # WRN counts the stem, six of the blocks, and three shortcuts
-    training_set, pyramid = pyramid_of("transformations", Gsteps=1, Dsteps=1)
-    geom = Geom(pyramid, steps=2, seed=0, runtime=Runtime(CPU, torch.float32), num_samples=4)
-    again = Geom(pyramid, steps=2, seed=0, runtime=Runtime(CPU, torch.float32), num_samples=4)
-    images = [(training_set.images[0].permute(1, 2, 0).numpy() + 1) / 2] * 2
-    shares = score_images(geom.shares, images, pyramid.plan.working_size)
-    assert shares.shape == (1, 2, 1)
-    np.testing.assert_array_equal(shares, score_images(again.shares, images, pyramid.plan.working_size))
-    small = torch.nn.functional.interpolate(
-        training_set.images, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False
-    ).clamp(-1, 1)
+    training_set, pyramid = pyramid_of("transformations")
+    monkeypatch.setattr("hta.experiments.geom._BATCH", 4)
+    one, again = (Geom(pyramid, steps=2, seed=0, runtime=RUNTIME, num_samples=2) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), again.network.parameters(), strict=True))
+    image = (training_set.images[0].permute(1, 2, 0).numpy() + 1) / 2
+    shares = score_images(one.shares, [image], pyramid.plan.working_size)
+    assert shares.shape == (1, 1, 1)
+    small = F.interpolate(training_set.images, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(
+        -1, 1
+    )
     right = [
-        F.softmax(geom.network(small.flatten(2)[..., row].view_as(small)), dim=1)[0, number]
+        F.softmax(one.network(small.flatten(2)[..., row].view_as(small)), dim=1)[0, number]
         for number, row in enumerate(transformed_pixels())
     ]
     assert shares[0, 0, 0] == pytest.approx(float(torch.stack(right).mean()), rel=1e-4)
 
 
-def test_every_variant_is_trained_and_scored_by_its_own_way():
-    """What `train_variant` hands out is what the parts give that are tested above, from the same seed."""
-    tiny = (("Dsteps", 1), ("Gsteps", 1), ("max_size", 13), ("min_size", 11), ("nfc", 3), ("niter", 2))
-    image = (random_images((20, 20), 1, dtype=torch.float32)[0].permute(1, 2, 0).numpy() + 1) / 2
-    runtime = Runtime(CPU, torch.float32)
-    for variant in ("ours", "a", "b", "c", "e"):
-        spec = spec_of(variant, "fast", settings=tiny)
-        training_set = prepare([image], ["image"], spec.config())
-        pyramid = train_pyramid(training_set.images, training_set.record, runtime)
-        images = random_images(pyramid.plan.working_size, 3, seed=4, dtype=torch.float32)
-        expected = real_probabilities(pyramid, images) if variant in "bc" else Scorer(pyramid).shares(images)
-        np.testing.assert_array_equal(train_variant(spec, training_set, runtime)(images), expected)
-        assert expected.shape == (1, 3, 1 if variant == "e" else 3)
+@pytest.mark.parametrize("variant", ["ours", "a", "b", "e"])
+def test_every_variant_is_trained_and_scored_by_its_own_way(variant):
+    """`train_variant` returns what the parts that are tested above give from the same seed."""
+    spec = spec_of(variant, "fast", settings=TINY)
+    training_set = prepare([tiny_image()], ["image"], spec.config())
+    pyramid = train_pyramid(training_set.images, training_set.record, RUNTIME)
+    images = random_images(pyramid.plan.working_size, 3, seed=4, dtype=torch.float32)
+    expected = real_probabilities(pyramid, images) if variant == "b" else Scorer(pyramid).shares(images)
+    np.testing.assert_array_equal(train_variant(spec, training_set, RUNTIME)(images), expected)
+    assert expected.shape == (1, 3, 1 if variant == "e" else 3)
 
 
 def test_geom_is_trained_for_the_steps_of_the_preset_and_by_the_seed_of_the_draw(monkeypatch):
     seen = []
-
-    def geom(pyramid, steps, seed, runtime):
-        seen.append((steps, seed))
-        return SimpleNamespace(shares=None)
-
-    monkeypatch.setattr(variants, "Geom", geom)
-    tiny = (("Dsteps", 1), ("Gsteps", 1), ("max_size", 13), ("min_size", 11), ("nfc", 3), ("niter", 1))
-    image = (random_images((20, 20), 1, dtype=torch.float32)[0].permute(1, 2, 0).numpy() + 1) / 2
-    spec = spec_of("g", "fast", settings=tiny, seed=7)
-    train_variant(spec, prepare([image], ["image"], spec.config()), Runtime(CPU, torch.float32))
+    monkeypatch.setattr(run, "train_pyramid", lambda *_: None)
+    monkeypatch.setattr(run, "Geom", lambda _, *numbers: seen.append(numbers[:2]) or SimpleNamespace(shares=None))
+    spec = spec_of("g", "fast", settings=TINY, seed=7)
+    train_variant(spec, prepare([tiny_image()], ["image"], spec.config()), RUNTIME)
     assert seen == [(1_000, 8)]
+
+
+def test_auroc_by_aggregate_fraction_and_scale():
+    spec = RunSpec("defects", "x", "x", 1, 1, "ours", "fast", 4, "", fractions=(0.05, 1.0))
+    labels = np.array([0, 0, 1, 1])
+    # Shares of 2 fractions, 4 images and 2 scales; the second scale counts ten times as much until it is normalised.
+    lowest = np.array([[0.9, 5.0], [0.8, 9.0], [0.1, 6.0], [0.2, 4.0]]) / 10
+    shares = np.stack([lowest, lowest[::-1]])
+    results, scores = measure(spec, shares, labels)
+    # Means over scales: normal 0.295 and 0.49, anomalous 0.305 and 0.21: three pairs of four are in order.
+    assert results["auroc"]["mean"] == 0.75
+    # Normalised: normal (1 + 0.2) / 2 and (0.875 + 1) / 2, anomalous (0 + 0.4) / 2 and (0.125 + 0) / 2.
+    assert results["auroc"]["minmax"] == 1
+    assert results["auroc_by_scale"] == [1, 0.75]
+    assert results["auroc_by_fraction"]["1"]["mean"] == 0.25
+    assert results["fraction"] == 0.05
+    np.testing.assert_allclose(scores, [0.705, 0.51, 0.695, 0.79])
+
+
+def test_the_decision_is_the_products_views_and_threshold():
+    spec = RunSpec("folder", "x", "x", 1, 1, "ours", "fast", 4, "", seed=5)
+    images = [np.random.default_rng(n).random((20, 20, 3), dtype=np.float32) for n in range(2)]
+    config = default_config(task="class", num_transforms=4, min_size=11, max_size=13)
+    training_set = prepare(images, ["a", "b"], config)
+    share, seen = 1 / 3, []  # a score of 2 / 3, which rounded is above it
+
+    def shares_of(views):
+        seen.append(views)
+        return np.full((1, len(views), 2), share)
+
+    scores = np.array([0.6666663, 1 - share, 0.6666669, 0.7])
+    decision = decision_on_views(spec, shares_of, training_set, scores, np.array([0, 0, 1, 1]))
+    assert decision["threshold"] == 0.666667
+    assert list(decision["confusion"].values()) == [2, 0, 2, 0]
+    expected = view_rule("class", 4).draw(training_set.images, NUM_VIEWS, VIEWS_SEED, None)
+    assert torch.equal(torch.cat(seen), expected)
+
+
+def test_the_decision_on_defects_takes_the_mirror_images_that_the_run_recognises():
+    spec = RunSpec("defects", "x", "good", 1, 1, "ours", "fast", 4, "", fractions=(0.1, 1.0))
+    images = [np.random.default_rng(n).random((20, 20, 3), dtype=np.float32) for n in range(2)]
+    config = default_config(task="defect", min_size=11, max_size=13)
+    training_set = prepare(images, ["a", "b"], config)
+    mirrors = torch.cat([training_set.images.flip(-1), training_set.images.flip(-2)])
+    # Chance is 1 / 4, half of it 1 / 8: of the four mirror images the second alone is recognised, by all patches.
+    of_mirrors, seen = np.array([[0.9, 0.1, 0.9, 0.9], [0.12, 0.13, 0.12, 0.12]]), []
+
+    def shares_of(views):
+        if len(views) == len(mirrors) and torch.equal(views, mirrors):
+            return of_mirrors[..., None]
+        seen.append(views)
+        return np.full((2, len(views), 1), 0.5)
+
+    decision_on_views(spec, shares_of, training_set, np.array([0.1, 0.9]), np.array([0, 1]))
+
+    def recognition(images):
+        return torch.tensor([0.0, 1.0, 0.0, 0.0])
+
+    expected = view_rule("defect", 4).draw(training_set.images, NUM_VIEWS, VIEWS_SEED, recognition)
+    assert torch.equal(torch.cat(seen), expected)
