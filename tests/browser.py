@@ -38,6 +38,14 @@ def resize_window(driver, width, height):
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
+def open_page(driver, path, width=1280, height=900):
+    """Open a page from disk at a size, px; what was logged before does not count."""
+    resize_window(driver, width, height)
+    for kind in ("browser", "performance"):
+        driver.get_log(kind)
+    driver.get(path.as_uri())
+
+
 def requested(driver):
     """Addresses requested since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]

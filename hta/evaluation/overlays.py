@@ -18,7 +18,6 @@ THUMBNAIL_SIDE = 88
 
 _SHORT_SIDE, _LONG_SIDE = 256, 512
 _THUMBNAIL_QUALITY = 70  # noise, the worst picture, then takes 5 kB: 2,000 pairs stay below 30 MB, base64 included
-_PLAIN_QUALITY = 90
 _COLORMAP = "inferno"  # perceptually uniform: equal steps of the map look equal
 _FIRST_COLOUR = 0.25  # of the colour map: the ones before are so dark that they look like dirt in the image
 _OPACITY = 0.75  # of the highest value; the lowest is transparent, so that a normal place looks like itself
@@ -175,8 +174,3 @@ def make_thumbnails(picture: np.ndarray, overlay: Overlay | None = None) -> Thum
     # The overlay is drawn again, not shrunk: the outline of a mask is a line of one pixel.
     drawn = None if overlay is None else jpeg_of(overlay.draw(small), _THUMBNAIL_QUALITY)
     return Thumbnails(jpeg_of(small, _THUMBNAIL_QUALITY), drawn)
-
-
-def plain_jpeg(picture: np.ndarray) -> bytes:
-    """A picture `(h, w, 3)` uint8 at its own size, for a close look."""
-    return jpeg_of(picture, _PLAIN_QUALITY)

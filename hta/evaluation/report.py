@@ -100,23 +100,19 @@ def _row(result: ImageResult) -> dict[str, Any]:
         "shares": [float(f"{share:.4g}") for share in result.shares],
         "image": base64.b64encode(small).decode(),
         "overlay": overlay and base64.b64encode(overlay).decode(),
-        "link": overlay and overlay_link(item.relative),
-        "plain": overlay and plain_link(item.relative),
+        "link": overlay and picture_link(item.relative, MAP_SUFFIX),
+        "plain": overlay and picture_link(item.relative, PLAIN_SUFFIX),
     }
 
 
-def overlay_link(relative: str) -> str:
-    """Address of an image's overlay as seen from the page; made of the bytes of its name, so that any name is found.
+def picture_link(relative: str, suffix: str) -> str:
+    """Address of a picture as seen from the page; made of the bytes of its name, so that any name is found.
 
     Args:
         relative: path of the image, bytes that are not UTF-8 escaped as in the names of the file system.
+        suffix: `MAP_SUFFIX` for the overlay, `PLAIN_SUFFIX` for the image without its map.
     """
-    return quote(os.fsencode(f"{OVERLAYS_FOLDER}/{relative}{MAP_SUFFIX}"))
-
-
-def plain_link(relative: str) -> str:
-    """Address of the image without its map, beside the overlay; as `overlay_link`."""
-    return quote(os.fsencode(f"{OVERLAYS_FOLDER}/{relative}{PLAIN_SUFFIX}"))
+    return quote(os.fsencode(f"{OVERLAYS_FOLDER}/{relative}{suffix}"))
 
 
 # --- facts ------------------------------------------------------------------------------------------------------------

@@ -22,12 +22,12 @@ import numpy as np
 from hta.data.sample import Sample
 from hta.errors import UserError
 from hta.evaluation.metrics import auroc_with_interval, summarize_image_metrics, undefined
-from hta.evaluation.overlays import ColourScale, Overlay, Thumbnails, make_thumbnails, plain_jpeg
+from hta.evaluation.overlays import ColourScale, Overlay, Thumbnails, make_thumbnails
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
 from hta.evaluation.scorer import ImageVotes
 from hta.evaluation.thresholds import decision_words
 from hta.files import check_replaceable, write_atomically
-from hta.image_files import write_png
+from hta.image_files import jpeg_of, write_png
 
 SCORES_FILE = "scores.csv"
 METRICS_FILE = "metrics.json"
@@ -53,6 +53,7 @@ METRIC_NAMES = {
 
 BOOTSTRAP_SEED = 0
 
+_PLAIN_QUALITY = 90
 _MOST_PENDING = 8  # images that may wait to be written
 _CONTENTS = {SCORES_FILE, METRICS_FILE, MAPS_FOLDER, OVERLAYS_FOLDER, REPORT_FILE}
 _IMAGE_METRICS = ("image_auroc", "map_auroc", "average_precision", "f1_max")
@@ -200,7 +201,9 @@ class ResultsWriter:
             path = self._folder / kind / f"{item.relative}{MAP_SUFFIX}"
             path.parent.mkdir(parents=True, exist_ok=True)
             write_png(path, pixels)
-        write_atomically(self._folder / OVERLAYS_FOLDER / f"{item.relative}{PLAIN_SUFFIX}", plain_jpeg(picture))
+        write_atomically(
+            self._folder / OVERLAYS_FOLDER / f"{item.relative}{PLAIN_SUFFIX}", jpeg_of(picture, _PLAIN_QUALITY)
+        )
 
 
 def has_known_pixels(item: Sample) -> bool:

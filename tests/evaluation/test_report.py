@@ -27,17 +27,24 @@ from hta.evaluation.report import (
     draw_histogram,
     draw_roc,
     nines,
-    overlay_link,
-    plain_link,
+    picture_link,
     score_ticks,
     write_report,
 )
-from hta.evaluation.results import REPORT_FILE, ImageResult, ResultsWriter, check_target, summarize
+from hta.evaluation.results import (
+    MAP_SUFFIX,
+    PLAIN_SUFFIX,
+    REPORT_FILE,
+    ImageResult,
+    ResultsWriter,
+    check_target,
+    summarize,
+)
 from hta.evaluation.scorer import ImageVotes
 from hta.evaluation.thresholds import Threshold, decide, decision_words, proportion, summarize_decision
 from hta.files import printable
 from hta.pages import chart_style
-from tests.browser import assert_quiet_and_from_disk, boxes, requested, resize_window
+from tests.browser import assert_quiet_and_from_disk, boxes, open_page, requested, resize_window
 
 SCALE = ColourScale(0.2, 0.6)
 HOSTILE = "<img src=x onerror=document.title=1>.png"
@@ -58,9 +65,9 @@ LATIN_1 = os.fsdecode(b"caf\xe9 #1?%41.png")  # no UTF-8, and characters that me
     ],
 )
 def test_links_lead_to_the_bytes_of_the_name(name, link):
-    assert overlay_link(name) == link
+    assert picture_link(name, MAP_SUFFIX) == link
     assert unquote_to_bytes(link) == b"overlays/" + os.fsencode(name) + b".png"
-    assert plain_link(name) == link.removesuffix("png") + "jpg"
+    assert picture_link(name, PLAIN_SUFFIX) == link.removesuffix("png") + "jpg"
 
 
 def test_names_that_are_no_utf_8_can_be_shown():
@@ -327,8 +334,8 @@ def test_the_image_lies_beside_its_overlay(tmp_path):
     votes = ImageVotes(np.array([0.5]), np.ones((8, 8), dtype=np.float32), (8, 8))
     with ResultsWriter(tmp_path, SCALE, masked=False) as writer:
         writer.add(Sample(Path("x"), f"bad/{LATIN_1}"), votes, picture)
-    for link, equal in ((plain_link, True), (overlay_link, False)):
-        with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(link(f"bad/{LATIN_1}")))) as image:
+    for suffix, equal in ((PLAIN_SUFFIX, True), (MAP_SUFFIX, False)):
+        with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(picture_link(f"bad/{LATIN_1}", suffix)))) as image:
             assert (np.abs(np.asarray(image).astype(int) - picture).max() <= 2) == equal
 
 
@@ -429,8 +436,7 @@ def report(tmp_path_factory):
 @pytest.fixture
 def page(chromium, report):
     """The report, opened from disk at the size of a desktop; at its end no error, and no request but to the disk."""
-    resize_window(chromium, 1280, 900)
-    chromium.get(report.as_uri())
+    open_page(chromium, report)
     yield chromium
     assert_quiet_and_from_disk(chromium, report)
 
@@ -490,23 +496,18 @@ def test_first_come_the_images_that_are_most_anomalous_by_what_decides(chromium,
     threshold = Threshold(0.25, source="calibrated", target_fpr=0.05, pixel_threshold=0.6, decided_by=decided_by)
     given = dict(labels=[0] * 3, scores=[0.1, 0.2, 0.3], threshold=threshold, with_overlays=False)
     page_of(tmp_path, **given, peaks=[0.9, 0.0956, 0.5])
-    resize_window(chromium, 1280, 900)
-    chromium.get((tmp_path / REPORT_FILE).as_uri())
+    open_page(chromium, tmp_path / REPORT_FILE)
     first = {"map": ["0.png", "2.png", "1.png"], "score": ["2.png", "1.png", "0.png"]}[decided_by]
     assert column(chromium, 2) == first  # without overlays there is one picture
     assert sorting(chromium, "peak" if decided_by == "map" else "score") == "descending"
     assert sorted(column(chromium, 5)) == ["0.096", "0.500", "0.900"]
-    chromium.get_log("browser")  # the thumbnails here are not pictures
-    chromium.get_log("performance")
 
 
 def test_without_maps_there_is_no_column_for_them(chromium, tmp_path):
     page_of(tmp_path, [0] * 3, [0.1, 0.3, 0.2], with_overlays=False)
-    chromium.get((tmp_path / REPORT_FILE).as_uri())
+    open_page(chromium, tmp_path / REPORT_FILE)
     assert column(chromium, 2) == ["1.png", "2.png", "0.png"]
     assert not chromium.find_elements("css selector", "[data-key=peak]")
-    chromium.get_log("browser")
-    chromium.get_log("performance")
 
 
 @pytest.mark.parametrize(
@@ -630,14 +631,11 @@ def test_the_viewer_shows_the_image_beside_its_overlay_and_what_the_colours_mean
 
 
 def test_the_viewer_falls_back_on_the_small_picture(chromium, large):
-    resize_window(chromium, 1280, 900)
-    chromium.get(large.as_uri())  # no pictures beside it
+    open_page(chromium, large)  # no pictures beside it
     chromium.find_element("css selector", "#images tbody button").send_keys(Keys.ENTER)
     WebDriverWait(chromium, 5).until(lambda driver: driver.execute_script("return !byId('lost').hidden"))
     WebDriverWait(chromium, 5).until(lambda driver: picture_is_loaded(driver, "plain"))
     assert chromium.execute_script("return [plain.naturalWidth, picture.hidden]") == [THUMBNAIL_SIDE, True]
-    chromium.get_log("browser")
-    chromium.get_log("performance")
 
 
 def requested_so_far(driver):
@@ -692,8 +690,7 @@ def test_the_figures_leave_no_hole(page, width):
 
 
 def test_of_many_rows_a_page_is_made_and_sorting_is_quick(chromium, large):
-    resize_window(chromium, 1280, 900)
-    chromium.get(large.as_uri())
+    open_page(chromium, large)
     assert len(column(chromium, 3)) == 50
     milliseconds = chromium.execute_script(
         "const start = performance.now(); sortBy('name'); return performance.now() - start"

@@ -24,7 +24,7 @@ from hta.training.progress import Journal, read_losses
 from hta.training.report import _thinned, _thumbnails, write_train_page
 from hta.training.scale import IterationLosses
 from hta.training.trainer import train_pyramid
-from tests.browser import assert_quiet_and_from_disk, boxes, resize_window
+from tests.browser import assert_quiet_and_from_disk, boxes, open_page
 
 SCALES, NUM_IMAGES, ITERATIONS, CHANCE = 3, 2, 3, 0.25
 SHARES = np.array([[0.9, 0.5, 0.30], [0.8, 0.6, 0.32]])
@@ -204,8 +204,7 @@ def test_a_browser_shows_it_from_disk_without_an_error_and_none_of_it_lies_besid
 ):
     record = replace(model.record, sources=("wall_" * 40 + ".png", HOSTILE))
     path = write(record=record)
-    resize_window(chromium, width, 900)
-    chromium.get(path.as_uri())
+    open_page(chromium, path, width)
     loaded = "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
     WebDriverWait(chromium, 5).until(lambda driver: driver.execute_script(loaded))
     assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
