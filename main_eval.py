@@ -129,9 +129,9 @@ def _command(argv: Sequence[str] | None) -> None:
 
 def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     """Load the model and check everything, before anything is written."""
-    options, benchmark, output = parts[InputOptions], parts[DatasetOptions], parts[OutputOptions]
-    model = open_model(options, benchmark, parts[RuntimeConfig], given)
-    source = find_images(model, options, benchmark, given)
+    options, data, output = parts[InputOptions], parts[DatasetOptions], parts[OutputOptions]
+    model = open_model(options, data, parts[RuntimeConfig], given)
+    source = find_images(model, options, data, given)
     target = Path(output.out) if output.out else model.saved_folder.path / RESULTS_FOLDER / source.name
     good_dir = Path(options.good_dir) if options.good_dir else None
     check_target(target, source.folder, overwrite=output.overwrite, good_dir=good_dir)

@@ -89,39 +89,37 @@ class Source:
     warnings: Sequence[str] = ()
 
 
-def open_model(
-    options: InputOptions, benchmark: DatasetOptions, runtime: RuntimeConfig, given: dict[str, Any]
-) -> Model:
+def open_model(options: InputOptions, data: DatasetOptions, runtime: RuntimeConfig, given: dict[str, Any]) -> Model:
     """Load the requested model for the requested task.
 
     Args:
         options: which model and images.
-        benchmark: the data set, if any.
+        data: the data set, if any.
         runtime: device, precision and threads.
         given: the options on the command line.
 
     Raises:
         UserError: there is no such model, it is damaged, or options contradict each other.
     """
-    _refuse_mixture(benchmark, given)
+    _refuse_mixture(data, given)
     name = options.input_name
-    if benchmark.dataset is None:
+    if data.dataset is None:
         for missing in ("input_name", "test_dir"):
             if not getattr(options, missing):
                 raise UserError(f"--{missing} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
     elif not name:
-        name = default_model_name(benchmark, options.num_images or 1)
+        name = default_model_name(data, options.num_images or 1)
     return replace(load(name, options.models_dir, runtime), task=options.task or "")
 
 
-def _refuse_mixture(benchmark: DatasetOptions, given: dict[str, Any]) -> None:
+def _refuse_mixture(data: DatasetOptions, given: dict[str, Any]) -> None:
     """Refuse options of a folder together with a data set, and the other way round.
 
     Raises:
         UserError: names the first such option.
     """
     of_dataset = (*(f.name for f in fields(DatasetOptions)), "num_images", "test_limit")
-    if benchmark.dataset is None:
+    if data.dataset is None:
         names, reason = of_dataset, "has no effect without --dataset; give the data set, or leave it out"
     else:
         names = ("test_dir", "labels_csv", "good_dir")
@@ -131,13 +129,13 @@ def _refuse_mixture(benchmark: DatasetOptions, given: dict[str, Any]) -> None:
         raise UserError(f"--{stray}: {reason}")
 
 
-def find_images(model: Model, options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Source:
+def find_images(model: Model, options: InputOptions, data: DatasetOptions, given: dict[str, Any]) -> Source:
     """Find the images to score; none is read yet. Arguments as in `open_model`.
 
     Raises:
         UserError: there is none, or the model does not belong to the data set.
     """
-    return _of_folder(options) if benchmark.dataset is None else _of_dataset(model, options, benchmark, given)
+    return _of_folder(options) if data.dataset is None else _of_dataset(model, options, data, given)
 
 
 def _of_folder(options: InputOptions) -> Source:
@@ -149,29 +147,29 @@ def _of_folder(options: InputOptions) -> Source:
     return Source(items, located.name if located.is_dir() else located.stem, test_dir, about, len(items))
 
 
-def _of_dataset(model: Model, options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Source:
+def _of_dataset(model: Model, options: InputOptions, data: DatasetOptions, given: dict[str, Any]) -> Source:
     """Test images of a data set, labelled and prepared by the paper's protocol."""
-    selection = _selection_of(model, options, benchmark, given)
+    selection = _selection_of(model, options, data, given)
     name = selection.benchmark.spec.name
     dataset = {"name": name, "pos_class": selection.pos_class, "test_limit": options.test_limit}
     return Source(
         images=selection.test_samples(options.test_limit),
         name=f"{name}_{selection.pos_class}",
         folder=None,
-        about={"test_dir": benchmark.data_root, "labels_csv": None, "dataset": dataset},
+        about={"test_dir": data.data_root, "labels_csv": None, "dataset": dataset},
         available=len(selection.test_samples()),
         compared=False,
         warnings=_doubts(model, selection, options.task),
     )
 
 
-def _selection_of(model: Model, options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Selection:
+def _selection_of(model: Model, options: InputOptions, data: DatasetOptions, given: dict[str, Any]) -> Selection:
     """The run of the protocol that a model belongs to."""
     sources, num_transforms = model.record.sources, model.record.config.model.num_transforms
     named = options.input_name and not {"num_images", "index_download", "random_images_download"} & set(given)
     if named:
-        return select_again(benchmark, sources, num_transforms)
-    selection = select(benchmark, options.num_images or 1, num_transforms)
+        return select_again(data, sources, num_transforms)
+    selection = select(data, options.num_images or 1, num_transforms)
     if selection.training_ids() != list(sources):
         raise UserError(
             f"--input_name {model.saved_folder.path.name}: was trained on other images than --num_images, "
