@@ -177,13 +177,15 @@ def resolves(dotted):
 
 
 @every_page
-def test_options_and_modules_exist(page, known_options):
+def test_named_options_modules_and_files_exist(page, known_options):
     text = read(page)
     if page.name != "CHANGELOG.md":  # which names old modules too
         for module in re.findall(r"python -m ((?:hta|tests)[\w.]*)", text):
             assert importlib.util.find_spec(module), module
         for name in re.findall(r"`((?:hta|main_train|main_eval)(?:\.(?!py`)\w+)+)`", text):
             assert resolves(name), name
+        for path in re.findall(r"`([\w/]+/\w+\.(?:py|md|ipynb))`", text):
+            assert (ROOT / path).is_file(), path
     named = set(re.findall(r"(?<![\w-])--[A-Za-z][\w-]*", text))
     assert named - known_options - OPTIONS_OF_OTHERS == set()
 
