@@ -220,7 +220,9 @@ def _train(
         model, shares = runs.train_run(folder, training_set, samples.num_samples)
     # Last: if the reader of the output is gone, the model is finished nevertheless.
     _report(model, folder, shares)
-    print(f"next: {printable(_next_command(folder, options, source.test_words))}")
+    elsewhere = ["--models_dir", options.models_dir] if options.models_dir != InputOptions.models_dir else []
+    words = ["python", "main_eval.py", "--input_name", folder.path.name, *elsewhere, *source.test_words]
+    print(f"next: {printable(shlex.join(words))}")
 
 
 def _settings_of_run(folder: "RunFolder", config: Config, given: dict[str, Any]) -> Config:
@@ -275,13 +277,6 @@ def _report(model: "Model", folder: "RunFolder", shares: "np.ndarray") -> None:
         print(f"  scale {n} ({width} x {height} px): {share:.3f}{remark}")
     print(f"model: {printable(folder.path)}")
     print(f"page: {printable(folder.path / PAGE_FILE)}")
-
-
-def _next_command(folder: "RunFolder", options: InputOptions, test_words: Sequence[str]) -> str:
-    words = ["python", "main_eval.py", "--input_name", folder.path.name]
-    if options.models_dir != InputOptions.models_dir:
-        words += ["--models_dir", options.models_dir]
-    return shlex.join([*words, *test_words])
 
 
 def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: Config) -> None:

@@ -95,9 +95,7 @@ class TrainingConfig(Checked):
     """How each scale is trained (paper, section 4)."""
 
     niter: int = option(
-        None,
-        "iterations per scale; by default 1000 with 54 transformations, 500 with 42 and 2000 with 4",
-        low=1,
+        None, "iterations per scale; by default 1000 with 54 transformations, 500 with 42 and 2000 with 4", low=1
     )
     lr_g: float = option(5e-4, "learning rate of the generators", above=0)
     lr_d: float = option(5e-4, "learning rate of the discriminators", above=0)
@@ -127,9 +125,7 @@ class RuntimeConfig(Checked):
     not_cuda: bool = option(False, "use the CPU even if there is a GPU")
     threads: int = option(0, "CPU threads; 0 means one per core", low=0, high=1024)
     precision: str = option(
-        "auto",
-        "auto means bfloat16 if the hardware supports it, else float32",
-        choices=("auto", "float32", "bfloat16"),
+        "auto", "auto means bfloat16 if the hardware supports it, else float32", choices=("auto", "float32", "bfloat16")
     )
     compile: bool = option(
         True,

@@ -4,6 +4,7 @@ Each field carries its help text, range, unit and choices as metadata; the comma
 """
 
 import math
+import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -56,12 +57,8 @@ def _in_range(value: Any, m: Mapping[str, Any]) -> bool:
         return value in m["choices"]
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    return (
-        (m["low"] is None or value >= m["low"])
-        and (m["high"] is None or value <= m["high"])
-        and (m["above"] is None or value > m["above"])
-        and (m["below"] is None or value < m["below"])
-    )
+    limits = (("low", operator.ge), ("high", operator.le), ("above", operator.gt), ("below", operator.lt))
+    return all(m[name] is None or compare(value, m[name]) for name, compare in limits)
 
 
 @dataclass(frozen=True)

@@ -134,10 +134,7 @@ def test_a_pickle_in_a_model_is_refused_and_not_run(folder, tmp_path, monkeypatc
 def test_a_tensor_of_another_shape_or_type_is_named():
     scale, other = random_scales()[0], random_scales(1)[0]
     tensors = scale_tensors(other)
-    changed = {
-        "noise_amp": tensors["noise_amp"][:1],
-        "fixed_noise": tensors["fixed_noise"].double(),
-    }
+    changed = {"noise_amp": tensors["noise_amp"][:1], "fixed_noise": tensors["fixed_noise"].double()}
     for name, value in changed.items():
         with pytest.raises(UserError, match=f"scale_0: {name} is .* another model"):
             restore_scale(scale, tensors | {name: value}, "scale_0")
