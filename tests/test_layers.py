@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# A module belongs to the longest of these names that it equals or lies under. A folder or file that is missing here
+# A module belongs to the longest of these names that it equals or is below. A folder or file that is missing here
 # fails the test: it has to be given a floor.
 FLOORS = {
     "hta.errors": 1,
@@ -100,7 +100,7 @@ def violations(sources: dict[str, str]) -> list[str]:
             if theirs in SCRIPTS and mine not in SCRIPTS:
                 found.append(f"{module} imports the script {target}")
             if {mine, theirs} in APART:
-                found.append(f"{module} imports {target}, which must stand apart")
+                found.append(f"{module} imports {target}, which must be independent")
             if target == "hta.cli" and mine not in SCRIPTS:
                 found.append(f"{module} sees the command line")
     return found + [f"cycle: {' -> '.join(cycle)}" for cycle in cycles(arrows)]
@@ -143,8 +143,8 @@ def test_the_walk_sees_the_modules_and_their_imports():
         ("hta.config", "def f():\n    import hta.models.pyramid", "hta.config runs up to hta.models.pyramid"),
         ("hta.models.pyramid", "from ..training import scale", "hta.models.pyramid runs up to hta.training.scale"),
         ("hta.models.pyramid", "from hta import Model", "hta.models.pyramid runs up to hta"),
-        ("hta.training.scale", "from hta.evaluation.scorer import x", "which must stand apart"),
-        ("hta.evaluation.scorer", "from hta import training", "which must stand apart"),
+        ("hta.training.scale", "from hta.evaluation.scorer import x", "which must be independent"),
+        ("hta.evaluation.scorer", "from hta import training", "which must be independent"),
         ("hta.runs", "from hta import cli", "hta.runs sees the command line"),
         ("hta.runs", "import main_train", "hta.runs imports the script main_train"),
         ("hta.runtime", "import argparse", "hta.runtime sees the command line"),

@@ -1,7 +1,7 @@
 """How fast hta is: python -m hta.speed [--quick] [--json FILE] [--chart FILE], or --growth
 
 A run compares two implementations on one machine, in turns: `explicit`, the method written plainly
-(hta/speed/explicit.py), in a process of its own, and `hta` with its default settings, that is with compiled kernels if
+(hta/speed/explicit.py), in a separate process, and `hta` with its default settings, that is with compiled kernels if
 there is a C compiler; unless --quick is given, also with --no-compile. The ratios matter: the seconds depend on the
 machine and the day. The discriminator's arithmetic is compared with the machine's own forward convolution, the fastest
 of several layouts and batch shapes, measured in the same run.

@@ -1,4 +1,4 @@
-"""The plain method in a process of its own, with the settings of an ordinary program.
+"""The plain method in a separate process, with the settings of an ordinary program.
 
 hta makes the memory allocator of its process keep freed memory; in the same process, the plain method would benefit
 from this too.
