@@ -22,6 +22,7 @@ RGB = RNG.integers(0, 256, (*SHAPE, 3), dtype=np.uint8)
 RGB16 = RNG.integers(0, 65536, (*SHAPE, 3), dtype=np.uint16)
 RGBA16 = RNG.integers(0, 65536, (*SHAPE, 4), dtype=np.uint16)
 GRAY16 = RGB16[..., 0]
+GIF = image_files.iio.imwrite("<bytes>", RGB[..., 0], extension=".gif")
 FLOAT = RNG.random((*SHAPE, 3), dtype=np.float32)
 
 
@@ -282,7 +283,7 @@ class TestBadFiles:
             (None, "no such file"),
             (b"", "empty"),
             (b"just some text\n" * 9, "not an image"),
-            (b"GIF89a", "not an image"),
+            (GIF, "not an image"),
         ],
     )
     def test_no_image(self, tmp_path, reader, content, message):

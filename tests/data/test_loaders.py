@@ -3,6 +3,7 @@
 import pickle
 import shutil
 import tarfile
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -165,6 +166,12 @@ def test_class_folders(tmp_path):
     np.testing.assert_array_equal(
         prepared, clahe(as_float(Image.fromarray(picture(0)).resize((128, 128), Image.BICUBIC)))
     )
+
+
+def test_folders_that_would_share_a_name_of_the_paper_keep_their_own(tmp_path):
+    for split, name in product(("train", "test"), ("airplane", "plane")):
+        save(tmp_path / split / name / "0.png")
+    assert load_dataset("folder", tmp_path).spec.classes == ("airplane", "plane")
 
 
 def test_gray_class_folders_are_prepared_like_mnist(tmp_path):
