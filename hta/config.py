@@ -15,7 +15,7 @@ MAX_WIDTH = 128
 """Upper limit of the number of channels of a network (paper, section 3.2)."""
 
 NUM_SAMPLES = 50
-"""Random samples that a training run draws unless told otherwise."""
+"""Random samples that a training run draws by default."""
 
 # The paper's choices (section 4): iterations per scale by number of transformations.
 _ITERATIONS = {54: 1000, 42: 500, 4: 2000}

@@ -50,8 +50,8 @@ def make_test_set(folder):
 def trained(tmp_path_factory):
     """Models `wall`, `other` (wider, other images) and `begun` (unfinished), and a test set; only to be read."""
     root = tmp_path_factory.mktemp("trained")
-    hta.train(picture(), default_config(nfc=4, **TINY), folder=root / "TrainedModels" / "wall")
-    hta.train(picture(1, 24, 20), default_config(nfc=6, **TINY), folder=root / "TrainedModels" / "other")
+    hta.train(picture(), default_config(nfc=4, **TINY), folder=root / "TrainedModels" / "wall", num_samples=0)
+    hta.train(picture(1, 24, 20), default_config(nfc=6, **TINY), folder=root / "TrainedModels" / "other", num_samples=0)
     unfinished = runs.prepare([picture().astype(np.float32) / 255], ["wall.png"], default_config(nfc=4, **TINY))
     with runs.new_run(RunFolder(root / "TrainedModels" / "begun"), unfinished):
         pass

@@ -31,7 +31,7 @@ def kept(tmp_path_factory):
     """A folder with the models `wall` and `other`, alike but for their image; only to be read."""
     root = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("wall", "other")):
-        hta.train(picture(seed), default_config(**CONFIG), folder=root / name)
+        hta.train(picture(seed), default_config(**CONFIG), folder=root / name, num_samples=0)
     return root
 
 

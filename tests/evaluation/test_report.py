@@ -416,7 +416,7 @@ def report(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
     brick = data.brick()
     config = hta.default_config(niter=5, max_size=32, nfc=4, threads=1, not_cuda=True)
-    hta.train(brick[:64, :64], config, folder=root / "models" / "wall")
+    hta.train(brick[:64, :64], config, folder=root / "models" / "wall", num_samples=0)
     names = [f"good/{n}.png" for n in range(60)] + [f"bad/{name}" for name in (HOSTILE, SCRIPT, LATIN_1)]
     for n, name in enumerate(names):
         path = root / "parts" / name

@@ -95,7 +95,7 @@ def train(folder, **settings):
     quick = dict(
         niter=ITERATIONS, Gsteps=1, Dsteps=1, min_size=15, max_size=22, nfc=4, lr_g=5e-3, threads=1, precision="float32"
     )
-    return hta.train(images, hta.default_config(**quick | settings), folder=folder)
+    return hta.train(images, hta.default_config(**quick | settings), folder=folder, num_samples=0)
 
 
 @pytest.fixture(scope="module")
