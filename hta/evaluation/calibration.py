@@ -7,7 +7,7 @@ from the training images, which the model keeps. Statistics of another model are
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +30,14 @@ NUM_VIEWS = 200
 VIEWS_SEED = 0
 _BATCH = 16
 _PRECISIONS = ("float32", "bfloat16")
+_NUMBERS = ("fraction", "strength", "seed", "shares", "peaks")
 
 
 @dataclass(frozen=True)
 class Calibration(NormalVotes):
-    """A model's votes on V views of its training images.
+    """A model's votes on V views of its training images; see `NormalVotes` for shares and peaks.
 
     Attributes:
-        shares: `(V, S)` vote shares, higher = more normal.
-        peaks: `(V,)` maxima of the anomaly maps at the working size.
         fraction: part of the patches that voted, in (0, 1].
         rule: how the views were drawn.
         precision: of the model, "float32" or "bfloat16".
@@ -57,13 +56,7 @@ class Calibration(NormalVotes):
 
 
 def calibrate(
-    scorer: Scorer,
-    images: Tensor,
-    fraction: float,
-    rule: ViewRule,
-    *,
-    seed: int = VIEWS_SEED,
-    num_views: int = NUM_VIEWS,
+    scorer: Scorer, images: Tensor, fraction: float, rule: ViewRule, seed: int = VIEWS_SEED, num_views: int = NUM_VIEWS
 ) -> Calibration:
     """Let a model score views of its training images.
 
@@ -72,8 +65,7 @@ def calibrate(
         images: `(N, 3, h, w)` training images in [-1, 1].
         fraction: part of the patches that vote, 0 < fraction <= 1.
         rule: how the views are drawn, from `hta.evaluation.views.view_rule`.
-        seed: of the views.
-        num_views: how many.
+        seed, num_views: of the views.
     """
     views = rule.draw(images, num_views, seed, scorer.recognition)
     shares, maps = zip(*(scorer.score(batch, fraction) for batch in views.split(_BATCH)), strict=True)
@@ -91,8 +83,7 @@ def save_calibration(folder: RunFolder, calibration: Calibration) -> None:
         "format_version": FORMAT_VERSION,
         "model": _fingerprint(folder, calibration.shares.shape[1]),
         "fraction": calibration.fraction,
-        "strength": calibration.rule.strength,
-        "mirrored": calibration.rule.mirrored,
+        **asdict(calibration.rule),
         "precision": calibration.precision,
         "seed": calibration.seed,
         "shares": calibration.shares.tolist(),
@@ -127,31 +118,25 @@ def _parse(path: Path, model: str, num_scales: int) -> Calibration:
     version = data.get("format_version") if isinstance(data, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(f"{path}: calibration format {version}, this version reads {FORMAT_VERSION}")
-    numbers = ("fraction", "strength", "seed", "shares", "peaks")
-    require_keys(data, {"format_version", "model", "mirrored", "precision", *numbers}, str(path))
+    require_keys(data, {"format_version", "model", "mirrored", "precision", *_NUMBERS}, str(path))
+    mirrored, precision = data["mirrored"], data["precision"]
     if data["model"] != model:
         raise UserError(f"{path}: belongs to another model")
     try:
-        arrays = [np.asarray(data[name]) for name in numbers]
-        valid = isinstance(data["mirrored"], bool) and data["precision"] in _PRECISIONS
-        valid = valid and _are_statistics(num_scales, *arrays)
+        arrays = [np.asarray(data[name]) for name in _NUMBERS]
     except ValueError:  # rows of several lengths
-        valid = False
-    if not valid:
+        arrays = []
+    if not (_are_statistics(arrays, num_scales) and isinstance(mirrored, bool) and precision in _PRECISIONS):
         raise UserError(f"{path}: not the statistics of a model of {num_scales} scales")
-    fraction, strength, seed, shares, peaks = arrays
-    rule = ViewRule(float(strength), data["mirrored"])
-    shares, peaks = shares.astype(np.float64), peaks.astype(np.float64)
-    return Calibration(shares, peaks, float(fraction), rule, data["precision"], int(seed))
+    fraction, strength, seed, shares, peaks = (array.astype(np.float64) for array in arrays)
+    return Calibration(shares, peaks, float(fraction), ViewRule(float(strength), mirrored), precision, int(seed))
 
 
-def _are_statistics(
-    num_scales: int, fraction: np.ndarray, strength: np.ndarray, seed: np.ndarray, shares: np.ndarray, peaks: np.ndarray
-) -> bool:
-    """Whether these arrays, as read from a file, can be the fields of a `Calibration`."""
-    arrays = (fraction, strength, seed, shares, peaks)
-    if not all(array.dtype.kind in "if" and np.isfinite(array).all() for array in arrays):
+def _are_statistics(arrays: list[np.ndarray], num_scales: int) -> bool:
+    """Whether arrays, as read from a file, are the fraction, strength, seed, shares and peaks of a `Calibration`."""
+    if not arrays or not all(array.dtype.kind in "if" and np.isfinite(array).all() for array in arrays):
         return False
+    fraction, strength, seed, shares, peaks = arrays
     shapes = [array.shape for array in arrays]
     if shapes != [(), (), (), (peaks.size, num_scales), (peaks.size,)] or peaks.size < 2 or seed.dtype.kind != "i":
         return False

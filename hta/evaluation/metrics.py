@@ -40,8 +40,7 @@ def image_auroc(labels: ArrayLike, scores: ArrayLike) -> Metric:
     """
     from sklearn.metrics import roc_auc_score
 
-    labels, scores = _checked(labels, scores)
-    reason = _missing_class(labels)
+    labels, scores, reason = _checked(labels, scores)
     return undefined(reason) if reason else {"value": float(roc_auc_score(labels, scores))}
 
 
@@ -52,8 +51,7 @@ def bootstrap_auroc(labels: ArrayLike, scores: ArrayLike, rng: np.random.Generat
     the images are.
 
     Args:
-        labels: `(N,)`, 0 = normal, 1 = anomalous.
-        scores: `(N,)`, higher = more anomalous.
+        labels, scores: as `image_auroc` takes them.
         rng: source of the draws; the result does not depend on the order of the images.
 
     Returns:
@@ -63,19 +61,25 @@ def bootstrap_auroc(labels: ArrayLike, scores: ArrayLike, rng: np.random.Generat
     Raises:
         UserError: as `image_auroc`.
     """
-    labels, scores = _checked(labels, scores)
+    labels, scores, reason = _checked(labels, scores)
     described = {"level": _LEVEL, "method": f"stratified percentile bootstrap, {RESAMPLES} resamples"}
-    reason = _missing_class(labels)
     if reason:
         return {"low": None, "high": None, **described, "reason": reason}
-    _, normal, anomalous = _counts_by_score(labels, scores)
-    rows = max(1, _BOOTSTRAP_CELLS // labels.size)
-    areas = []
+    values, ranks = np.unique(scores, return_inverse=True)
+    groups = [np.sort(ranks[of_class]) for of_class in (~labels, labels)]
+    rows, areas = max(1, _BOOTSTRAP_CELLS // labels.size), []
     for start in range(0, RESAMPLES, rows):
-        chunk = min(rows, RESAMPLES - start)
-        areas.append(_rank_auroc(_resampled(normal, chunk, rng), _resampled(anomalous, chunk, rng)))
+        normal, anomalous = (_resampled(group, values.size, min(rows, RESAMPLES - start), rng) for group in groups)
+        below = np.cumsum(normal, axis=1) - normal / 2  # equal scores count one half
+        areas.append((anomalous * below).sum(axis=1) / (normal.sum(axis=1) * anomalous.sum(axis=1)))
     low, high = np.quantile(np.concatenate(areas), [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return {"low": float(low), "high": float(high), **described}
+
+
+def _resampled(ranks: NDArray, num_ranks: int, rows: int, rng: np.random.Generator) -> NDArray:
+    """Draw as many ranks with replacement, `rows` times: counts by rank, `(rows, num_ranks)`."""
+    cells = ranks[rng.integers(ranks.size, size=(rows, ranks.size))] + num_ranks * np.arange(rows)[:, None]
+    return np.bincount(cells.ravel(), minlength=rows * num_ranks).reshape(rows, num_ranks)
 
 
 def auroc_with_interval(labels: ArrayLike, scores: ArrayLike, seed: int = 0) -> Metric:
@@ -105,8 +109,8 @@ def summarize_image_metrics(
     """
     from sklearn.metrics import average_precision_score
 
-    labels, scores = _checked(labels, scores)
-    anomalous, reason = int(labels.sum()), _missing_class(labels)
+    labels, scores, reason = _checked(labels, scores)
+    anomalous = int(labels.sum())
     summary = {
         "images": {"normal": labels.size - anomalous, "anomalous": anomalous},
         "image_auroc": auroc_with_interval(labels, scores, seed),
@@ -123,7 +127,8 @@ def summarize_image_metrics(
 
 
 def _f1_max(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> Metric:
-    values, normal, anomalous = _counts_by_score(labels, scores)
+    values, ranks = np.unique(scores, return_inverse=True)
+    normal, anomalous = (np.bincount(ranks[of_class], minlength=values.size) for of_class in (~labels, labels))
     best, index = best_f1(normal, anomalous)
     counts = confusion(labels, scores >= values[index])
     counts["true_negatives"] = counts.pop("true_negatives")  # last, as in the metrics.json of earlier versions
@@ -131,13 +136,7 @@ def _f1_max(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> Metric:
 
 
 def confusion(labels: NDArray, rejected: NDArray[np.bool_]) -> dict[str, int]:
-    """Count the right and wrong decisions; anomalous is the positive class.
-
-    Args:
-        labels: `(N,)`, 0 = normal, 1 = anomalous.
-        rejected: `(N,)`, True = judged anomalous: `scores > threshold` for the product's decisions, `scores >=
-            threshold` for the threshold of the largest F1.
-    """
+    """Count the right and wrong decisions on images `(N,)`; anomalous (label 1) and rejected (True) are positive."""
     anomalous = labels.astype(bool)
     return {
         "true_positives": int((anomalous & rejected).sum()),
@@ -185,8 +184,8 @@ def best_f1(normal: NDArray, anomalous: NDArray) -> tuple[float, int]:
     return float(f1[index]), index
 
 
-def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
-    """Labels as bool and scores as float64, both `(N,)`, or a UserError."""
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], NDArray[np.float64], str | None]:
+    """Labels as bool and scores as float64, both `(N,)`, or a UserError; and what `missing_class` says."""
     labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
     if labels.ndim != 1 or labels.shape != scores.shape:
         raise UserError(f"labels: shape {labels.shape}, scores have {scores.shape}; give one label for each score")
@@ -195,29 +194,5 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], N
     bad = np.flatnonzero(~np.isfinite(scores))
     if bad.size:
         raise UserError(f"scores: {bad.size} of {scores.size} are not finite, first at index {bad[0]}; leave them out")
-    return labels.astype(bool), scores
-
-
-def _missing_class(labels: NDArray[np.bool_]) -> str | None:
-    return missing_class(int((~labels).sum()), int(labels.sum()), "images")
-
-
-def _counts_by_score(labels: NDArray[np.bool_], scores: NDArray[np.float64]) -> tuple[NDArray, NDArray, NDArray]:
-    """The K distinct scores, ascending, and how many normal and anomalous images have each."""
-    values, index = np.unique(scores, return_inverse=True)
-    normal = np.bincount(index[~labels], minlength=values.size)
-    return values, normal, np.bincount(index[labels], minlength=values.size)
-
-
-def _resampled(counts: NDArray, rows: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw `counts.sum()` scores with replacement, `rows` times; returns counts by score, `(rows, K)`."""
-    owner = np.repeat(np.arange(counts.size), counts)
-    drawn = owner[rng.integers(owner.size, size=(rows, owner.size))]
-    cells = drawn + counts.size * np.arange(rows)[:, None]
-    return np.bincount(cells.ravel(), minlength=rows * counts.size).reshape(rows, counts.size)
-
-
-def _rank_auroc(normal: NDArray, anomalous: NDArray) -> NDArray[np.float64]:
-    """AUROC of each row from counts by ascending score, `(rows, K)`; equal scores count one half."""
-    below = np.cumsum(normal, axis=1) - normal / 2
-    return (anomalous * below).sum(axis=1) / (normal.sum(axis=1) * anomalous.sum(axis=1))
+    labels = labels.astype(bool)
+    return labels, scores, missing_class(np.count_nonzero(~labels), np.count_nonzero(labels), "images")

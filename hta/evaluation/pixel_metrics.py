@@ -23,14 +23,7 @@ _BOUNDS_TOLERANCE = 1e-5  # float32 rounding may exceed [0, 1] by this much, les
 
 
 def quantize(values: ArrayLike) -> NDArray[np.uint16]:
-    """Round values to the nearest of 65,536 even levels, as a 16-bit image stores them.
-
-    Args:
-        values: any shape, in [0, 1] (values beyond are clamped), finite.
-
-    Returns:
-        Levels, uint16, the shape of `values`.
-    """
+    """Round finite values in [0, 1] (clamped) to the nearest of 65,536 even levels, as a 16-bit image stores them."""
     scaled = np.asarray(values, dtype=np.float64) * (LEVELS - 1)
     return np.rint(np.clip(scaled, 0, LEVELS - 1)).astype(np.uint16)
 
@@ -59,14 +52,19 @@ class PixelMetrics:
             UserError: the map is not two-dimensional, not finite or exceeds [0, 1], or the mask has another shape. The
                 image is then not added.
         """
+        from scipy import ndimage
+
         levels = self._levels(np.asarray(anomaly_map))
         anomalous = np.zeros(levels.shape, dtype=bool) if mask is None else np.asarray(mask) != 0
         if anomalous.shape != levels.shape:
             raise UserError(f"mask {self.images}: shape {anomalous.shape}, its map has {levels.shape}; make them equal")
+        labels, count = ndimage.label(anomalous, structure=np.ones((3, 3)))
+        inside, region = levels[anomalous], labels[anomalous] - 1
+        weights = 1.0 / np.bincount(region, minlength=count)
         self._normal += np.bincount(levels[~anomalous], minlength=LEVELS)
-        if anomalous.any():
-            self._add_regions(levels, anomalous)
-        self.images += 1
+        self._anomalous += np.bincount(inside, minlength=LEVELS)
+        self._overlap += np.bincount(inside, weights=weights[region], minlength=LEVELS)
+        self.images, self.regions = self.images + 1, self.regions + count
 
     def auroc(self) -> Metric:
         """Area under the ROC curve over all pixels of all images, in [0, 1], higher = better."""
@@ -77,10 +75,7 @@ class PixelMetrics:
         return {"value": float(area)}
 
     def f1_max(self) -> Metric:
-        """Largest F1 over all thresholds, pixels of all images together, in (0, 1], higher = better.
-
-        The threshold is a level's value: it applies to the quantised map (`quantize`, or the stored 16-bit image).
-        """
+        """Largest F1 over all thresholds on quantised maps, all pixels together, in (0, 1], higher = better."""
         best, index = best_f1(self._normal, self._anomalous)
         return {"value": best, "threshold": index / (LEVELS - 1)}
 
@@ -129,17 +124,6 @@ class PixelMetrics:
         if smallest < -_BOUNDS_TOLERANCE or largest > 1 + _BOUNDS_TOLERANCE:
             raise UserError(f"{name}: values from {smallest:g} to {largest:g} leave [0, 1]; rescale it")
         return quantize(anomaly_map)
-
-    def _add_regions(self, levels: NDArray[np.uint16], anomalous: NDArray[np.bool_]) -> None:
-        """Add the anomalous pixels of one image, plain and weighted by region."""
-        from scipy import ndimage
-
-        labels, count = ndimage.label(anomalous, structure=np.ones((3, 3)))
-        inside, region = levels[anomalous], labels[anomalous] - 1
-        weights = 1.0 / np.bincount(region, minlength=count)
-        self._anomalous += np.bincount(inside, minlength=LEVELS)
-        self._overlap += np.bincount(inside, weights=weights[region], minlength=LEVELS)
-        self.regions += count
 
 
 def _area_up_to(x: NDArray, y: NDArray, limit: float) -> float:

@@ -6,9 +6,10 @@ the class "fake" is never computed, and drawing the canvases and reading the win
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from hta.evaluation.maps import anomaly_maps, upsample_map
 from hta.evaluation.scores import vote_shares
 from hta.images import resize, to_tensor
 from hta.models.blocks import ConvNormLeaky
-from hta.models.canvas import Canvas, CanvasGroup, CanvasPlan, plan_canvases
+from hta.models.canvas import CanvasGroup, plan_canvases
 from hta.models.kernels import LEAKY_SLOPE, statistics_dtype
 from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid
@@ -33,60 +34,120 @@ _CHANNEL_BLOCK = 16
 _PASS_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 
 
-# --- folded networks --------------------------------------------------------------------------------------------------
+# --- votes at one scale -----------------------------------------------------------------------------------------------
 
 
-class FoldedDiscriminator:
-    """A frozen discriminator as bare convolutions, without the class "fake".
+class _GroupReader(NamedTuple):
+    """Gathers that draw the canvases of one group and read its windows: constants of a scale.
+
+    Attributes:
+        shape: (G, H, W) of the canvases.
+        pixels: `(G * H * W,)` index of the image pixel behind every canvas pixel, colour pixels first, then gray.
+        votes: `(K * hp * wp,)` index of every patch of every window in `(G, H - 2m, W - 2m, M)` probabilities.
+        classes: `(K,)` transformations of the windows.
+    """
+
+    shape: tuple[int, int, int]
+    pixels: Tensor
+    votes: Tensor
+    classes: Tensor
+
+
+def _reader_of(
+    group: CanvasGroup, image_size: tuple[int, int], num_transforms: int, margin: int, device: torch.device
+) -> _GroupReader:
+    shape = (len(group.canvases), *group.size)
+    numbers = torch.arange(math.prod(image_size)).view(1, 1, *image_size)
+    height, width = (side - 2 * margin for side in group.size)
+    places = torch.arange(len(group.canvases) * height * width).view(-1, height, width) * num_transforms
+    pixels, votes, classes = [], [], []
+    for canvas, place in zip(group.canvases, places, strict=True):
+        drawn = replace(canvas, grayscale=False).render(numbers)
+        pixels.append(drawn.flatten() + canvas.grayscale * numbers.numel())
+        for window in canvas.windows:
+            upright = torch.rot90(place[window.valid(margin)] + window.index, -canvas.rotation)
+            votes.append((upright.flip(-1) if canvas.flip else upright).flatten())
+            classes.append(window.index)
+    return _GroupReader(shape, *(x.to(device) for x in (torch.cat(pixels), torch.cat(votes), torch.tensor(classes))))
+
+
+class ScaleVoter:
+    """A frozen discriminator, as bare convolutions without the class "fake", that votes on images of one size.
 
     Args:
         discriminator: trained; its parameters are copied, its running statistics are folded in.
+        image_size: (h, w) of the images, pixels.
+        pass_images: images that pass through the network together; by default as many as fit in the caches.
         fused: whether convolution and LeakyReLU run as one kernel; by default wherever such a kernel exists.
     """
 
-    def __init__(self, discriminator: Discriminator, fused: bool | None = None):
-        self.dtype = discriminator.compute_dtype
-        self.device = discriminator.body.tail.weight.device
-        self.margin = discriminator.margin
-        self.width = discriminator.body.tail.in_channels
+    def __init__(
+        self,
+        discriminator: Discriminator,
+        image_size: tuple[int, int],
+        pass_images: int | None = None,
+        fused: bool | None = None,
+    ):
+        tail = discriminator.body.tail
         self.num_transforms = discriminator.num_classes - 1
-        self._fused = has_fused_kernel(self.device, self.dtype) if fused is None else fused
+        self._dtype, self._device, margin = discriminator.compute_dtype, tail.weight.device, discriminator.margin
+        self._fused = has_fused_kernel(self._device, self._dtype) if fused is None else fused
         self._hidden = [
             self._placed(*_fold(block)) for block in discriminator.modules() if isinstance(block, ConvNormLeaky)
         ]
-        self._tail = self._placed(*self._votes_only(discriminator.body.tail))
+        # The rows of the first M classes, padded with zeros to a multiple of the channel block.
+        surplus = -self.num_transforms % _CHANNEL_BLOCK
+        weight, bias = (tail.state_dict()[name][: self.num_transforms] for name in ("weight", "bias"))
+        self._tail = self._placed(F.pad(weight, (0, 0, 0, 0, 0, 0, 0, surplus)), F.pad(bias, (0, surplus)))
+
+        self._map_size = [side - 2 * margin for side in image_size]
+        groups = plan_canvases(*image_size, self.num_transforms).groups
+        self._readers = [_reader_of(group, image_size, self.num_transforms, margin, self._device) for group in groups]
+        # The activations of a pass, before and after one layer, fit in its bytes.
+        pixels = max(reader.pixels.numel() for reader in self._readers)
+        bytes_per_image = pixels * 2 * tail.in_channels * self._dtype.itemsize
+        fitting = _PASS_BYTES.get(self._device.type, _PASS_BYTES["cpu"]) // bytes_per_image
+        self.pass_images = pass_images or max(1, fitting)
 
     def _placed(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Parameters in the dtype of the computation; only this step rounds."""
-        return weight.to(self.dtype).contiguous(memory_format=torch.channels_last), bias.to(self.dtype)
+        return weight.to(self._dtype).contiguous(memory_format=torch.channels_last), bias.to(self._dtype)
 
-    def _votes_only(self, tail: torch.nn.Conv2d) -> tuple[Tensor, Tensor]:
-        """The rows of the first M classes, padded with zeros to a multiple of the channel block."""
-        surplus = -self.num_transforms % _CHANNEL_BLOCK
-        weight, bias = (tail.state_dict()[name][: self.num_transforms] for name in ("weight", "bias"))
-        return F.pad(weight, (0, 0, 0, 0, 0, 0, 0, surplus)), F.pad(bias, (0, surplus))
-
-    def probabilities(self, canvases: Tensor) -> Tensor:
-        """Softmax over the M transformations at every patch.
+    @torch.no_grad()
+    def votes(self, images: Tensor) -> Tensor:
+        """Let every patch of every transformed image vote.
 
         Args:
-            canvases: `(B, 3, H, W)` in [-1, 1].
+            images: `(B, 3, h, w)` in [-1, 1].
 
         Returns:
-            `(B, H - 2m, W - 2m, M)`, m the margin, contiguous; float32 (float64 for float64).
+            `(B, M, h - 2m, w - 2m)` in [0, 1], m the margin: the probability p_i of every patch of every transformed
+            image, rotated and flipped back, so that the M maps differ by their translations alone; higher = more
+            normal. An image's do not depend on the others in the batch.
         """
-        x = canvases.to(self.dtype, memory_format=torch.channels_last)
-        for weight, bias in self._hidden:
-            x = self._conv_leaky(x, weight, bias)
-        logits = F.conv2d(x, *self._tail).permute(0, 2, 3, 1)[..., : self.num_transforms]
-        return F.softmax(logits, dim=-1, dtype=statistics_dtype(self.dtype))
+        images = images.to(self._device, statistics_dtype(self._dtype))
+        votes = images.new_empty(len(images), self.num_transforms, *self._map_size)
+        for part, target in zip(images.split(self.pass_images), votes.split(self.pass_images), strict=True):
+            # `(B, 2 * h * w, 3)`: the colour pixels, then the gray ones.
+            rows = torch.cat([part, to_grayscale(part)], dim=-2).permute(0, 2, 3, 1).flatten(1, 2).to(self._dtype)
+            for reader in self._readers:
+                canvases = rows.index_select(1, reader.pixels).view(-1, *reader.shape[1:], 3).permute(0, 3, 1, 2)
+                found = self._probabilities(canvases).view(len(part), -1).index_select(1, reader.votes)
+                target[:, reader.classes] = found.view(len(part), -1, *self._map_size)
+        return votes
 
-    def _conv_leaky(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if self._fused:
-            return torch.ops.mkldnn._convolution_pointwise(
-                x, weight, bias, [0, 0], [1, 1], [1, 1], 1, "leaky_relu", [LEAKY_SLOPE], ""
-            )
-        return F.leaky_relu_(F.conv2d(x, weight, bias), LEAKY_SLOPE)
+    def _probabilities(self, canvases: Tensor) -> Tensor:
+        """Softmax over the M transformations at every patch: `(B, H - 2m, W - 2m, M)`, contiguous, at least float32."""
+        x = canvases.to(memory_format=torch.channels_last)
+        for weight, bias in self._hidden:
+            if self._fused:
+                x = torch.ops.mkldnn._convolution_pointwise(
+                    x, weight, bias, [0, 0], [1, 1], [1, 1], 1, "leaky_relu", [LEAKY_SLOPE], ""
+                )
+            else:
+                x = F.leaky_relu_(F.conv2d(x, weight, bias), LEAKY_SLOPE)
+        logits = F.conv2d(x, *self._tail).permute(0, 2, 3, 1)[..., : self.num_transforms]
+        return F.softmax(logits, dim=-1, dtype=statistics_dtype(self._dtype))
 
 
 def has_fused_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -106,106 +167,6 @@ def _fold(block: ConvNormLeaky) -> tuple[Tensor, Tensor]:
     factor = values["norm.weight"] * torch.rsqrt(values["norm.running_var"] + block.norm.eps)
     bias = (values["conv.bias"] - values["norm.running_mean"]) * factor + values["norm.bias"]
     return values["conv.weight"] * factor.view(-1, 1, 1, 1), bias
-
-
-# --- votes at one scale -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _GroupReader:
-    """Gathers that draw the canvases of one group and read its windows: constants of a scale.
-
-    Attributes:
-        shape: (G, H, W) of the canvases.
-        pixels: `(G * H * W,)` index of the image pixel behind every canvas pixel, colour pixels first, then gray.
-        votes: `(K * hp * wp,)` index of every patch of every window in `(G, H - 2m, W - 2m, M)` probabilities.
-        classes: `(K,)` transformations of the windows.
-    """
-
-    shape: tuple[int, int, int]
-    pixels: Tensor
-    votes: Tensor
-    classes: Tensor
-
-    @classmethod
-    def of_group(cls, group: CanvasGroup, plan: CanvasPlan, margin: int, device: torch.device) -> "_GroupReader":
-        pixels = torch.stack([_source_pixels(canvas, plan.image_size) for canvas in group.canvases])
-        height, width = (side - 2 * margin for side in group.size)
-        places = torch.arange(len(group.canvases) * height * width).view(-1, height, width) * plan.num_transforms
-        windows = [
-            (place, canvas, w) for place, canvas in zip(places, group.canvases, strict=True) for w in canvas.windows
-        ]
-        votes = [_turned_back(place[w.valid(margin)] + w.index, canvas) for place, canvas, w in windows]
-        classes = torch.tensor([window.index for _, _, window in windows])
-        shape = (len(group.canvases), *group.size)
-        return cls(shape, pixels.flatten().to(device), torch.stack(votes).flatten().to(device), classes.to(device))
-
-
-def _source_pixels(canvas: Canvas, image_size: tuple[int, int]) -> Tensor:
-    """Index of the image pixel that each canvas pixel shows: `(H, W)`, gray pixels numbered after all colour ones."""
-    height, width = image_size
-    numbers = torch.arange(height * width).view(1, 1, height, width)
-    drawn = replace(canvas, grayscale=False).render(numbers)[0, 0]
-    return drawn + height * width if canvas.grayscale else drawn
-
-
-def _turned_back(window: Tensor, canvas: Canvas) -> Tensor:
-    """A window's map with the rotation and the flip of its canvas undone."""
-    upright = torch.rot90(window, -canvas.rotation)
-    return upright.flip(-1) if canvas.flip else upright
-
-
-class ScaleVoter:
-    """Votes of one discriminator on images of one size.
-
-    Args:
-        discriminator: folded.
-        image_size: (h, w) of the images, pixels.
-        pass_images: images that pass through the network together; by default as many as fit in the caches.
-    """
-
-    def __init__(self, discriminator: FoldedDiscriminator, image_size: tuple[int, int], pass_images: int | None = None):
-        plan = plan_canvases(*image_size, discriminator.num_transforms)
-        self.image_size, self.num_transforms, self._discriminator = image_size, plan.num_transforms, discriminator
-        self._readers = [
-            _GroupReader.of_group(group, plan, discriminator.margin, discriminator.device) for group in plan.groups
-        ]
-        self.pass_images = pass_images or self._fitting_images()
-
-    def _fitting_images(self) -> int:
-        """How many images have activations, before and after one layer, that fit in the bytes of one pass."""
-        network = self._discriminator
-        pixels = max(group.pixels.numel() for group in self._readers)
-        bytes_per_image = pixels * 2 * network.width * network.dtype.itemsize
-        return max(1, _PASS_BYTES.get(network.device.type, _PASS_BYTES["cpu"]) // bytes_per_image)
-
-    @torch.no_grad()
-    def votes(self, images: Tensor) -> Tensor:
-        """Let every patch of every transformed image vote.
-
-        Args:
-            images: `(B, 3, h, w)` in [-1, 1].
-
-        Returns:
-            `(B, M, h - 2m, w - 2m)` in [0, 1], m the margin: the probability p_i of every patch of every transformed
-            image, rotated and flipped back, so that the M maps differ by their translations alone; higher = more
-            normal. An image's do not depend on the others in the batch.
-        """
-        height, width = (side - 2 * self._discriminator.margin for side in self.image_size)
-        dtype = statistics_dtype(self._discriminator.dtype)
-        images = images.to(self._discriminator.device, dtype)
-        votes = images.new_empty(len(images), self._discriminator.num_transforms, height, width)
-        for part, target in zip(images.split(self.pass_images), votes.split(self.pass_images), strict=True):
-            rows = torch.cat([part, to_grayscale(part)], dim=-2).permute(0, 2, 3, 1).flatten(1, 2)
-            rows = rows.to(self._discriminator.dtype)
-            for reader in self._readers:
-                target[:, reader.classes] = self._read(rows, reader).view(len(part), -1, height, width)
-        return votes
-
-    def _read(self, rows: Tensor, reader: _GroupReader) -> Tensor:
-        """`(B, K * hp * wp)` votes of a group's windows for images of `(B, 2 * h * w, 3)` colour and gray pixels."""
-        canvases = rows.index_select(1, reader.pixels).view(-1, *reader.shape[1:], rows.shape[-1]).permute(0, 3, 1, 2)
-        return self._discriminator.probabilities(canvases).view(len(rows), -1).index_select(1, reader.votes)
 
 
 # --- a whole model ----------------------------------------------------------------------------------------------------
@@ -237,13 +198,11 @@ class ImageVotes(NamedTuple):
 class Scorer:
     """A trained model, ready to score: its networks are folded once.
 
-    Attributes:
-        plan: sizes of the scales.
-        margin: pixels that the networks lose on every side.
-        precision: in which they compute, such as "float32".
+    All methods but `stream` take `(B, 3, h, w)` images in [-1, 1] at the working size; the results of an image do not
+    depend on the others in the batch. A fraction, in (0, 1], is the part of the patches that vote.
 
     Args:
-        pyramid: the model, every scale trained.
+        pyramid: the model, every scale trained; its `plan` and `margin` are kept, and the name of its `precision`.
         pass_images: images that pass through a network together; by default as many as fit in the caches.
     """
 
@@ -251,65 +210,35 @@ class Scorer:
         self.plan, self.margin = pyramid.plan, pyramid.config.margin
         self.precision = str(pyramid.dtype).removeprefix("torch.")
         self._voters = [
-            ScaleVoter(FoldedDiscriminator(scale.discriminator), size, pass_images)
+            ScaleVoter(scale.discriminator, size, pass_images)
             for scale, size in zip(pyramid.scales, self.plan.sizes, strict=True)
         ]
 
     def votes(self, images: Tensor) -> list[Tensor]:
-        """Let the patches of a batch vote at every scale.
-
-        Args:
-            images: `(B, 3, h, w)` in [-1, 1], at the working size.
-
-        Returns:
-            The votes of each scale, from `ScaleVoter.votes`.
-        """
+        """The votes of the patches at each scale, see `ScaleVoter.votes`."""
         levels = image_pyramid(images, self.plan.sizes)
         return [voter.votes(level) for voter, level in zip(self._voters, levels, strict=True)]
 
     @torch.inference_mode()
     def shares(self, images: Tensor, fractions: Sequence[float] = (1.0,)) -> np.ndarray:
-        """Vote shares of a batch.
-
-        Args:
-            images: `(B, 3, h, w)` in [-1, 1], at the working size.
-            fractions: F parts of the patches that vote, each 0 < fraction <= 1.
-
-        Returns:
-            `(F, B, S)` float64 in [0, 1], higher = more normal. An image's do not depend on the others.
-        """
+        """Vote shares for F fractions: `(F, B, S)` float64 in [0, 1], higher = more normal."""
         return _shares(self.votes(images), fractions)
 
     @torch.inference_mode()
     def score(self, images: Tensor, fraction: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         """Vote shares and anomaly maps of a batch.
 
-        Args:
-            images: `(B, 3, h, w)` in [-1, 1], at the working size.
-            fraction: part of the patches that vote, 0 < fraction <= 1.
-
         Returns:
             Shares `(B, S)` float64 in [0, 1], higher = more normal, and maps `(B, h, w)` float32 in [0, 1], higher =
-            more anomalous. An image's do not depend on the others.
+            more anomalous.
         """
         votes = self.votes(images)
         maps = anomaly_maps(votes, self.margin, self.plan.working_size)
         return _shares(votes, [fraction])[0], maps.float().cpu().numpy()
 
     def recognition(self, images: Tensor) -> Tensor:
-        """How often all patches find the right transformation.
-
-        Args:
-            images: `(B, 3, h, w)` in [-1, 1], at the working size.
-
-        Returns:
-            `(B,)` on the CPU, mean over the scales; 1 = as often as by chance.
-        """
+        """How often all patches find the right transformation: `(B,)` on the CPU, mean over the scales; 1 = chance."""
         return torch.from_numpy(self.shares(images)[0].mean(axis=-1)) * self._voters[0].num_transforms
-
-    def to_working_size(self, image: np.ndarray) -> Tensor:
-        """One image `(H, W, 3)`, float32 in [0, 1], as a `(3, h, w)` tensor in [-1, 1] at the working size."""
-        return resize(to_tensor([image]), self.plan.working_size)[0]
 
     def stream(
         self, images: Iterable[np.ndarray], fraction: float, batch_size: int, *, with_maps: bool = True
@@ -325,12 +254,16 @@ class Scorer:
         Yields:
             The votes of each image, in order.
         """
-        prepared = ((self.to_working_size(image), image.shape[:2]) for image in images)
+        prepared = ((resize(to_tensor([image]), self.plan.working_size), image.shape[:2]) for image in images)
+
+        def take() -> list[tuple[Tensor, tuple[int, int]]]:
+            return list(itertools.islice(prepared, batch_size))
+
         with ThreadPoolExecutor(max_workers=1) as reader:
-            upcoming = reader.submit(_take, prepared, batch_size)
+            upcoming = reader.submit(take)
             while batch := upcoming.result():
-                upcoming = reader.submit(_take, prepared, batch_size)
-                working = torch.stack([image for image, _ in batch])
+                upcoming = reader.submit(take)
+                working = torch.cat([image for image, _ in batch])
                 maps: Iterable[np.ndarray | None] = [None] * len(batch)
                 if with_maps:
                     shares, maps = self.score(working, fraction)
@@ -343,8 +276,3 @@ class Scorer:
 def _shares(votes: Sequence[Tensor], fractions: Sequence[float]) -> np.ndarray:
     """Vote shares `(F, B, S)` float64 from the votes of each scale."""
     return torch.stack([vote_shares(of_scale, fractions) for of_scale in votes], dim=-1).double().cpu().numpy()
-
-
-def _take(items: Iterator[tuple[Tensor, tuple[int, int]]], count: int) -> list[tuple[Tensor, tuple[int, int]]]:
-    """The next items of an iterator, at most `count`."""
-    return list(itertools.islice(items, count))

@@ -26,7 +26,6 @@ CALIBRATED, GOOD_IMAGES, GIVEN = "calibrated", "good images", "given"
 """What `Threshold.source` can be."""
 
 _NO_MINMAX = "minmax scores depend on the test set: no threshold can be known before it; give --threshold"
-_CONFIDENCE = 0.95
 
 
 # --- making thresholds ------------------------------------------------------------------------------------------------
@@ -89,26 +88,25 @@ def make_threshold(
         by_map: whether the maps decide, unless `given`.
     """
 
-    def limit(values: np.ndarray) -> float:
-        conformal = source == GOOD_IMAGES
-        return conformal_limit(values, target_fpr) if conformal else float(np.quantile(values, 1 - target_fpr))
+    def limit(values: np.ndarray | None) -> float | None:
+        if values is None:
+            return None
+        return (
+            conformal_limit(values, target_fpr) if source == GOOD_IMAGES else np.quantile(values, 1 - target_fpr).item()
+        )
 
-    pixel_threshold = None if peaks is None else limit(peaks)
+    pixel_threshold = limit(peaks)
     if given is not None:
         return Threshold(given, source=GIVEN, pixel_threshold=pixel_threshold)
-    if by_map:
-        return Threshold(None if scores is None else limit(scores), None, source, target_fpr, pixel_threshold, "map")
-    if scores is None:
+    if scores is None and not by_map:
         return Threshold(None, _NO_MINMAX, pixel_threshold=pixel_threshold)
-    return Threshold(limit(scores), None, source, target_fpr, pixel_threshold)
+    return Threshold(limit(scores), None, source, target_fpr, pixel_threshold, "map" if by_map else "score")
 
 
 def conformal_limit(values: np.ndarray, target_fpr: float) -> float:
-    """The limit that another value of the same kind exceeds with a probability of at most `target_fpr`.
+    """The limit that another value of the same kind exceeds with a probability of at most `target_fpr`, in (0, 1).
 
-    Args:
-        values: `(N,)`, at least `images_needed(target_fpr)` of them.
-        target_fpr: in (0, 1).
+    It needs `(N,)` values with N at least `images_needed(target_fpr)`.
     """
     rank = math.ceil(round((len(values) + 1) * (1 - target_fpr), 9))
     return float(np.sort(values)[max(rank, 1) - 1])
@@ -120,12 +118,7 @@ def images_needed(target_fpr: float) -> int:
 
 
 def check_enough(count: int, target_fpr: float, source: str) -> None:
-    """Refuse a target that needs more normal images than there are.
-
-    Args:
-        count: number of normal images.
-        target_fpr: the share of them that may be rejected, in (0, 1).
-        source: `CALIBRATED` or `GOOD_IMAGES`.
+    """Refuse a target that needs more than `count` normal images, which are `CALIBRATED` views or `GOOD_IMAGES`.
 
     Raises:
         UserError: names how many it needs.
@@ -180,8 +173,8 @@ def summarize_decision(
 
     Returns:
         The threshold's attributes, how many images were rejected, and if all labels are known the confusion matrix, the
-        false-positive rate (share of the normal images that were rejected) and the recall (of the anomalous ones), each
-        with its exact binomial 95 % interval; None where undefined.
+        false-positive rate (share of the normal images that were rejected) and the recall (of the anomalous ones), see
+        `proportion`.
     """
     counts, of_normal, of_anomalous = None, (0, 0), (0, 0)
     if rejected is not None and len(labels) > 0 and None not in labels:
@@ -199,15 +192,9 @@ def summarize_decision(
 def pixel_false_alarms(
     labels: Sequence[int | None], peaks: np.ndarray | None, pixel_threshold: float | None
 ) -> dict[str, Any]:
-    """Share of the normal images whose map is above the pixel threshold anywhere, as JSON can hold it.
+    """Share of the normal images (label 0) with a map, of maxima `(N,)`, above the pixel threshold; see `proportion`.
 
-    Args:
-        labels: 1 = anomalous, 0 = normal, None = unknown.
-        peaks: `(N,)` maxima of the anomaly maps; None without maps.
-        pixel_threshold: above it a pixel is anomalous; None if there is none.
-
-    Returns:
-        The share and its exact binomial 95 % interval; both None where undefined.
+    It is undefined without maps or threshold, or if a label is unknown (None).
     """
     if peaks is None or pixel_threshold is None or None in labels:
         return proportion(0, 0)
@@ -216,12 +203,12 @@ def pixel_false_alarms(
 
 
 def proportion(successes: int, trials: int) -> dict[str, Any]:
-    """A share with its exact (Clopper-Pearson) 95 % interval; both None for no trials."""
+    """A share as `value`, with its exact (Clopper-Pearson) `interval_95`; both None, undefined, for no trials."""
     if trials == 0:
         return {"value": None, "interval_95": None}
     from scipy.stats import binomtest  # slow to import
 
-    interval = binomtest(successes, trials).proportion_ci(_CONFIDENCE, method="exact")
+    interval = binomtest(successes, trials).proportion_ci(0.95, method="exact")
     return {"value": successes / trials, "interval_95": [float(interval.low), float(interval.high)]}
 
 

@@ -16,7 +16,7 @@ reported, and that does not depend on views.
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -36,29 +36,15 @@ Recognition = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Changes:
-    """How strongly views are changed; each change is drawn uniformly between plus and minus its value, unless noted.
+    """How strongly views are changed; each change is drawn uniformly between plus and minus its value, unless noted."""
 
-    Attributes:
-        shift: part of the side.
-        zoom: largest part of the side that is cut off, at most 1/2; the rest is enlarged.
-        turn: degrees.
-        bend: part of the side; standard deviation of the displacement at a few knots, smooth in between.
-        brightness: of values in [-1, 1].
-        contrast: relative.
-        noise: of values in [-1, 1]; largest standard deviation.
-    """
-
-    shift: float = 0.0
-    zoom: float = 0.0
-    turn: float = 0.0
-    bend: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    noise: float = 0.0
-
-    def times(self, strength: float) -> "Changes":
-        """All of them, `strength` times as strong."""
-        return Changes(**{name: strength * value for name, value in asdict(self).items()})
+    shift: float = 0.0  # part of the side
+    zoom: float = 0.0  # largest part of the side that is cut off, at most 1/2; the rest is enlarged
+    turn: float = 0.0  # degrees
+    bend: float = 0.0  # part of the side; standard deviation of the displacement at a few knots, smooth in between
+    brightness: float = 0.0  # of values in [-1, 1]
+    contrast: float = 0.0  # relative
+    noise: float = 0.0  # of values in [-1, 1]; largest standard deviation
 
 
 ALL_CHANGES = Changes(shift=0.05, zoom=0.1, turn=5.0, bend=0.01, brightness=0.1, contrast=0.1, noise=0.05)
@@ -84,25 +70,17 @@ class ViewRule:
 
     def draw(self, images: Tensor, count: int, seed: int, recognition: Recognition) -> Tensor:
         """Draw views of `(N, 3, h, w)` images in [-1, 1] for a model: `(count, 3, h, w)`, on the CPU."""
-        changes = MOUNTED_CHANGES if self.mirrored else ALL_CHANGES
-        return draw_views(self._originals(images, recognition), count, self.strength, seed, changes)
-
-    def _originals(self, images: Tensor, recognition: Recognition) -> Tensor:
         if not self.mirrored:
-            return images
+            return draw_views(images, count, self.strength, seed)
         mirrors = torch.cat([images.flip(-1), images.flip(-2)])
         kept = mirrors[recognition(mirrors).cpu() >= _LEAST_RECOGNITION]
-        return kept if len(kept) else images
+        return draw_views(kept if len(kept) else images, count, self.strength, seed, MOUNTED_CHANGES)
 
 
 def view_rule(task: str, num_transforms: int) -> ViewRule:
-    """The rule for a model.
-
-    Args:
-        task: "defect" or "class". Objects of a class are not mirrored: that could make another object.
-        num_transforms: M of the model, a key of `TRANSFORMATION_SETS`.
-    """
+    """The rule for a model of a task, "defect" or "class", that was trained on a set of M transformations."""
     knows_flips = any(transformation.flip for transformation in TRANSFORMATION_SETS[num_transforms])
+    # Objects of a class are not mirrored: that could make another object.
     if task == "defect" and not knows_flips:
         return ViewRule(strength=2.0, mirrored=True)
     return ViewRule(strength=3.5, mirrored=False)
@@ -121,7 +99,7 @@ def draw_views(images: Tensor, count: int, strength: float, seed: int, changes: 
     Returns:
         `(count, 3, h, w)` in [-1, 1], on the CPU.
     """
-    generator, changes = seeded_generator("views", seed), changes.times(strength)
+    generator, changes = seeded_generator("views", seed), Changes(*(strength * value for value in astuple(changes)))
     originals = images.cpu()[torch.arange(count) % len(images)]
     places = _sampling_grid(originals.shape, changes, generator)
     moved = F.grid_sample(originals, places, mode="bicubic", padding_mode="reflection", align_corners=False)

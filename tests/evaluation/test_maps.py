@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from hta.evaluation.maps import anomaly_maps, scale_map, upsample_map
-from hta.evaluation.scorer import FoldedDiscriminator, ScaleVoter, Scorer
+from hta.evaluation.scorer import ScaleVoter, Scorer
 from hta.models.scales import image_pyramid
 from hta.models.transforms import TRANSFORMATION_SETS
 from hta.speed.explicit import transformation_list
@@ -50,7 +50,7 @@ def test_mirrored_patches_are_left_out_of_large_images(size, min_size, max_size,
     pyramid, all_params = random_pyramid(size, num_transforms, min_size=min_size, max_size=max_size)
     image = random_images(size, 1)
     expected = oracle.localization(all_params[-1], image[0], transformation_list(num_transforms))
-    votes = ScaleVoter(FoldedDiscriminator(pyramid.scales[-1].discriminator), size).votes(image)
+    votes = ScaleVoter(pyramid.scales[-1].discriminator, size).votes(image)
     assert_close_to(scale_map(votes, MARGIN)[0], expected)
 
 

@@ -9,8 +9,9 @@ import torch
 
 from hta.errors import UserError
 from hta.evaluation.maps import anomaly_maps, upsample_map
-from hta.evaluation.scorer import FoldedDiscriminator, ImageVotes, ScaleVoter, Scorer, has_fused_kernel
+from hta.evaluation.scorer import ImageVotes, ScaleVoter, Scorer, has_fused_kernel
 from hta.evaluation.scores import vote_shares
+from hta.images import resize, to_tensor
 from hta.models.canvas import plan_canvases
 from hta.models.networks import Discriminator
 from hta.models.scales import image_pyramid
@@ -33,7 +34,7 @@ def arrays(count, height=19, width=22, seed=0):
 
 def voter_of(pyramid, fused=None):
     """Of the finest scale."""
-    return ScaleVoter(FoldedDiscriminator(pyramid.scales[-1].discriminator, fused), pyramid.plan.working_size)
+    return ScaleVoter(pyramid.scales[-1].discriminator, pyramid.plan.working_size, fused=fused)
 
 
 # --- votes ------------------------------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def test_other_kernels_and_depths():
     network = Discriminator(4, 5, 5, 3, torch.float64).double().eval()
     network.body.blocks[0].norm.running_mean.normal_()
     x = random_images((17, 21), 2)
-    votes = ScaleVoter(FoldedDiscriminator(network), (17, 21)).votes(x)
+    votes = ScaleVoter(network, (17, 21)).votes(x)
     assert votes.shape == (2, 4, 17 - 12, 21 - 12)
     for i, transformation in enumerate(transformation_list(4)):
         (logits,) = network([transform(x, transformation)])
@@ -126,7 +127,7 @@ def test_folding_copies_the_network():
 
 
 def test_a_pass_holds_fewer_images_the_larger_they_are():
-    network = FoldedDiscriminator(Discriminator(32, 55, 3, 5))
+    network = Discriminator(32, 55, 3, 5)
     small, large = ScaleVoter(network, (25, 25)), ScaleVoter(network, (128, 128))
     assert small.pass_images > large.pass_images >= 1
     canvas_pixels = max(g.size[0] * g.size[1] * len(g.canvases) for g in plan_canvases(25, 25, 54).groups)
@@ -157,7 +158,7 @@ def test_a_stream_gives_what_the_images_give_alone(pyramid, batch_size, with_map
     results = list(scorer.stream(iter(images), 0.05, batch_size, with_maps=with_maps))
     assert [votes.image_size for votes in results] == [(19, 22)] * 4 + [(40, 30)]
     for image, votes in zip(images, results, strict=True):
-        shares, maps = scorer.score(scorer.to_working_size(image)[None], 0.05)
+        shares, maps = scorer.score(resize(to_tensor([image]), (19, 22)), 0.05)
         np.testing.assert_allclose(votes.shares, shares[0], rtol=0, atol=1e-6)
         if with_maps:
             np.testing.assert_allclose(votes.anomaly_map, maps[0], rtol=0, atol=1e-6)
