@@ -5,6 +5,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from hta.cli import Parser, run_command
 from hta.data.benchmark import load_dataset
@@ -27,7 +28,7 @@ from hta.files import write_atomically
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(_command, argv, "what is finished is kept; the same command goes on with the rest")
+    return run_command(_command, argv, "finished runs are kept; the same command continues with the rest")
 
 
 def _command(argv: Sequence[str] | None) -> None:
@@ -38,76 +39,66 @@ def _command(argv: Sequence[str] | None) -> None:
 def _parser() -> Parser:
     parser = Parser(prog="python -m hta.experiments", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
-    run = commands.add_parser("run", help="do the runs that are missing", description=_run.__doc__)
-    _add_run_options(run)
-    table = commands.add_parser("table", help="print and write a table beside the paper's", description=_table.__doc__)
-    table.add_argument("number", type=int, choices=list(TABLES), help="of the table in the paper")
-    table.add_argument("--brief", action="store_true", help="print ours and the paper's alone, of what was run")
-    means = commands.add_parser("summary", help="a line for each part of tables 1 to 5", description=_summary.__doc__)
-    compare = commands.add_parser("changes", help="what changed settings move", description=_changes.__doc__)
-    ways = commands.add_parser("scores", help="what other ways to a score move", description=_scores.__doc__)
-    plot = commands.add_parser("plot", help="draw the results beside the paper's", description=_plot.__doc__)
-    acts = ((run, _run), (table, _table), (means, _summary), (compare, _changes), (ways, _scores), (plot, _plot))
-    for command, act in acts:
+    for name, act, text in (
+        ("run", _run, "do the missing runs"),
+        ("table", _table, "print and write a table beside the paper's"),
+        ("summary", _summary, "one line for each part of tables 1 to 5"),
+        ("changes", _changes, "the effect of changed settings"),
+        ("scores", _scores, "the effect of other scores"),
+        ("plot", _plot, "draw the results beside the paper's"),
+    ):
+        command = commands.add_parser(name, help=text, description=act.__doc__)
         command.set_defaults(act=act)
-        command.add_argument(
-            "--results",
-            type=Path,
-            default=default_folder(),
-            metavar="DIR",
-            help="folder of the results; by default docs/results of the source checkout, or ./results where "
-            "there is none that can be written (default here: %(default)s)",
+        text = (
+            "folder of the results; by default docs/results of the source checkout if it can be written, else "
+            "./results (here: %(default)s)"
         )
+        command.add_argument("--results", type=Path, default=default_folder(), metavar="DIR", help=text)
+        if name == "run":
+            _add_run_options(command)
+        elif name == "table":
+            command.add_argument("number", type=int, choices=list(TABLES), help="number of the table in the paper")
+            command.add_argument("--brief", action="store_true", help="print only what was run: ours and the paper's")
     return parser
 
 
 def _add_run_options(run: Parser) -> None:
-    what = run.add_argument_group("what is run: all combinations")
-    what.add_argument(
-        "--tables",
-        nargs="+",
-        type=int,
-        choices=list(TABLES),
-        default=(),
-        metavar="N",
-        help="the paper's: their data sets, or those of --datasets alone, shots, variants and transformations",
+    several: dict[str, Any] = dict(nargs="+", default=())
+    what = run.add_argument_group("what to run: all combinations").add_argument
+    text = "the paper's: their shots, variants and transformations, and their data sets or those of --datasets"
+    what("--tables", **several, type=int, choices=list(TABLES), metavar="N", help=text)
+    text = (
+        "cifar, mnist, fashionmnist, paris, mvtec; folder: one folder per class; defects: one folder laid out as MVTec"
     )
-    what.add_argument(
-        "--datasets",
-        nargs="+",
-        default=(),
-        metavar="NAME",
-        help="cifar, mnist, fashionmnist, paris, mvtec; folder: a class-per-folder tree; defects: one folder in the "
-        "layout of MVTec",
-    )
-    what.add_argument("--classes", nargs="+", default=(), metavar="NAME", help="normal classes; by default all")
-    what.add_argument("--shots", nargs="+", type=_count, metavar="N", help="training images (default 1)")
-    what.add_argument("--draws", nargs="+", default=["1"], metavar="K", help="numbers or ranges, as in 1-3 (default 1)")
-    what.add_argument("--in_order", action="store_true", help="draw k is the k-th image (or N images) of the class")
+    what("--datasets", **several, metavar="NAME", help=text)
+    what("--classes", **several, metavar="NAME", help="normal classes; by default all")
+    what("--shots", nargs="+", type=_count, metavar="N", help="training images (default 1)")
+    what("--draws", nargs="+", default=["1"], metavar="K", help="numbers or ranges, such as 1-3 (default 1)")
+    what("--in_order", action="store_true", help="draw k is the k-th image (or N images) of the class")
     variants = "; ".join(f"{name}: {variant.title}" for name, variant in VARIANTS.items())
-    what.add_argument("--variants", nargs="+", choices=list(VARIANTS), metavar="V", help=variants)
-    what.add_argument("--preset", choices=list(PRESETS), default="fast", help="paper: released schedule (default fast)")
-    what.add_argument("--num_transforms", type=int, choices=(54, 42, 4), help="by default the paper's for the data set")
-    what.add_argument("--fractions", nargs="+", type=_fraction, default=(), metavar="F", help="of the patches, 0 to 1")
-    what.add_argument("--test_limit", type=_count, metavar="N", help="a stratified part of the test set; default all")
-    what.add_argument("--seed", type=int, default=0, help="of draws, test images and training (default 0)")
-    what.add_argument("--set", nargs="+", default=(), metavar="NAME=VALUE", help="settings of model and training")
-    what.add_argument("--prepare", nargs="+", default=(), metavar="NAME=VALUE", help="as in train_clahe=false")
-    data = run.add_argument_group("data")
-    data.add_argument("--data_root", default="data", metavar="DIR", help="folder of the data (default data)")
-    data.add_argument("--download", action="store_true", help="fetch CIFAR10, MNIST or FashionMNIST into --data_root")
-    data.add_argument("--dataset_title", metavar="TEXT", help="name of the data set in tables")
-    data.add_argument("--paper_dataset", metavar="NAME", help="compare with these rows of the paper, as in cifar10")
-    how = run.add_argument_group("how")
-    how.add_argument("--jobs", type=_count, default=1, help="runs at a time on this machine (default 1)")
-    how.add_argument("--threads", type=int, default=0, help="CPU threads a run; by default the cores over the jobs")
-    how.add_argument("--device", nargs="+", default=(), metavar="D", help="devices to deal out; by default all CUDA's")
-    how.add_argument("--not_cuda", action="store_true", help="run on the CPU even where there is a GPU")
-    how.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
-    how.add_argument("--dask-scheduler", "--dask_scheduler", metavar="ADDRESS", help="run on a Dask cluster")
-    how.add_argument("--part", metavar="I/N", help="only the I-th of N parts of the runs, for a batch system's array")
-    how.add_argument("--keep_scores", action="store_true", help="write every image's score beside the result")
-    how.add_argument("--dry_run", action="store_true", help="list the runs and whether they are done")
+    what("--variants", nargs="+", choices=list(VARIANTS), metavar="V", help=variants)
+    what("--preset", choices=list(PRESETS), default="fast", help="paper: released schedule (default fast)")
+    what("--num_transforms", type=int, choices=(54, 42, 4), help="by default the paper's for the data set")
+    what("--fractions", **several, type=_fraction, metavar="F", help="of the patches, 0 to 1")
+    what("--test_limit", type=_count, metavar="N", help="a stratified part of the test set (default all)")
+    what("--seed", type=int, default=0, help="of draws, test images and training (default 0)")
+    what("--set", **several, metavar="NAME=VALUE", help="settings of model and training")
+    what("--prepare", **several, metavar="NAME=VALUE", help="preparation of images, such as train_clahe=false")
+    data = run.add_argument_group("data").add_argument
+    data("--data_root", default="data", metavar="DIR", help="folder of the data (default data)")
+    data("--download", action="store_true", help="fetch CIFAR10, MNIST or FashionMNIST into --data_root")
+    data("--dataset_title", metavar="TEXT", help="name of the data set in tables")
+    data("--paper_dataset", metavar="NAME", help="compare with these rows of the paper, such as cifar10")
+    how = run.add_argument_group("how").add_argument
+    how("--jobs", type=_count, default=1, help="runs at a time on this machine (default 1)")
+    how("--threads", type=int, default=0, help="CPU threads per run; by default the cores divided by the jobs")
+    how("--device", **several, metavar="D", help="devices to distribute; by default all CUDA devices")
+    how("--not_cuda", action="store_true", help="run on the CPU even if there is a GPU")
+    how("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    how("--dask-scheduler", "--dask_scheduler", metavar="ADDRESS", help="run on a Dask cluster")
+    how("--part", metavar="I/N", help="only the I-th of N parts of the runs, for job arrays")
+    how("--keep_scores", action="store_true", help="write the score of every image beside the result")
+    how("--dry_run", action="store_true", help="list the runs and whether they are done")
 
 
 def _count(text: str) -> int:
@@ -125,7 +116,7 @@ def _fraction(text: str) -> float:
 
 
 def _run(options: Namespace) -> None:
-    """Do the runs that are missing; what is there is not run again, what failed is tried again."""
+    """Do the missing runs: results that exist are kept, failed runs are tried again."""
     requests = _requests(options)
     check_titles(requests)
     if options.download:  # once and here, so that all workers find it
@@ -191,7 +182,7 @@ def _parse_draws(texts: Sequence[str]) -> list[int]:
 
 
 def _take_part(runs: list[RunSpec], part: str | None) -> list[RunSpec]:
-    """Every N-th run, from the I-th on."""
+    """Every N-th run, starting at the I-th."""
     if part is None:
         return runs
     number, _, count = part.partition("/")
@@ -201,7 +192,7 @@ def _take_part(runs: list[RunSpec], part: str | None) -> list[RunSpec]:
 
 
 def _table(options: Namespace) -> None:
-    """Print a table and write it, as Markdown and CSV, into the results' folder `tables`."""
+    """Print a table and write it as Markdown and CSV to the folder `tables` of the results."""
     table = tables.build_table(options.number, load_runs(options.results))
     folder = _folder_for(options.results, "tables")
     markdown = tables.to_markdown(table)
@@ -211,23 +202,23 @@ def _table(options: Namespace) -> None:
 
 
 def _summary(options: Namespace) -> None:
-    """Print means over classes beside the paper's, for everything in tables 1 to 5 that was run with plain settings."""
+    """Print means over classes beside the paper's for everything in tables 1 to 5 that was run with plain settings."""
     runs = load_runs(options.results)
     print(tables.to_summary([tables.build_table(number, runs) for number in SHOT_TABLES]))
 
 
 def _changes(options: Namespace) -> None:
-    """Print by how much every changed setting moves the AUROC of the same training and test images."""
+    """Print by how much each changed setting moves the AUROC on the same training and test images."""
     print(changes.to_markdown(changes.compare_changes(load_runs(options.results))))
 
 
 def _scores(options: Namespace) -> None:
-    """Print by how much other ways from the votes to a score move the AUROC of one-shot runs, over all classes."""
+    """Print by how much other scores made from the same votes move the AUROC of one-shot runs, over all classes."""
     print(changes.scores_to_markdown(changes.compare_scores(load_runs(options.results))))
 
 
 def _plot(options: Namespace) -> None:
-    """Draw AUROC over the shots and for every class, into the results' folder `plots`."""
+    """Draw AUROC by class and by number of training images, into the folder `plots` of the results."""
     from hta.experiments.plots import draw_plots  # matplotlib is slow to import
 
     runs = load_runs(options.results)

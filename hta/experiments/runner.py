@@ -75,27 +75,41 @@ def run_missing(
     logger.info("%d runs, %d of them done, %d to do", len(runs), len(runs) - len(missing), len(missing))
     if not missing:
         return 0
-    progress = _Progress(len(missing))
+    total, failures, start = len(missing), 0, time.perf_counter()
+
+    def keep(spec: RunSpec, record: dict[str, Any], scores: Mapping[str, np.ndarray]) -> None:
+        nonlocal failures
+        failures += "error" in record
+        store(folder, spec, record, scores, keep_scores=keep_scores)
+        del missing[spec]
+        ended = total - len(missing)
+        left = format_duration((time.perf_counter() - start) / ended * len(missing))
+        logger.info("%d/%d %s: %s; about %s left", ended, total, spec.describe(), _describe(record), left)
+
     with _workers(jobs, dask_scheduler) as workers:
         while missing:
             before = len(missing)
             try:
-                for spec, record, scores in _results(missing, data_root, workers):
-                    store(folder, spec, record, scores, keep_scores=keep_scores)
-                    progress.report(spec, record)
-                    del missing[spec]
+                for result in _results(missing, data_root, workers):
+                    keep(*result)
             except _errors_of_dead_workers() as error:
                 # Which run killed the worker is unknown: continue while others arrive, then give up on the rest.
                 logger.warning("a worker died (%s)", type(error).__name__)
                 if len(missing) == before:
-                    for spec in missing:
-                        record = _failure(spec, _DIED)
-                        store(folder, spec, record, {})
-                        progress.report(spec, record)
-                    break
-    if progress.failures:
-        logger.warning("%d of %d runs failed; see %s", progress.failures, progress.total, folder / FAILED_FOLDER)
-    return progress.failures
+                    for spec in list(missing):
+                        keep(spec, _failure(spec, _DIED), {})
+    if failures:
+        logger.warning("%d of %d runs failed; see %s", failures, total, folder / FAILED_FOLDER)
+    return failures
+
+
+def _describe(record: dict[str, Any]) -> str:
+    """A result in a few words."""
+    if "error" in record:
+        return f"FAILED: {record['error'].strip().splitlines()[-1]}"
+    auroc, run = record["results"]["auroc"]["mean"], record["run"]
+    duration = format_duration(run["seconds_training"] + run["seconds_scoring"])
+    return f"AUROC {'undefined' if auroc is None else f'{auroc:.3f}'} in {duration}"
 
 
 def _results(
@@ -165,26 +179,3 @@ def _errors_of_dead_workers() -> tuple[type[Exception], ...]:
     except ImportError:
         return (BrokenProcessPool,)
     return BrokenProcessPool, KilledWorker
-
-
-class _Progress:
-    """Reports every run that ends, with the time left."""
-
-    def __init__(self, total: int):
-        self.total, self.ended, self.failures = total, 0, 0
-        self._start = time.perf_counter()
-
-    def report(self, spec: RunSpec, record: dict[str, Any]) -> None:
-        """Report one run by its record."""
-        self.ended += 1
-        left = (time.perf_counter() - self._start) / self.ended * (self.total - self.ended)
-        if "error" in record:
-            self.failures += 1
-            result = f"FAILED: {record['error'].strip().splitlines()[-1]}"
-        else:
-            auroc, run = record["results"]["auroc"]["mean"], record["run"]
-            seconds = run["seconds_training"] + run["seconds_scoring"]
-            result = f"AUROC {'undefined' if auroc is None else f'{auroc:.3f}'} in {format_duration(seconds)}"
-        logger.info(
-            "%d/%d %s: %s; about %s left", self.ended, self.total, spec.describe(), result, format_duration(left)
-        )

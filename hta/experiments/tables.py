@@ -136,7 +136,8 @@ def _part_rows(number: int, setup: dict[str, Any], runs: pd.DataFrame) -> pd.Dat
     )
     cells = cells.assign(most=cells["fewest"], minus_ours=_minus_ours(draws) if number == _ABLATION else math.nan)
 
-    classes = dict.fromkeys([*here["pos_class"][here["pos_class"] != AVERAGE], *runs["pos_class"]])
+    classes = dict.fromkeys([*here["pos_class"][here["pos_class"] != AVERAGE], *draws["pos_class"]])
+    classes = classes or dict.fromkeys(runs["pos_class"])  # of which no figure is defined
     index = pd.MultiIndex.from_product([classes, columns], names=["pos_class", "column"])
     values = here.set_index(["pos_class", "column"])[["paper", "paper_std"]]
     rows = pd.DataFrame(index=index).join(cells).join(values).reset_index().assign(is_average=False, false_alarms="")

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 
 import numpy as np
 import psutil
 import pytest
 import torch
 from dask import distributed
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from hta import runs, runtime
 from hta.experiments import runner
@@ -86,32 +88,25 @@ def test_a_result_of_other_images_is_not_reused(tmp_path):
     assert len(records(results)) == 2
 
 
-def test_workers_give_the_same_results_and_the_death_of_one_does_not_end_the_others(
-    here, tree, tmp_path, monkeypatch, caplog
+@pytest.mark.parametrize("landed", [0, 1])
+def test_after_the_death_of_a_worker_the_runner_continues_only_if_something_landed(
+    here, tree, tmp_path, monkeypatch, caplog, landed
 ):
-    results, dead = tmp_path / "results", tmp_path / "dead"
-    attempt = runner._attempt_in_worker
+    rounds, results = [], runner._results
 
-    def die_once(*arguments):  # a function in a function goes to a worker as it is
-        if any(results.glob("*.json")) and not dead.exists():
-            dead.touch()
-            os._exit(1)
-        return attempt(*arguments)
+    def die_at_first(missing, data_root, workers):
+        rounds.append(len(missing))
+        yield from islice(results(missing, data_root, None), landed if len(rounds) == 1 else None)
+        if len(rounds) == 1:
+            raise TerminatedWorkerError
 
-    monkeypatch.setattr(runner, "_attempt_in_worker", die_once)
-    assert main(run_arguments(tree, results, *ONE_THREAD, "--jobs", "2")) == 0
-    assert dead.exists()
+    monkeypatch.setattr(runner, "_results", die_at_first)
+    assert main(run_arguments(tree, tmp_path, *ONE_THREAD, "--jobs", "2")) == (0 if landed else 1)
     assert "a worker died" in caplog.text
-    assert records(results) == records(here)
-
-    monkeypatch.setattr(runner, "_attempt_in_worker", lambda *_: os._exit(1))
-    caplog.clear()
-    failed = tmp_path / "failed_runs"
-    assert main(run_arguments(tree, failed, "--jobs", "2", "--variants", "f")) == 1
-    assert "a worker died" in caplog.text
-    errors = [json.loads(path.read_text())["error"] for path in (failed / "failed").glob("*.json")]
-    assert errors == [runner._DIED] * 2
-    assert not any(failed.glob("*.json"))
+    assert rounds == ([4, 3] if landed else [4])
+    assert records(tmp_path) == (records(here) if landed else {})
+    errors = [json.loads(path.read_text())["error"] for path in (tmp_path / "failed").glob("*.json")]
+    assert errors == [runner._DIED] * (0 if landed else 4)
 
 
 def test_a_dask_cluster_gives_the_same_results(here, tree, tmp_path):
@@ -129,14 +124,14 @@ def test_without_dask_the_extra_is_named(tree, tmp_path, monkeypatch, capsys):
     assert "hta[cluster]" in capsys.readouterr().err
 
 
-RUNNER_WITH_A_LONG_SECOND_RUN = """
+RUNNER_WITH_LONG_SECOND_DRAWS = """
 import sys, time
 from hta.experiments import __main__, runner
 attempt = runner._attempt_in_worker
 def slow(spec, *arguments):
     if spec.draw == 2:
         from hta.experiments import runner
-        runner._attempt = lambda *_: time.sleep(1000)
+        runner.execute = lambda *_: time.sleep(1000)
     return attempt(spec, *arguments)
 runner._attempt_in_worker = slow
 __main__.main(sys.argv[1:])
@@ -144,24 +139,23 @@ __main__.main(sys.argv[1:])
 
 
 @pytest.mark.slow
-def test_killing_the_runner_ends_its_workers_and_repeats_only_the_runs_under_way(tree, tmp_path):
-    arguments = run_arguments(tree, tmp_path, "--draws", "1-2", "--classes", "ant", "--variants", "f", "--jobs", "2")
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUNNER_WITH_A_LONG_SECOND_RUN, *arguments], stderr=subprocess.DEVNULL
-    )
-    wait_until(lambda: stamps(tmp_path) or process.poll() is not None)
+def test_workers_give_the_same_results_and_end_with_a_runner_that_is_killed(here, tree, tmp_path):
+    arguments = run_arguments(tree, tmp_path, *ONE_THREAD, "--draws", "1-2")
+    command = [sys.executable, "-c", RUNNER_WITH_LONG_SECOND_DRAWS, *arguments, "--jobs", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_until(lambda: len(stamps(tmp_path)) == 4 or process.poll() is not None)
     children = psutil.Process(process.pid).children(recursive=True)
     assert children
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    landed = stamps(tmp_path)
-    assert len(landed) == 1
+    assert records(tmp_path) == records(here)
+    before = stamps(tmp_path)
     wait_until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
 
-    assert main(arguments[: -len(("--jobs", "2"))]) == 0
+    assert main([*arguments, "--variants", "f"]) == 0  # those under way are done again, and only those
     after = stamps(tmp_path)
-    assert len(after) == 2
-    assert {name: after[name] for name in landed} == landed
+    assert len(after) == 6
+    assert {name: after[name] for name in before} == before
 
 
 def test_images_in_order_are_the_first_ones_of_their_class(tree, tmp_path):
