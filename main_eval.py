@@ -3,12 +3,13 @@
 Or those of a data set, by the paper's protocol: python main_eval.py --dataset mnist --data_root DIR --pos_class 8
 """
 
+import json
 import logging
 import platform
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,24 +25,27 @@ from hta.data.specs import DatasetOptions
 from hta.errors import UserError
 from hta.evaluation.metrics import metric_text
 from hta.evaluation.overlays import ColourScale, picture_of
+from hta.evaluation.pixel_metrics import PixelMetrics
 from hta.evaluation.report import write_report
 from hta.evaluation.results import (
     BOOTSTRAP_SEED,
     METRIC_NAMES,
+    METRICS_FILE,
     REPORT_FILE,
-    ResultsWriter,
     check_target,
     has_known_pixels,
     summarize,
-    write_metrics,
+    write_pictures,
     write_scores,
 )
+from hta.evaluation.scorer import ImageVotes
 from hta.evaluation.scores import check_aggregate, score_text
 from hta.evaluation.thresholds import (
     NormalVotes,
     Threshold,
     decide,
     decision_text,
+    decision_words,
     pixel_false_alarms,
     summarize_decision,
 )
@@ -156,58 +160,63 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     comparison = InputComparison(model.training_images, model.record.image_size)
     with new_folder(evaluation.target, replace=True) as folder:
         start = time.perf_counter()
-        writer = _score(evaluation, folder, comparison)
+        scale = _colour_scale(evaluation)
+        pixels = PixelMetrics() if scale and any(item.mask is not None for item in items) else None
+        stream = _scored(evaluation, comparison)
+        results = write_pictures(stream, folder, scale, pixels, full_size_maps=evaluation.output.full_size_maps)
         seconds = time.perf_counter() - start
-        peaks = np.array(writer.peaks) if writer.peaks else None
-        scores = model.anomaly_scores(np.stack(writer.shares), evaluation.scoring)
+        peaks = None if scale is None else np.array([result.peak for result in results])
+        scores = model.anomaly_scores(np.stack([result.shares for result in results]), evaluation.scoring)
         rejected = decide(scores, threshold, peaks)
+        for result, score, word in zip(results, scores, decision_words(rejected, len(scores)), strict=True):
+            result.score, result.decision = float(score), word
         labels = [item.label for item in items]
         decision = summarize_decision(labels, rejected, threshold)
         alarms = pixel_false_alarms(labels, peaks, threshold.pixel_threshold)
         document = {
-            "metrics": summarize(items, scores, writer.pixels, peaks),
+            "metrics": summarize(items, scores, pixels, peaks),
             "decision": decision | {"pixel_false_alarms": alarms},
-            "warnings": _warnings(evaluation, comparison, writer),
-            "colour_scale": None if writer.scale is None else asdict(writer.scale),
+            "warnings": _warnings(evaluation, comparison, has_pixel_metrics=pixels is not None),
+            "colour_scale": scale and asdict(scale),
             "seconds": {"total": round(seconds, 3), "per_image": round(seconds / len(items), 6)},
         } | _describe(evaluation)
-        results = writer.results(scores, rejected)
         write_scores(folder, results)
-        write_metrics(folder, document)
+        (folder / METRICS_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         write_report(folder, document, results)
     return document, scores if peaks is None or threshold.decided_by == "score" else peaks
 
 
-def _score(evaluation: Evaluation, folder: Path, comparison: InputComparison) -> ResultsWriter:
-    """Pass the images one after the other to the model, and its votes to the writer of the results."""
-    model, items, output = evaluation.model, evaluation.items, evaluation.output
-    normal = evaluation.good or model.calibration(evaluation.scoring)
-    scale = None if output.no_maps or normal.peaks is None else ColourScale.of_normal_peaks(normal.peaks)
-    masked = not output.no_maps and any(item.mask is not None for item in items)
+def _colour_scale(evaluation: Evaluation) -> ColourScale | None:
+    """The colours of the overlays; None without maps."""
+    normal = evaluation.good or evaluation.model.calibration(evaluation.scoring)
+    return None if evaluation.output.no_maps or normal.peaks is None else ColourScale.of_normal_peaks(normal.peaks)
+
+
+def _scored(evaluation: Evaluation, comparison: InputComparison) -> Iterator[tuple[Sample, ImageVotes, np.ndarray]]:
+    """Pass the images one after the other to the model; yields each with its votes and its picture."""
+    items, output = evaluation.items, evaluation.output
     pictures: deque[np.ndarray] = deque()  # of images that are read and not yet scored
 
     def observe(image: np.ndarray) -> None:
         comparison.add(image)
         pictures.append(picture_of(image))
 
-    stream = model.stream(
+    stream = evaluation.model.stream(
         (item.read() for item in items),
         evaluation.scoring,
         with_maps=not output.no_maps,
         observe=observe,
         warn=not evaluation.source.compared,  # otherwise the comparison warns
     )
-    with ResultsWriter(folder, scale, masked=masked, full_size_maps=output.full_size_maps) as writer:
-        for item, votes in zip(items, progress_bar(stream, "scoring", len(items)), strict=True):
-            writer.add(item, votes, pictures.popleft())
-    return writer
+    for item, votes in zip(items, progress_bar(stream, "scoring", len(items)), strict=True):
+        yield item, votes, pictures.popleft()
 
 
-def _warnings(evaluation: Evaluation, comparison: InputComparison, writer: ResultsWriter) -> list[str]:
+def _warnings(evaluation: Evaluation, comparison: InputComparison, *, has_pixel_metrics: bool) -> list[str]:
     """Why the model may not fit the images, and which images the pixel metrics leave out."""
     lines = [*evaluation.source.warnings, *(comparison.warnings() if evaluation.source.compared else ())]
     unknown = sum(not has_known_pixels(item) for item in evaluation.items)
-    if writer.pixels is not None and unknown:
+    if has_pixel_metrics and unknown:
         lines.append(f"{unknown} anomalous images have no mask: the pixel metrics leave them out")
     return lines
 

@@ -286,7 +286,7 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
     name = _name_of_model(options)
     from hta import runs
     from hta.model import find_model, load
-    from hta.training.samples import SampleRequest, write_samples
+    from hta.training.samples import draw_samples, write_samples
 
     model, folder = load(name, options.models_dir, config.runtime), find_model(name, options.models_dir)
     runs.check_image_count(model.record.num_images, model.runtime)
@@ -302,8 +302,8 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
         if not options.overwrite:
             raise UserError(f"{place}: exists; give --overwrite to replace it, or another --manualSeed")
         runs.check_overwritable(folder, "give another --manualSeed", target)
-    request = SampleRequest(samples.num_samples, seed, samples.gen_start_scale, samples.scale_v, samples.scale_h)
-    write_samples(model.pyramid, request, place)
+    start, scale_v, scale_h = samples.gen_start_scale, samples.scale_v, samples.scale_h
+    write_samples(place, draw_samples(model.pyramid, samples.num_samples, seed, start, scale_v, scale_h))
     print(f"{samples.num_samples} samples: {printable(place)}")
 
 

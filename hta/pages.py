@@ -4,19 +4,17 @@ A page needs no network and may be opened from disk. Everything that a template 
 not UTF-8 included.
 """
 
-import functools
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import matplotlib
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
 
 from hta.files import printable, write_atomically
-
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
-    from matplotlib.figure import Figure
 
 PALETTE = {
     "paper": ("#fafaf8", "#15181b"),
@@ -33,6 +31,26 @@ PALETTE = {
 }
 """Colours of pages and charts by name: on a light screen and on a dark one."""
 
+COLOURS = {name: light for name, (light, _) in PALETTE.items()}
+"""What charts are drawn with."""
+
+
+def _printable(value: Any) -> Any:
+    """A value of a template; of a string, or markup, what can be printed."""
+    return type(value)(printable(value)) if isinstance(value, str) else value
+
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("hta", ""),
+    autoescape=True,
+    undefined=StrictUndefined,
+    finalize=_printable,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+_ENVIRONMENT.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+
 
 def write_page(path: Path, template: str, **data: Any) -> None:
     """Fill a template and write the page; the same data gives the same bytes.
@@ -45,80 +63,20 @@ def write_page(path: Path, template: str, **data: Any) -> None:
     Raises:
         RunError: the page cannot be written.
     """
-    write_atomically(path, _environment().get_template(template).render(data, palette=PALETTE).encode())
+    write_atomically(path, _ENVIRONMENT.get_template(template).render(data, palette=PALETTE).encode())
 
 
-@functools.cache
-def _environment() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("hta", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
-    environment.filters |= {"size": _size, "percent": _percent}
-    return environment
+def chart_style() -> AbstractContextManager[None]:
+    """The style of charts, for a block in which they are drawn, with `COLOURS`, and saved."""
+    soft = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")
+    small = ("axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize")
+    style: dict[Any, Any] = dict.fromkeys(soft, COLOURS["soft"]) | dict.fromkeys(small, 9)
+    style |= {"axes.titlecolor": COLOURS["ink"], "axes.titlesize": 10, "font.size": 10, "legend.frameon": False}
+    style |= {"axes.facecolor": "none", "axes.formatter.useoffset": False, "svg.fonttype": "none"}
+    return matplotlib.rc_context(style | {"svg.hashsalt": "hta"})  # the parts of a drawing always get the same names
 
 
-def _printable(value: Any) -> Any:
-    """A value of a template; of a string, or markup, what can be printed."""
-    return type(value)(printable(value)) if isinstance(value, str) else value
-
-
-def _size(size: tuple[int, int]) -> str:
-    """(height, width) as "width × height px", on one line."""
-    return f"{size[1]}\xa0\xd7\xa0{size[0]}\xa0px"
-
-
-def _percent(rate: float) -> str:
-    """A share in [0, 1] with one digit after the point at most; two significant ones below 1 %."""
-    value = 100 * rate
-    return f"{value:.2g} %" if 0 < value < 1 else f"{value:.1f} %".replace(".0 %", " %")
-
-
-# --- charts -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def chart_style() -> Iterator[dict[str, str]]:
-    """The style of charts; they are drawn and saved within the block.
-
-    Yields:
-        The colours to draw with by the names of `PALETTE`.
-    """
-    import matplotlib
-
-    colours = {name: light for name, (light, _) in PALETTE.items()}
-    style: dict[Any, Any] = {
-        "font.size": 10,
-        "text.color": colours["soft"],
-        "axes.facecolor": "none",
-        "axes.edgecolor": colours["soft"],
-        "axes.labelcolor": colours["soft"],
-        "axes.labelsize": 9,
-        "axes.titlecolor": colours["ink"],
-        "axes.titlesize": 10,
-        "axes.formatter.useoffset": False,
-        "xtick.color": colours["soft"],
-        "xtick.labelsize": 9,
-        "ytick.color": colours["soft"],
-        "ytick.labelsize": 9,
-        "legend.fontsize": 9,
-        "legend.frameon": False,
-        "svg.fonttype": "none",
-        "svg.hashsalt": "hta",  # makes the names of the parts the same every time
-    }
-    with matplotlib.rc_context(style):
-        yield colours
-
-
-def inline_svg(figure: "Figure", name: str, about: str) -> "Markup":
+def inline_svg(figure: Figure, name: str, about: str) -> Markup:
     """A figure as part of a page, in the page's font and colours.
 
     Args:
@@ -126,17 +84,13 @@ def inline_svg(figure: "Figure", name: str, about: str) -> "Markup":
         name: unique in the page; the names of the drawing's parts begin with it.
         about: what it shows, for those who cannot see it.
     """
-    from markupsafe import Markup, escape
-
     picture = io.StringIO()
-    # The metadata would hold the date.
-    figure.savefig(
-        picture, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    )
+    no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # would hold the date
+    figure.savefig(picture, format="svg", transparent=True, metadata=no_metadata)
     svg = picture.getvalue()
     svg = svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(about)}"', 1)
     for start in ('id="', 'href="#', "url(#"):
         svg = svg.replace(start, f"{start}{name}-")
-    for colour, (light, _) in PALETTE.items():
-        svg = svg.replace(light, f"var(--{colour})")
+    for name_of_colour, light in COLOURS.items():
+        svg = svg.replace(light, f"var(--{name_of_colour})")
     return Markup(svg)

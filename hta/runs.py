@@ -24,7 +24,7 @@ from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, resolve, set_up
 from hta.training import progress, report, samples
 from hta.training.report import write_train_page
-from hta.training.samples import SAMPLES_FOLDER, SampleRequest, write_samples
+from hta.training.samples import SAMPLES_FOLDER, draw_samples, write_samples
 from hta.training.trainer import train_pyramid
 
 _MAX_IMAGES = {torch.bfloat16: 256}
@@ -262,9 +262,10 @@ def train_run(folder: RunFolder, training_set: TrainingSet, num_samples: int = N
     """
     model = _train_model(training_set, folder)
     seed = model.record.config.training.manualSeed
-    write_samples(model.pyramid, SampleRequest(num_samples, seed), folder.path / SAMPLES_FOLDER, reconstruction=True)
+    pyramid = model.pyramid
+    write_samples(folder.path / SAMPLES_FOLDER, draw_samples(pyramid, num_samples, seed), pyramid.reconstruct())
     shares = model.training_vote_shares()
-    write_train_page(folder.path, model.record, model.pyramid, model.training_images, shares, seed)
+    write_train_page(folder.path, model.record, pyramid, model.training_images, shares, seed)
     model.keep_calibration()
     folder.finish()
     return model, shares

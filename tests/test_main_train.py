@@ -33,7 +33,7 @@ from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder
 from hta.runtime import RuntimeConfig
 from hta.training import samples
-from hta.training.samples import SampleRequest, draw_samples
+from hta.training.samples import draw_samples
 from hta.training.scale import ScaleTrainer
 
 ROOT = Path(__file__).parents[1]
@@ -259,7 +259,7 @@ def test_a_sample_depends_on_seed_and_index_alone(copied):
 
 def test_batches_do_not_change_samples(model, monkeypatch):
     def drawn(count):
-        return torch.cat(list(draw_samples(model.pyramid, SampleRequest(count, seed=3))))
+        return torch.cat(list(draw_samples(model.pyramid, count, seed=3)))
 
     whole = drawn(20)
     torch.testing.assert_close(drawn(5), whole[:5], rtol=0, atol=5e-6)
@@ -291,15 +291,15 @@ def test_scales_below_the_start_reconstruct(model):
     rebuilt = model.pyramid.reconstruct()[torch.arange(8) % 2]
 
     def distance(start):
-        request = SampleRequest(8, seed=0, gen_start_scale=start)
-        return torch.cat(list(draw_samples(model.pyramid, request))).sub(rebuilt).square().mean().sqrt()
+        drawn = torch.cat(list(draw_samples(model.pyramid, 8, seed=0, gen_start_scale=start)))
+        return drawn.sub(rebuilt).square().mean().sqrt()
 
     distances = [distance(start) for start in range(3)]
     assert distances[0] > distances[1] > distances[2] > 0
 
 
 def test_sample_i_varies_training_image_i_modulo_n(model):
-    finest = torch.cat(list(draw_samples(model.pyramid, SampleRequest(4, seed=0, gen_start_scale=2))))
+    finest = torch.cat(list(draw_samples(model.pyramid, 4, seed=0, gen_start_scale=2)))
     rebuilt = model.pyramid.reconstruct()
     for number, sample in enumerate(finest):
         distances = (rebuilt - sample).square().mean(dim=(1, 2, 3))

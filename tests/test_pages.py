@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from hta import pages
-from hta.pages import PALETTE, chart_style, inline_svg, write_page
+from hta.pages import COLOURS, chart_style, inline_svg, write_page
 
 
 @pytest.fixture
@@ -16,8 +16,8 @@ def template(monkeypatch):
     """Put a template in the place of all others."""
 
     def use(text):
-        environment = pages._environment().overlay(loader=jinja2.DictLoader({"t": text}))
-        monkeypatch.setattr(pages, "_environment", lambda: environment)
+        loaders = [jinja2.DictLoader({"t": text}), pages._ENVIRONMENT.loader]
+        monkeypatch.setattr(pages, "_ENVIRONMENT", pages._ENVIRONMENT.overlay(loader=jinja2.ChoiceLoader(loaders)))
 
     return use
 
@@ -40,14 +40,16 @@ def test_a_name_that_is_missing_is_an_error(template, tmp_path):
 @pytest.mark.parametrize(
     ("rate", "text"), [(0, "0 %"), (1, "100 %"), (0.05, "5 %"), (0.4545, "45.5 %"), (0.0012345, "0.12 %")]
 )
-def test_rates_are_short(rate, text):
-    assert pages._percent(rate) == text
+def test_rates_are_short(template, tmp_path, rate, text):
+    template('{% from "macros.html" import percent %}{{ percent(rate) }}')
+    write_page(tmp_path / "page.html", "t", rate=rate)
+    assert (tmp_path / "page.html").read_text() == text
 
 
 def draw(name):
-    with chart_style() as colours:
+    with chart_style():
         figure = Figure(figsize=(2, 1))
-        figure.subplots().plot([0, 1], color=colours["blue"], clip_on=True)
+        figure.subplots().plot([0, 1], color=COLOURS["blue"], clip_on=True)
         return inline_svg(figure, name, 'a "line"')
 
 
@@ -56,7 +58,7 @@ def test_a_drawing_takes_the_colours_of_the_page_and_names_of_its_own():
     assert one == draw("one")
     assert one.startswith('<svg role="img" aria-label="a &#34;line&#34;"')
     assert "stroke: var(--blue)" in one
-    assert not [light for light, _ in PALETTE.values() if light in one]
+    assert not [light for light in COLOURS.values() if light in one]
     names = [re.findall(r'\bid="([^"]*)"', svg) for svg in (one, other)]
     assert not set(names[0]) & set(names[1])
     used = re.findall(r'(?:href="#|url\(#)([^")]*)', one)

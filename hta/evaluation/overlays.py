@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,13 +10,11 @@ from PIL import Image
 
 from hta.errors import UserError
 from hta.evaluation.maps import upsample_map
-from hta.image_files import jpeg_of
 from hta.images import fit, resize, to_tensor, to_uint8
 
 THUMBNAIL_SIDE = 88
 
 _SHORT_SIDE, _LONG_SIDE = 256, 512
-_THUMBNAIL_QUALITY = 70  # noise, the worst picture, then takes 5 kB: 2,000 pairs stay below 30 MB, base64 included
 _COLORMAP = "inferno"  # perceptually uniform: equal steps of the map look equal
 _FIRST_COLOUR = 0.25  # of the colour map: the ones before are so dark that they look like dirt in the image
 _OPACITY = 0.75  # of the highest value; the lowest is transparent, so that a normal place looks like itself
@@ -67,26 +64,15 @@ class ColourScale:
         return np.clip((values - self.low) / (self.high - self.low), 0, 1)
 
 
-def overlay_size(image_size: tuple[int, ...]) -> tuple[int, int]:
-    """Size of an image's overlay: longer side at most 512 px; a small image is enlarged to a shorter side of 256 px.
+def picture_of(image: np.ndarray) -> np.ndarray:
+    """An image `(H, W, 3)`, float32 in [0, 1], at the size of its overlay, `(h, w, 3)` uint8."""
+    return to_uint8(resize(to_tensor([image]), overlay_size(image.shape)))[0]
 
-    Args:
-        image_size: (height, width, ...).
-    """
+
+def overlay_size(image_size: tuple[int, ...]) -> tuple[int, int]:
+    """(height, width) of an overlay: the longer side at most 512 px; the shorter of a small image is made 256 px."""
     short, long = sorted(image_size[:2])
     return fit(image_size, min(_LONG_SIDE, max(long, _SHORT_SIDE * long / short)))
-
-
-def picture_of(image: np.ndarray) -> np.ndarray:
-    """An image at the size of its overlay.
-
-    Args:
-        image: `(H, W, 3)` float32 in [0, 1].
-
-    Returns:
-        `(h, w, 3)` uint8.
-    """
-    return to_uint8(resize(to_tensor([image]), overlay_size(image.shape)))[0]
 
 
 def map_colours(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,37 +91,28 @@ def map_colours(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return colours[..., :3] * 255, _OPACITY * (1 - (1 - position) ** 2)
 
 
-@dataclass(frozen=True, eq=False)
-class Overlay:
-    """The map of an image and the mask that came with it, to be drawn over a picture of the image.
+def draw_overlay(
+    picture: np.ndarray, anomaly_map: np.ndarray, scale: ColourScale, mask: np.ndarray | None = None
+) -> np.ndarray:
+    """Lay a map over a picture of its image, more opaque the more anomalous, and outline the mask.
 
-    Attributes:
+    Args:
+        picture: `(h, w, 3)` uint8.
         anomaly_map: of any size, in [0, 1], higher = more anomalous.
         scale: of the run.
         mask: of any size, bool; True = anomalous; None without a mask.
+
+    Returns:
+        `(h, w, 3)` uint8.
     """
-
-    anomaly_map: np.ndarray
-    scale: ColourScale
-    mask: np.ndarray | None = None
-
-    def draw(self, picture: np.ndarray) -> np.ndarray:
-        """Lay the map over a picture, more opaque the more anomalous, and outline the mask.
-
-        Args:
-            picture: `(h, w, 3)` uint8.
-
-        Returns:
-            `(h, w, 3)` uint8.
-        """
-        height, width = picture.shape[:2]
-        position = self.scale.position(upsample_map(torch.from_numpy(self.anomaly_map), (height, width)).numpy())
-        colours, opacities = map_colours(position)
-        opacity = opacities[..., None]
-        blended = np.rint(picture * (1 - opacity) + colours * opacity).astype(np.uint8)
-        if self.mask is not None:
-            blended[_outline(self.mask, (height, width))] = _OUTLINE
-        return blended
+    height, width = picture.shape[:2]
+    position = scale.position(upsample_map(torch.from_numpy(anomaly_map), (height, width)).numpy())
+    colours, opacities = map_colours(position)
+    opacity = opacities[..., None]
+    blended = np.rint(picture * (1 - opacity) + colours * opacity).astype(np.uint8)
+    if mask is not None:
+        blended[_outline(mask, (height, width))] = _OUTLINE
+    return blended
 
 
 def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -147,30 +124,7 @@ def _outline(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return ndimage.binary_dilation(shrunk, iterations=math.ceil(min(size) / _SHORT_SIDE)) & ~shrunk
 
 
-# --- JPEG files -------------------------------------------------------------------------------------------------------
-
-
-class Thumbnails(NamedTuple):
-    """JPEG files, longer side `THUMBNAIL_SIDE` px.
-
-    Attributes:
-        image: the image itself.
-        overlay: the image with its map and mask; None where there is no map.
-    """
-
-    image: bytes
-    overlay: bytes | None
-
-
-def make_thumbnails(picture: np.ndarray, overlay: Overlay | None = None) -> Thumbnails:
-    """Make the thumbnails of an image.
-
-    Args:
-        picture: `(h, w, 3)` uint8.
-        overlay: of the image; None without a map.
-    """
+def thumbnail(picture: np.ndarray) -> np.ndarray:
+    """Shrink a picture, `(h, w, 3)` uint8, to a longer side of `THUMBNAIL_SIDE` px."""
     height, width = fit(picture.shape, THUMBNAIL_SIDE)
-    small = np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))
-    # The overlay is drawn again, not shrunk: the outline of a mask is a line of one pixel.
-    drawn = None if overlay is None else jpeg_of(overlay.draw(small), _THUMBNAIL_QUALITY)
-    return Thumbnails(jpeg_of(small, _THUMBNAIL_QUALITY), drawn)
+    return np.asarray(Image.fromarray(picture).resize((width, height), Image.Resampling.BOX))

@@ -10,22 +10,23 @@ The suffix is appended, not replaced, so that `a.png` and `a.jpg` do not collide
 """
 
 import csv
-import json
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from hta.data.sample import Sample
 from hta.errors import UserError
 from hta.evaluation.metrics import auroc_with_interval, summarize_image_metrics, undefined
-from hta.evaluation.overlays import ColourScale, Overlay, Thumbnails, make_thumbnails
+from hta.evaluation.overlays import ColourScale, draw_overlay, thumbnail
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
 from hta.evaluation.scorer import ImageVotes
-from hta.evaluation.thresholds import decision_words
 from hta.files import check_replaceable, write_atomically
 from hta.image_files import jpeg_of, write_png
 
@@ -54,6 +55,7 @@ METRIC_NAMES = {
 BOOTSTRAP_SEED = 0
 
 _PLAIN_QUALITY = 90
+_THUMBNAIL_QUALITY = 70  # noise, the worst picture, then takes 5 kB: 2,000 pairs stay below 30 MB, base64 included
 _MOST_PENDING = 8  # images that may wait to be written
 _CONTENTS = {SCORES_FILE, METRICS_FILE, MAPS_FOLDER, OVERLAYS_FOLDER, REPORT_FILE}
 _IMAGE_METRICS = ("image_auroc", "map_auroc", "average_precision", "f1_max")
@@ -84,9 +86,7 @@ def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_d
     existing = next(place for place in (target, *target.absolute().parents) if place.exists())
     if not existing.is_dir():
         raise UserError(f"--out {target}: {existing} is a file; give another folder")
-    if existing != target:
-        return
-    contents = {path.name for path in target.iterdir()}
+    contents = {path.name for path in target.iterdir()} if existing == target else set()
     foreign = sorted(contents - _CONTENTS)
     if foreign:
         raise UserError(f"--out {target}: exists and holds {foreign[0]}, which is not a result; give another folder")
@@ -98,117 +98,86 @@ def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_d
 # --- image by image ---------------------------------------------------------------------------------------------------
 
 
-class ImageResult(NamedTuple):
-    """The outcome for one image.
+@dataclass
+class ImageResult:
+    """The outcome for one image; its score and the decision are known once all images are scored.
 
     Attributes:
         item: the image.
-        score: anomaly score, higher = more anomalous.
         shares: `(S,)` vote shares, higher = more normal.
-        decision: "reject", "pass", or empty where nothing is decided.
         peak: maximum of the anomaly map at the working size; None without maps.
-        thumbnails: of the image.
+        thumbnail, overlay: the image as a small JPEG file, and with its map and mask; the latter None without maps.
+        score: anomaly score, higher = more anomalous.
+        decision: "reject", "pass", or empty where nothing is decided.
     """
 
     item: Sample
-    score: float
     shares: np.ndarray
-    decision: str
     peak: float | None
-    thumbnails: Thumbnails
+    thumbnail: bytes
+    overlay: bytes | None = None
+    score: float = math.nan
+    decision: str = ""
 
 
-class ResultsWriter:
-    """Takes images as they are scored, writes their pictures, and keeps what metrics need: little, and no pixels.
+def write_pictures(
+    scored: Iterable[tuple[Sample, ImageVotes, np.ndarray]],
+    folder: Path,
+    scale: ColourScale | None,
+    pixels: PixelMetrics | None = None,
+    *,
+    full_size_maps: bool = False,
+) -> list[ImageResult]:
+    """Write the pictures of images as they are scored, and keep what metrics need: little, and no pixels.
 
-    A thread writes the pictures while the next images are scored. A context manager: at its end all are written.
-
-    Attributes:
-        pixels: pixel metrics of the images so far; None if they are not wanted.
-        scale: colours of the overlays.
-        shares: `(S,)` vote shares of every image, higher = more normal.
-        peaks: maximum of the anomaly map of every image at the working size; empty without maps.
+    A thread writes while the next images are scored; in the end all are written.
 
     Args:
+        scored: images with their votes, with a map if there is a colour scale, and their pictures from `picture_of`.
         folder: where `maps` and `overlays` go.
         scale: colours of the overlays; None without maps.
-        masked: whether the test set has masks, so that pixel metrics are wanted.
+        pixels: takes the maps of the images whose anomalous pixels are known; None if these metrics are not wanted.
         full_size_maps: write the maps at the size of their images.
     """
-
-    def __init__(self, folder: Path, scale: ColourScale | None, *, masked: bool, full_size_maps: bool = False):
-        self._folder, self.scale, self._full_size_maps = folder, scale, full_size_maps
-        self.pixels = PixelMetrics() if masked else None
-        self._items: list[Sample] = []
-        self.shares: list[np.ndarray] = []
-        self.peaks: list[float] = []
-        self._thumbnails: list[Thumbnails] = []
-        self._thread = ThreadPoolExecutor(max_workers=1)
-        self._pending: deque[Future] = deque()
-
-    def __enter__(self) -> "ResultsWriter":
-        return self
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        try:
-            while self._pending and kind is None:
-                self._pending.popleft().result()
-        finally:
-            self._thread.shutdown(cancel_futures=True)
-
-    def add(self, item: Sample, votes: ImageVotes, picture: np.ndarray) -> None:
-        """Take the next image.
-
-        Args:
-            item: the image.
-            votes: what the model says about it; with a map if there is a colour scale.
-            picture: from `overlays.picture_of`.
-        """
-        self._items.append(item)
-        self.shares.append(votes.shares)
-        if votes.anomaly_map is None or self.scale is None:
-            self._thumbnails.append(make_thumbnails(picture))
-            return
-        self.peaks.append(votes.anomaly_map.max())
-        mask = item.read_mask()
-        pixels = self.pixels if has_known_pixels(item) else None
-        full_size = pixels is not None or self._full_size_maps
-        large_map = votes.full_size_map() if full_size else votes.anomaly_map
-        if pixels is not None:
-            pixels.update(large_map, mask)
-        levels = quantize(large_map if self._full_size_maps else votes.anomaly_map)
-        overlay = Overlay(votes.anomaly_map, self.scale, mask)
-        self._pending.append(self._thread.submit(self._write, item, levels, picture, overlay))
-        if len(self._pending) > _MOST_PENDING:
-            self._pending.popleft().result()
-
-    def results(self, scores: np.ndarray, rejected: np.ndarray | None) -> list[ImageResult]:
-        """The outcome for every image, once all pictures are written.
-
-        Args:
-            scores: `(N,)` anomaly scores, higher = more anomalous.
-            rejected: `(N,)` bool; None where nothing is decided.
-        """
-        decisions = decision_words(rejected, len(scores))
-        peaks: Sequence[float | None] = self.peaks or [None] * len(scores)
-        columns = (self._items, scores, self.shares, decisions, peaks, self._thumbnails)
-        return [ImageResult(*row) for row in zip(*columns, strict=True)]
-
-    def _write(self, item: Sample, levels: np.ndarray, picture: np.ndarray, overlay: Overlay) -> None:
-        """Write the map, `levels`, the overlay and the plain picture of an image, and keep the thumbnails."""
-        self._thumbnails.append(make_thumbnails(picture, overlay))
-        for kind, pixels in ((MAPS_FOLDER, levels), (OVERLAYS_FOLDER, overlay.draw(picture))):
-            path = self._folder / kind / f"{item.relative}{MAP_SUFFIX}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_png(path, pixels)
-        write_atomically(
-            self._folder / OVERLAYS_FOLDER / f"{item.relative}{PLAIN_SUFFIX}", jpeg_of(picture, _PLAIN_QUALITY)
-        )
+    results: list[ImageResult] = []
+    pending: deque[Future] = deque()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for item, votes, picture in scored:
+            small = jpeg_of(thumbnail(picture), _THUMBNAIL_QUALITY)
+            results.append(ImageResult(item, votes.shares, None if scale is None else votes.peak, small))
+            if votes.anomaly_map is None or scale is None:
+                continue
+            mask, large_map = item.read_mask(), votes.anomaly_map
+            known = pixels if has_known_pixels(item) else None
+            if full_size_maps or known is not None:
+                large_map = votes.full_size_map()
+            if known is not None:
+                known.update(large_map, mask)
+            levels = quantize(large_map if full_size_maps else votes.anomaly_map)
+            draw = partial(draw_overlay, anomaly_map=votes.anomaly_map, scale=scale, mask=mask)
+            pending.append(thread.submit(_write, folder, results[-1], levels, picture, draw))
+            if len(pending) > _MOST_PENDING:
+                pending.popleft().result()
+        for future in pending:
+            future.result()
+    return results
 
 
 def has_known_pixels(item: Sample) -> bool:
     """Whether it is known which pixels of an image are anomalous: it has a mask, or is normal."""
     return item.mask is not None or item.label == 0
+
+
+def _write(folder: Path, result: ImageResult, levels: np.ndarray, picture: np.ndarray, draw: Callable) -> None:
+    """Write the map, `levels`, the overlay and the plain picture of an image, and keep the overlay's thumbnail."""
+    # Drawn again, not shrunk: the outline of a mask is a line of one pixel.
+    result.overlay = jpeg_of(draw(thumbnail(picture)), _THUMBNAIL_QUALITY)
+    for kind, pixels in ((MAPS_FOLDER, levels), (OVERLAYS_FOLDER, draw(picture))):
+        path = folder / kind / f"{result.item.relative}{MAP_SUFFIX}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_png(path, pixels)
+    plain = folder / OVERLAYS_FOLDER / f"{result.item.relative}{PLAIN_SUFFIX}"
+    write_atomically(plain, jpeg_of(picture, _PLAIN_QUALITY))
 
 
 # --- at the end -------------------------------------------------------------------------------------------------------
@@ -230,39 +199,24 @@ def summarize(
     """
     labels = [item.label for item in items if item.label is not None]
     if len(labels) < len(items):
-        summary = _undefined(_IMAGE_METRICS, "no labels")
+        summary = dict.fromkeys(_IMAGE_METRICS, undefined("no labels"))
     else:
         kinds = [item.defect or "unnamed" for item in items]
-        summary = summarize_image_metrics(labels, scores, kinds, BOOTSTRAP_SEED)
-        summary |= (
-            _undefined(["map_auroc"], "no maps")
-            if peaks is None
-            else {"map_auroc": auroc_with_interval(labels, peaks, BOOTSTRAP_SEED)}
-        )
-    return summary | (_undefined(_PIXEL_METRICS, "no masks, or no maps") if pixels is None else pixels.compute())
-
-
-def _undefined(names: Sequence[str], reason: str) -> dict[str, Any]:
-    return {name: undefined(reason) for name in names}
+        no_maps = undefined("no maps")
+        by_map = no_maps if peaks is None else auroc_with_interval(labels, peaks, BOOTSTRAP_SEED)
+        summary = summarize_image_metrics(labels, scores, kinds, BOOTSTRAP_SEED) | {"map_auroc": by_map}
+    no_pixels = dict.fromkeys(_PIXEL_METRICS, undefined("no masks, or no maps"))
+    return summary | (no_pixels if pixels is None else pixels.compute())
 
 
 def write_scores(folder: Path, results: Sequence[ImageResult]) -> None:
-    """Write scores.csv, with all digits: read back, the numbers are the same.
-
-    Args:
-        folder: where it goes.
-        results: of the images, in the order of the rows.
-    """
+    """Write scores.csv, with all digits: read back, the numbers are the same; a row per image, in the given order."""
     votes = [f"vote_share_scale_{n}" for n in range(len(results[0].shares))]
     # Names that are not UTF-8 are written as they are.
     with (folder / SCORES_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["path", "label", "anomaly_score", *votes, "decision", "map_peak"])
-        for item, score, shares, decision, peak, _ in results:
-            label, map_peak = "" if item.label is None else item.label, "" if peak is None else float(peak)
-            writer.writerow([item.relative, label, float(score), *map(float, shares), decision, map_peak])
-
-
-def write_metrics(folder: Path, document: dict[str, Any]) -> None:
-    """Write metrics.json."""
-    (folder / METRICS_FILE).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        for result in results:
+            numbers, peak = map(float, (result.score, *result.shares)), result.peak
+            row = [result.item.relative, result.item.label, *numbers, result.decision]
+            writer.writerow([*row, None if peak is None else float(peak)])

@@ -20,7 +20,7 @@ from hta.images import resize
 from hta.models.pyramid import Pyramid
 from hta.models.transforms import mirror_pad
 from hta.runtime import Runtime, seeded_generator
-from hta.training.samples import SampleRequest, draw_samples
+from hta.training.samples import draw_samples
 
 SIDE = 32
 NUM_TRANSFORMS = 72
@@ -107,7 +107,7 @@ class Geom:
         self.network = WideResNet()
         self.network.draw_weights(stream)
         self.network.to(runtime.device).to(memory_format=torch.channels_last)
-        samples = torch.cat([resize(b, (SIDE, SIDE)) for b in draw_samples(pyramid, SampleRequest(num_samples, seed))])
+        samples = torch.cat([resize(b, (SIDE, SIDE)) for b in draw_samples(pyramid, num_samples, seed)])
         self._train(samples.to(runtime.device), steps, stream)
 
     def _train(self, samples: Tensor, steps: int, stream: torch.Generator) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from hta.model import Model
 from hta.runtime import seeded_generator
 from hta.settings import Checked, option
-from hta.training.samples import SampleRequest, draw_samples
+from hta.training.samples import draw_samples
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ def run(options: SampleOptions, model: Model) -> Iterator[str]:
     images, pyramid, count = model.training_images, model.pyramid, options.num_samples
     rebuilt = pyramid.reconstruct().float().cpu()
     yield f"reconstruction: RMSE {_rmse(rebuilt, images):.3f} at the finest scale, in [-1, 1]"
-    coarse = _draw(model, SampleRequest(count, options.seed))
+    coarse = _draw(model, count, options.seed)
     pairs = torch.stack([_rmse(coarse[i], coarse[j]) for i in range(count) for j in range(i)])
     yield f"samples from the coarsest scale on: RMSE {pairs.mean():.3f} between two of them"
-    fine = _draw(model, SampleRequest(count, options.seed, gen_start_scale=pyramid.plan.num_scales - 1))
+    fine = _draw(model, count, options.seed, gen_start_scale=pyramid.plan.num_scales - 1)
     own = images[torch.arange(count) % len(images)]
     yield f"samples from the finest scale on: RMSE {_rmse(fine, own):.3f} to the training image"
     noise = torch.randn(coarse.shape, generator=seeded_generator(options.seed, "noise")) * coarse.std()
@@ -72,8 +72,9 @@ def run(options: SampleOptions, model: Model) -> Iterator[str]:
     )
 
 
-def _draw(model: Model, request: SampleRequest) -> Tensor:
-    return torch.cat(list(draw_samples(model.pyramid, request))).float().cpu()
+def _draw(model: Model, count: int, seed: int, gen_start_scale: int = 0) -> Tensor:
+    samples = draw_samples(model.pyramid, count, seed, gen_start_scale=gen_start_scale)
+    return torch.cat(list(samples)).float().cpu()
 
 
 def _rmse(one: Tensor, other: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from hta.files import write_figure
@@ -18,12 +20,9 @@ from hta.images import fit, resize, to_uint8
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.storage import RunRecord
-from hta.pages import chart_style, inline_svg, write_page
+from hta.pages import COLOURS, chart_style, inline_svg, write_page
 from hta.training.progress import LOSSES, METRICS_FILE, read_losses
-from hta.training.samples import SampleRequest, draw_samples
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from hta.training.samples import draw_samples
 
 PAGE_FILE = "train.html"
 CURVES_FILE = "curves.png"
@@ -45,28 +44,10 @@ _FEW_SIDES = {1: 256, 4: 160}
 _MARGIN = 0.03  # of a scale's column in the curves, on either side
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture of the page.
-
-    Attributes:
-        address: holds its content.
-        width, height: as displayed, px.
-        about: what it shows, for those who cannot see it.
-        caption: below it.
-    """
-
-    address: str
-    width: int
-    height: int
-    about: str
-    caption: str
-
-
 def write_train_page(
     folder: Path, record: RunRecord, pyramid: Pyramid, images: Tensor, vote_shares: np.ndarray, seed: int
 ) -> Path:
-    """Write train.html and curves.png into a run folder; the same model and seed give the same bytes.
+    """Write train.html and curves.png, always the same bytes for a model and seed, and return the page's path.
 
     Args:
         folder: of the run; its metrics.csv holds all losses, also those from before a resumption. Without it the curves
@@ -77,18 +58,14 @@ def write_train_page(
         vote_shares: `(N, S)` shares of the votes for the correct transformation on the training images, in [0, 1].
         seed: of the random samples; sample i is the i-th one that `draw_samples` draws with it.
 
-    Returns:
-        The page's path.
-
     Raises:
         UserError: metrics.csv is damaged.
         RunError: a file cannot be written.
     """
     model, training = record.config.model, record.config.training
-    settings = {"model": asdict(model), "training": asdict(training)}
-    path, sizes, losses = folder / PAGE_FILE, pyramid.plan.sizes, read_losses(folder / METRICS_FILE)
-    with chart_style() as colours:
-        figure = _curves_figure(sizes, training.niter, losses, colours)
+    path, losses = folder / PAGE_FILE, read_losses(folder / METRICS_FILE)
+    with chart_style():
+        figure = _curves_figure(pyramid.plan.sizes, training.niter, losses)
         curves = inline_svg(figure, "curves", "curves of all losses over the iterations, one column per scale")
         write_figure(figure, folder / CURVES_FILE)
     write_page(
@@ -96,15 +73,14 @@ def write_train_page(
         "training/train_template.html",
         name=folder.resolve().name,
         record=record,
-        all_settings=json.dumps(settings, indent=2),
-        widths=pyramid.plan.widths,
-        precision=str(pyramid.dtype).removeprefix("torch."),
+        all_settings=json.dumps({"model": asdict(model), "training": asdict(training)}, indent=2),
+        pyramid=pyramid,
         training_images=_thumbnails(record.sources, images),
         curves=curves,
         iterations_per_point=training.niter / _MOST_POINTS,
-        metrics_file=METRICS_FILE,
         seed=seed,
         chance=1 / model.num_transforms,
+        near_chance=NEAR_CHANCE / model.num_transforms,
         scales=list(_scales(pyramid, images, vote_shares, seed)),
     )
     return path
@@ -113,20 +89,11 @@ def write_train_page(
 # --- curves -----------------------------------------------------------------------------------------------------------
 
 
-def _curves_figure(
-    sizes: Sequence[tuple[int, int]], niter: int, rows: Sequence[tuple], colours: dict[str, str]
-) -> "Figure":
+def _curves_figure(sizes: Sequence[tuple[int, int]], niter: int, rows: Sequence[tuple]) -> Figure:
     """Draw every loss over the iterations, a column per scale: cross-entropies above, squared error below.
 
-    Args:
-        sizes: (height, width) of the scales, px.
-        niter: iterations per scale.
-        rows: as `read_losses` gives them, in order.
-        colours: of the chart style.
+    `sizes` are (height, width) of the scales, `niter` their iterations, and `rows` as `read_losses` gives them.
     """
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
     width = 3.2 * len(sizes)
     figure = Figure(figsize=(width, 5), dpi=100)
     upper, lower = figure.subplots(2, sharex=True)
@@ -136,12 +103,12 @@ def _curves_figure(
     places = table[:, 0] + _MARGIN + (1 - 2 * _MARGIN) * table[:, 1] / niter
     for column, (name, colour) in enumerate(zip(LOSSES, ("blue", "orange", "green", "green"), strict=True), start=2):
         axes = lower if name == "g_reconstruction" else upper
-        axes.plot(places, table[:, column], label=name, linewidth=0.8, color=colours[colour])
+        axes.plot(places, table[:, column], label=name, linewidth=0.8, color=COLOURS[colour])
     for n, (image_height, image_width) in enumerate(sizes):
         title = f"scale {n}: {image_width} x {image_height} px"
-        upper.text(n + 0.5, 1.03, title, ha="center", color=colours["ink"], transform=upper.get_xaxis_transform())
+        upper.text(n + 0.5, 1.03, title, ha="center", color=COLOURS["ink"], transform=upper.get_xaxis_transform())
         for axes in (upper, lower):
-            axes.axvline(n, color=colours["soft"], linewidth=0.8)
+            axes.axvline(n, color=COLOURS["soft"], linewidth=0.8)
     steps = [step for step in MaxNLocator(4, integer=True).tick_values(0, niter) if 0 <= step < 0.95 * niter]
     ticks = [(n + _MARGIN + (1 - 2 * _MARGIN) * step / niter, f"{step:g}") for n in range(len(sizes)) for step in steps]
     lower.set_xticks(*zip(*ticks, strict=True))
@@ -169,55 +136,40 @@ def _thinned(rows: Sequence[tuple]) -> np.ndarray:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def _thumbnails(sources: Sequence[str], images: Tensor) -> list[Picture]:
+def _thumbnails(sources: Sequence[str], images: Tensor) -> list[dict[str, Any]]:
     """The first training images, larger where they are few."""
     side = next((side for most, side in _FEW_SIDES.items() if len(images) <= most), _THUMBNAIL_SIDE)
-    named = zip(sources[:_MOST_THUMBNAILS], images[:_MOST_THUMBNAILS], strict=True)
-    return [
-        _picture(image, f"training image {i}", source, side, side) for i, (source, image) in enumerate(named, start=1)
-    ]
+    first = zip(sources[:_MOST_THUMBNAILS], images[:_MOST_THUMBNAILS], strict=True)
+    return [_picture(image, source, side, side) for source, image in first]
 
 
 def _scales(pyramid: Pyramid, images: Tensor, vote_shares: np.ndarray, seed: int) -> Iterator[dict[str, Any]]:
     """What each scale has learnt: its figures, training images beside their reconstructions, and random samples."""
-    sizes, chance = pyramid.plan.sizes, 1 / pyramid.config.num_transforms
+    sizes = pyramid.plan.sizes
     shown = min(_MOST_RECONSTRUCTIONS, len(images))
     pictures_in_all = len(sizes) * (2 * shown + NUM_SAMPLES)
     side = min(_LARGEST_SIDE, max(_LOSSLESS_SIDE, math.isqrt(_PIXEL_BUDGET // pictures_in_all)))
     for n, level in enumerate(image_pyramid(images, sizes)):
         rebuilt = pyramid.reconstruct(n + 1).clamp(-1, 1).cpu()
-        samples = torch.cat(list(draw_samples(pyramid, SampleRequest(NUM_SAMPLES, seed, num_scales=n + 1)))).cpu()
+        samples = torch.cat(list(draw_samples(pyramid, NUM_SAMPLES, seed, num_scales=n + 1))).cpu()
         named: list[tuple[str, Tensor]] = []
         for i in range(shown):
             number = f" {i + 1}" if len(images) > 1 else ""
             named += [(f"training image{number}", level[i]), (f"reconstruction{number}", rebuilt[i])]
         named += [(f"sample {i}", sample) for i, sample in enumerate(samples, start=1)]
-        share = float(vote_shares[:, n].mean())
         yield {
             "size": sizes[n],
-            "vote_share": share,
-            "near_chance": share < NEAR_CHANCE * chance,
-            "noise_amplitude": _span(pyramid.scales[n].noise_amp.tolist()),
+            "vote_share": float(vote_shares[:, n].mean()),
+            "noise_amp": pyramid.scales[n].noise_amp.tolist(),
             "reconstruction_error": float((rebuilt.double() - level.double()).square().mean().sqrt()),
-            "pictures": [_picture(image, f"{name}, scale {n}", name, side, _SHOWN_SIDE) for name, image in named],
+            "pictures": [_picture(image, name, side, _SHOWN_SIDE) for name, image in named],
         }
 
 
-def _span(values: Sequence[float]) -> str:
-    """The range of some values; one value where they print alike."""
-    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
-    return low if low == high else f"{low} to {high}"
+def _picture(image: Tensor, caption: str, side: int, shown_side: int) -> dict[str, Any]:
+    """A picture for the page, `(3, h, w)` in [-1, 1], that holds its pixels: exact while it is small, else a JPEG.
 
-
-def _picture(image: Tensor, about: str, caption: str, side: int, shown_side: int) -> Picture:
-    """A picture that holds its pixels: exact while it is small, else a JPEG.
-
-    Args:
-        image: `(3, h, w)` in [-1, 1].
-        about: what it shows.
-        caption: below it.
-        side: longer side that it is shrunk to, px.
-        shown_side: longer side on the page, px.
+    `side` is the longer side that it is shrunk to, `shown_side` the one on the page, both in px.
     """
     size = image.shape[-2:]
     if max(size) > side:
@@ -226,4 +178,5 @@ def _picture(image: Tensor, about: str, caption: str, side: int, shown_side: int
     exact = max(pixels.shape) <= _LOSSLESS_SIDE
     content = base64.b64encode(png_of(pixels) if exact else jpeg_of(pixels, quality=85)).decode()
     height, width = fit(size, shown_side)
-    return Picture(f"data:image/{'png' if exact else 'jpeg'};base64,{content}", width, height, about, caption)
+    address = f"data:image/{'png' if exact else 'jpeg'};base64,{content}"
+    return {"address": address, "width": width, "height": height, "caption": caption}

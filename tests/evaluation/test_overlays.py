@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hta.errors import UserError
-from hta.evaluation.overlays import ColourScale, Overlay, map_colours, overlay_size, picture_of
+from hta.evaluation.overlays import ColourScale, draw_overlay, map_colours, overlay_size, picture_of
 
 SCALE = ColourScale(0.2, 0.6)
 
@@ -67,9 +67,9 @@ def test_a_scale_that_is_no_range_is_refused(bounds):
 def test_a_normal_place_looks_like_itself_and_others_do_not():
     picture = picture_of(np.random.default_rng(0).random((300, 300, 3), dtype=np.float32))
     anomaly_map = np.full((30, 30), 0.2, dtype=np.float32)
-    np.testing.assert_array_equal(Overlay(anomaly_map, SCALE).draw(picture), picture)
+    np.testing.assert_array_equal(draw_overlay(picture, anomaly_map, SCALE), picture)
     anomaly_map[:, 15:] = 0.9
-    overlay = Overlay(anomaly_map, SCALE).draw(picture)
+    overlay = draw_overlay(picture, anomaly_map, SCALE)
     np.testing.assert_array_equal(overlay[:, :120], picture[:, :120])
     # the last colour of the map, three quarters opaque
     expected = np.rint(picture[:, 180:] * 0.25 + 0.75 * np.array([0.988362, 0.998364, 0.644924]) * 255)
@@ -80,6 +80,6 @@ def test_a_thin_mask_keeps_its_outline_in_a_smaller_picture():
     picture = picture_of(np.zeros((1000, 1000, 3), dtype=np.float32))
     mask = np.zeros((1000, 1000), dtype=bool)
     mask[:, 500] = True
-    overlay = Overlay(np.zeros((20, 20), dtype=np.float32), SCALE, mask).draw(picture)
+    overlay = draw_overlay(picture, np.zeros((20, 20), dtype=np.float32), SCALE, mask)
     outlined = (overlay == (0, 255, 255)).all(axis=2)
     assert outlined[100].nonzero()[0].tolist() == [254, 255, 257, 258]

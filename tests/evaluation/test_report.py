@@ -20,30 +20,19 @@ import hta
 import main_eval
 from hta.data.sample import Sample
 from hta.errors import UserError
-from hta.evaluation.overlays import THUMBNAIL_SIDE, ColourScale, Overlay, Thumbnails, make_thumbnails
-from hta.evaluation.report import (
-    _colours,
-    crowd_at_one,
-    draw_histogram,
-    draw_roc,
-    nines,
-    picture_link,
-    score_ticks,
-    write_report,
-)
+from hta.evaluation.overlays import THUMBNAIL_SIDE, ColourScale
+from hta.evaluation.report import crowd_at_one, draw_histogram, draw_roc, nines, picture_link, score_ticks, write_report
 from hta.evaluation.results import (
     MAP_SUFFIX,
     PLAIN_SUFFIX,
     REPORT_FILE,
     ImageResult,
-    ResultsWriter,
     check_target,
     summarize,
+    write_pictures,
 )
 from hta.evaluation.scorer import ImageVotes
 from hta.evaluation.thresholds import Threshold, decide, decision_words, proportion, summarize_decision
-from hta.files import printable
-from hta.pages import chart_style
 from tests.browser import assert_quiet_and_from_disk, boxes, open_page, requested, resize_window
 
 SCALE = ColourScale(0.2, 0.6)
@@ -68,17 +57,6 @@ def test_links_lead_to_the_bytes_of_the_name(name, link):
     assert picture_link(name, MAP_SUFFIX) == link
     assert unquote_to_bytes(link) == b"overlays/" + os.fsencode(name) + b".png"
     assert picture_link(name, PLAIN_SUFFIX) == link.removesuffix("png") + "jpg"
-
-
-def test_names_that_are_no_utf_8_can_be_shown():
-    assert printable(LATIN_1) == r"caf\xe9 #1?%41.png"
-    assert printable("café") == "café"
-
-
-@pytest.fixture
-def colours():
-    with chart_style() as style:
-        yield style
 
 
 @pytest.mark.parametrize(
@@ -106,9 +84,9 @@ def bars(figure):
     return [axes.patches[0].get_data()[:2] for axes in figure.axes]
 
 
-def test_bars_are_as_high_as_the_counts(colours):
+def test_bars_are_as_high_as_the_counts():
     groups = {"normal": np.array([0.0, 0.0, 0.0, 1.0]), "anomalous": np.array([1.0])}
-    figure = draw_histogram(groups, 0.5, colours)
+    figure = draw_histogram(groups, 0.5)
     normal, anomalous = figure.axes
     # 4 % of the range is margin; the first and the last of 30 bins hold the scores.
     (counts, edges), (others, _) = bars(figure)
@@ -119,13 +97,13 @@ def test_bars_are_as_high_as_the_counts(colours):
     assert normal.get_ylim() == (0, 3)
     assert [axes.lines[0].get_xdata() for axes in figure.axes] == [[0.5, 0.5]] * 2
     assert normal.texts[0].get_text() == "threshold 0.500000"
-    assert not [axes for axes in draw_histogram(groups, None, colours).axes if axes.lines or axes.texts]
+    assert not [axes for axes in draw_histogram(groups, None).axes if axes.lines or axes.texts]
 
 
-def test_equal_scores_and_scores_closer_than_a_float_can_divide_are_drawn(colours):
+def test_equal_scores_and_scores_closer_than_a_float_can_divide_are_drawn():
     close = np.array([1 - 2**-52, 1 - 2**-53])  # not decades apart
     for scores, threshold in ((np.full(2, 0.25), 0.25), (close, close[0])):
-        ((counts, edges),) = bars(draw_histogram({"unlabelled": scores}, threshold, colours))
+        ((counts, edges),) = bars(draw_histogram({"unlabelled": scores}, threshold))
         assert counts.max() == 2
         assert np.diff(edges).min() > 0
 
@@ -145,9 +123,9 @@ def test_scores_that_crowd_at_one(scores, crowd):
     assert crowd_at_one(np.asarray(scores)) == crowd
 
 
-def test_scores_that_crowd_at_one_are_drawn_by_their_distance_from_it(colours):
+def test_scores_that_crowd_at_one_are_drawn_by_their_distance_from_it():
     scores = 1 - np.array([1e-2, 1e-4, 1e-6, 1e-8])
-    figure = draw_histogram({"normal": scores[:2], "anomalous": scores[2:]}, 1 - 1e-5, colours)
+    figure = draw_histogram({"normal": scores[:2], "anomalous": scores[2:]}, 1 - 1e-5)
     # 2 to 8 nines and 2 % margin: 6.24 nines over 30 bins; 4 and 6 nines are in bins 10 and 19.
     assert [counts.nonzero()[0].tolist() for counts, _ in bars(figure)] == [[0, 10], [19, 29]]
     assert figure.axes[0].lines[0].get_xdata()[0] == pytest.approx(5)
@@ -156,32 +134,24 @@ def test_scores_that_crowd_at_one_are_drawn_by_their_distance_from_it(colours):
     assert figure.axes[1].get_xlabel().endswith("by its distance from 1")
 
 
-def test_the_roc_curve_passes_through_its_steps(colours):
+def test_the_roc_curve_passes_through_its_steps():
     normal, anomalous = np.array([0.1, 0.5]), np.array([0.4, 0.9])
-    axes = draw_roc(normal, anomalous, 0.3, colours).axes[0]
+    axes = draw_roc(normal, anomalous, 0.3).axes[0]
     _, curve, point = axes.lines
     assert curve.get_xydata().tolist() == [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
     assert point.get_xydata().tolist() == [[0.5, 1]]
-    axes = draw_roc(normal, anomalous, None, colours).axes[0]
+    axes = draw_roc(normal, anomalous, None).axes[0]
     assert (len(axes.lines), len(axes.texts)) == (2, 0)
 
 
 @pytest.mark.parametrize("threshold", [-1, 0.15, 0.45, 0.6, 2])
-def test_the_name_of_the_operating_point_is_within_the_square(colours, threshold):
-    figure = draw_roc(np.array([0.1, 0.5]), np.array([0.4, 0.9]), threshold, colours)
+def test_the_name_of_the_operating_point_is_within_the_square(threshold):
+    figure = draw_roc(np.array([0.1, 0.5]), np.array([0.4, 0.9]), threshold)
     figure.canvas.draw()
     (axes,) = figure.axes
     box, square = axes.texts[0].get_window_extent(), axes.get_window_extent()
     assert square.x0 < box.x0 < box.x1 < square.x1
     assert square.y0 < box.y0 < box.y1 < square.y1
-
-
-def test_the_colour_scale_shows_what_is_laid_over_the_images():
-    colours = _colours({"low": 0.2, "high": 0.6})
-    assert [colours[place] for place in ("low", "middle", "high")] == pytest.approx([0.2, 0.4, 0.6])
-    assert colours["stops"][0] == "rgb(87 16 110 / 0.000)"
-    assert colours["stops"][5].endswith("/ 0.562)")  # 3/4 of 1 - (1 - 1/2) ** 2
-    assert colours["stops"][-1] == "rgb(252 255 164 / 0.750)"
 
 
 # --- the page as text -------------------------------------------------------------------------------------------------
@@ -221,11 +191,11 @@ def results_of(scores, labels, thumbnails, decisions=None, peaks=None, names="{}
     return [
         ImageResult(
             Sample(Path("x"), names.format(n), labels[n]),
-            scores[n],
             np.array([0.5]),
-            decisions[n] if decisions else "",
             peaks[n] if peaks else None,
-            thumbnails[n % len(thumbnails)],
+            *thumbnails[n % len(thumbnails)],
+            scores[n],
+            decisions[n] if decisions else "",
         )
         for n in range(len(scores))
     ]
@@ -235,7 +205,7 @@ def page_of(folder, labels, scores, threshold=None, *, with_overlays=True, peaks
     """A report of images that look all the same, and the rows in it."""
     threshold, scores = threshold or Threshold(None, "the model was not calibrated"), np.array(scores)
     rejected = decide(scores, threshold, peaks)
-    small = Thumbnails(b"image", b"overlay" if with_overlays else None)
+    small = (b"image", b"overlay" if with_overlays else None)
     results = results_of(scores, labels, [small], decision_words(rejected, len(scores)), peaks)
     document = make_document([result.item for result in results], scores, rejected, threshold, **changes)
     return read(write_report(folder, document, results))
@@ -329,11 +299,23 @@ def test_names_and_warnings_are_text(tmp_path):
     assert "wall: results on parts &amp; more" in page
 
 
-def test_the_image_lies_beside_its_overlay(tmp_path):
+def test_the_colour_scale_shows_what_is_laid_over_the_images(tmp_path):
+    page, _ = page_of(tmp_path, [0], [0.1])
+    stops = re.findall(r"rgb\([\d ]+/ [\d.]{5}\)", page)
+    assert (stops[0], stops[10], len(stops)) == ("rgb(87 16 110 / 0.000)", "rgb(252 255 164 / 0.750)", 22)
+    assert stops[5].endswith("/ 0.562)")  # 3/4 of 1 - (1 - 1/2) ** 2
+    assert 'aria-label="Colour scale from 0.200 to 0.600"' in page
+    assert "<span>0.200</span><span>0.400</span><span>0.600</span>" in page
+
+
+def votes_of(anomaly_map):
+    return ImageVotes(np.array([0.5]), anomaly_map, (8, 8))
+
+
+def test_the_image_is_beside_its_overlay(tmp_path):
     picture = np.full((40, 30, 3), 200, dtype=np.uint8)
-    votes = ImageVotes(np.array([0.5]), np.ones((8, 8), dtype=np.float32), (8, 8))
-    with ResultsWriter(tmp_path, SCALE, masked=False) as writer:
-        writer.add(Sample(Path("x"), f"bad/{LATIN_1}"), votes, picture)
+    votes = votes_of(np.ones((8, 8), dtype=np.float32))
+    write_pictures([(Sample(Path("x"), f"bad/{LATIN_1}"), votes, picture)], tmp_path, SCALE)
     for suffix, equal in ((PLAIN_SUFFIX, True), (MAP_SUFFIX, False)):
         with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(picture_link(f"bad/{LATIN_1}", suffix)))) as image:
             assert (np.abs(np.asarray(image).astype(int) - picture).max() <= 2) == equal
@@ -355,11 +337,14 @@ def pixels_of(jpeg):
     return np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
 
 
-def test_thumbnails_show_image_map_and_outline():
+def test_thumbnails_show_image_map_and_outline(tmp_path):
     picture = np.full((256, 512, 3), 90, dtype=np.uint8)
     anomaly_map, mask = np.zeros((32, 64), dtype=np.float32), np.zeros((256, 512), dtype=bool)
     anomaly_map[:, 32:], mask[64:192, 64:192] = 1, True
-    image, overlay = map(pixels_of, make_thumbnails(picture, Overlay(anomaly_map, SCALE, mask)))
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    sample = Sample(picture, "a.png", 1, mask=tmp_path / "mask.png")
+    (result,) = write_pictures([(sample, votes_of(anomaly_map), picture)], tmp_path, SCALE)
+    image, overlay = pixels_of(result.thumbnail), pixels_of(result.overlay)
     assert image.shape == overlay.shape == (THUMBNAIL_SIDE // 2, THUMBNAIL_SIDE, 3)
     assert np.abs(image - 90).max() <= 2
     # a quarter of the grey, three quarters of the last colour, far from the edge
@@ -367,23 +352,24 @@ def test_thumbnails_show_image_map_and_outline():
     outlined = overlay[..., 2] - overlay[..., 0] > 60  # cyan: blue without red
     assert outlined[22, 9:12].any()
     assert not outlined[22, 16:28].any()
-    assert make_thumbnails(picture).overlay is None
 
 
 @pytest.mark.parametrize("with_maps", [True, False])
-def test_the_writer_keeps_thumbnails_in_order(tmp_path, with_maps):
-    anomaly_map = np.zeros((8, 8), dtype=np.float32) if with_maps else None
-    with ResultsWriter(tmp_path, SCALE, masked=False) as writer:
-        for n in range(20):
-            votes = ImageVotes(np.array([0.5]), anomaly_map, (8, 8))
-            writer.add(Sample(Path("x"), f"{n}.png"), votes, np.full((64, 64, 3), 10 * n, dtype=np.uint8))
-    results = writer.results(np.arange(20.0), np.arange(20) > 9)
-    levels = [pixels_of(result.thumbnails.image).mean() for result in results]
-    np.testing.assert_allclose(levels, 10 * np.arange(20), atol=1.5)
-    assert all((result.thumbnails.overlay is not None) == with_maps for result in results)
-    assert [(result.item.relative, result.score) for result in results] == [(f"{n}.png", n) for n in range(20)]
-    assert [result.decision for result in results] == ["pass"] * 10 + ["reject"] * 10
-    assert {result.peak for result in results} == {0 if with_maps else None}
+def test_results_and_thumbnails_are_in_order(tmp_path, with_maps):
+    votes = votes_of(np.zeros((8, 8), dtype=np.float32) if with_maps else None)
+    pictures = [np.full((64, 64, 3), 10 * n, dtype=np.uint8) for n in range(20)]
+    scored = ((Sample(Path("x"), f"{n}.png"), votes, picture) for n, picture in enumerate(pictures))
+    results = write_pictures(scored, tmp_path, SCALE if with_maps else None)
+    np.testing.assert_allclose([pixels_of(r.thumbnail).mean() for r in results], 10 * np.arange(20), atol=1.5)
+    assert [result.item.relative for result in results] == [f"{n}.png" for n in range(20)]
+    assert {(result.peak, result.overlay is not None) for result in results} == {(0 if with_maps else None, with_maps)}
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "overlays").touch()
+    scored = [(Sample(Path("x"), "a.png"), votes_of(np.zeros((8, 8), np.float32)), np.zeros((8, 8, 3), np.uint8))]
+    with pytest.raises(OSError, match="overlays"):
+        write_pictures(scored, tmp_path, SCALE)
 
 
 # --- the page in a browser ----------------------------------------------------------------------------------------
@@ -393,14 +379,14 @@ def test_the_writer_keeps_thumbnails_in_order(tmp_path, with_maps):
 def large(tmp_path_factory):
     """A report of 400 images of noise, which JPEG is worst at, with maps of noise."""
     rng = np.random.default_rng(0)
-    kept = []
-    for _ in range(20):
-        noise = rng.integers(0, 256, (THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), dtype=np.uint8)
-        kept.append(make_thumbnails(noise, Overlay(rng.random((64, 64), dtype=np.float32), SCALE)))
+    folder, sample = tmp_path_factory.mktemp("large"), Sample(Path("x"), "a.png")
+    noise = rng.integers(0, 256, (20, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), dtype=np.uint8)
+    scored = [(sample, votes_of(rng.random((64, 64), dtype=np.float32)), picture) for picture in noise]
+    kept = [(result.thumbnail, result.overlay) for result in write_pictures(scored, folder / "pictures", SCALE)]
     threshold, scores, labels = Threshold(0.5, None, "given"), rng.random(400), [0, 1] * 200
     results = results_of(scores, labels, kept, names="test/some kind of defect/{:06d}.png")
     document = make_document([result.item for result in results], scores, decide(scores, threshold), threshold)
-    return write_report(tmp_path_factory.mktemp("large"), document, results)
+    return write_report(folder, document, results)
 
 
 def test_2000_images_would_stay_below_30_mb(large):

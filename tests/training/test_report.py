@@ -219,8 +219,8 @@ def test_a_browser_shows_it_from_disk_without_an_error_and_none_of_it_lies_besid
 def test_few_training_images_are_shown_large(count, side):
     images = torch.rand(count, 3, 75, 300, generator=torch.Generator().manual_seed(0)) * 2 - 1
     pictures = _thumbnails([f"{i}.png" for i in range(count)], images)
-    assert [(picture.width, picture.height) for picture in pictures] == [(side, side // 4)] * count
-    assert decode(pictures[0].address).shape == (side // 4, side, 3)
+    assert [(picture["width"], picture["height"]) for picture in pictures] == [(side, side // 4)] * count
+    assert decode(pictures[0]["address"]).shape == (side // 4, side, 3)
 
 
 def test_settings_in_short_and_in_full(write, model):
