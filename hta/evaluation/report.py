@@ -112,7 +112,7 @@ def _charts(results: Sequence[ImageResult], threshold: float | None) -> tuple[st
 
 
 def draw_histogram(groups: dict[str, np.ndarray], threshold: float | None) -> Figure:
-    """Distributions of the scores, a panel per group, with the threshold, on one axis: of `nines` if they crowd at 1."""
+    """Distributions of scores, a panel per group, with the threshold, on one axis: of `nines` if scores crowd at 1."""
     values = np.concatenate([*groups.values(), [] if threshold is None else [threshold]])
     by_nines = crowd_at_one(values)
     position: Callable = nines if by_nines else np.asarray

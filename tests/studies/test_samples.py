@@ -5,7 +5,7 @@ import torch
 
 from hta.studies.__main__ import main
 from hta.studies.samples import radial_power, spectrum_ratios
-from hta.training.samples import SampleRequest, draw_samples
+from hta.training.samples import draw_samples
 
 
 def test_power_of_a_wave_is_in_its_ring():
@@ -36,7 +36,7 @@ def test_a_model_is_measured(wall_model, capsys):
         "reconstruction", "samples from the coarsest scale on", "samples from the finest scale on", "power spectrum",
     ]  # fmt: skip
     last = wall_model.pyramid.plan.num_scales - 1
-    fine = torch.cat(list(draw_samples(wall_model.pyramid, SampleRequest(4, 0, gen_start_scale=last)))).float()
+    fine = torch.cat(list(draw_samples(wall_model.pyramid, 4, 0, gen_start_scale=last))).float()
     for images, line in ((wall_model.pyramid.reconstruct().float(), 0), (fine, 2)):
         rmse = (images - wall_model.training_images).square().mean().sqrt().item()
         assert f": RMSE {rmse:.3f} " in printed[0][line]
