@@ -17,9 +17,10 @@ import main_eval
 import main_train
 from hta import runs
 from hta.config import RuntimeConfig
-from hta.data.benchmark import draw_images, load_dataset, select
+from hta.data.benchmark import draw_images, select
 from hta.data.clahe import clahe
 from hta.data.folders import find_test_images
+from hta.data.loaders import load_dataset
 from hta.data.specs import DatasetOptions
 from hta.experiments.__main__ import main as experiments
 from hta.images import resize, to_tensor
@@ -140,7 +141,7 @@ def test_a_model_is_of_the_images_that_index_download_takes(place, pictures):
 def test_random_draws_are_those_of_the_runner(place, planned):
     draw = ["--num_images", "2", "--random_images_download", "--index_download", "3"]
     name, training_set = planned(*FASHION, *draw)
-    expected = draw_images(load_dataset("fashionmnist", "data"), "sandals", 2, draw=3).training_ids()
+    expected = draw_images(load_dataset("fashionmnist", "data"), "sandals", 2, 3).training_ids()
     assert (name, list(training_set.record.sources)) == ("fashionmnist_sandals_2shot_draw3", expected)
 
 
@@ -268,7 +269,7 @@ def test_auroc_and_scores_are_those_of_the_runner(tmp_path, monkeypatch):
 
 def test_a_part_of_the_test_set_is_the_stratified_one(place, capsys):
     assert evaluate("--input_name", NAME, *FASHION, "--test_limit", 3, "--no_maps") == 0
-    chosen = draw_images(load_dataset("fashionmnist", "data"), "sandals", 2, draw=3).test_samples(test_limit=3)
+    chosen = draw_images(load_dataset("fashionmnist", "data"), "sandals", 2, 3).test_samples(test_limit=3)
     assert [row["path"] for row in rows_of()] == [sample.relative for sample in chosen]
     document = document_of()
     assert (document["images"], document["images_available"], document["dataset"]["test_limit"]) == (3, 5, 3)

@@ -4,43 +4,26 @@ import gzip
 import hashlib
 import logging
 import lzma
-import stat
 import tarfile
 import tempfile
-import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from types import MappingProxyType
 
 from hta.errors import RunError, UserError
 
 logger = logging.getLogger(__name__)
 
-# gzip.BadGzipFile is an OSError, but one of the archive; zipfile raises RuntimeError on an encrypted member.
-_BROKEN_ARCHIVE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    lzma.LZMAError,
-    zlib.error,
-    EOFError,
-    RuntimeError,
-)
+# gzip.BadGzipFile is an OSError, but one of the archive.
+_BROKEN_ARCHIVE = (tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError)
 _CHUNK_BYTES = 1 << 20
 
-PUBLISHED: Mapping[str, tuple[int, str]] = MappingProxyType(
-    {
-        "mvtec_anomaly_detection.tar.xz": (
-            5_264_982_680,
-            "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
-        ),
-    }
-)
-"""Size in bytes and SHA-256 of archives. Those of Paris have no published sum; torchvision checks that of CIFAR10."""
+# Size in bytes and SHA-256. The archives of Paris have no published sum; torchvision checks that of CIFAR10.
+_MVTEC_SHA256 = "cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d"
+PUBLISHED = {"mvtec_anomaly_detection.tar.xz": (5_264_982_680, _MVTEC_SHA256)}
 
 
-def check_archive(archive: Path, published: Mapping[str, tuple[int, str]] = PUBLISHED) -> None:
+def check_archive(archive: Path) -> None:
     """Compare an archive with its published size and checksum; one that has none passes if it can be opened.
 
     Raises:
@@ -48,13 +31,12 @@ def check_archive(archive: Path, published: Mapping[str, tuple[int, str]] = PUBL
     """
     try:
         with archive.open("rb") as file:
-            if archive.name not in published:
+            if archive.name not in PUBLISHED:
                 return
-            expected_bytes, expected_sha256 = published[archive.name]
+            expected_bytes, expected_sha256 = PUBLISHED[archive.name]
             if (num_bytes := archive.stat().st_size) != expected_bytes:
-                raise UserError(
-                    f"{archive}: {num_bytes} bytes instead of {expected_bytes}; get it again or unpack it yourself"
-                )
+                remedy = "get it again or unpack it yourself"
+                raise UserError(f"{archive}: {num_bytes} bytes instead of {expected_bytes}; {remedy}")
             digest = hashlib.sha256()
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
@@ -68,7 +50,7 @@ def unpack_into(archives: Sequence[Path], folder: Path) -> None:
     """Check archives, then unpack them into one folder: all or nothing.
 
     Args:
-        archives: Tar (plain, gz, bz2, xz) or zip files.
+        archives: Tar files (plain, gz, bz2, xz).
         folder: Where their top-level entries go, created where missing; an entry that already exists is kept.
 
     Raises:
@@ -97,35 +79,29 @@ def _extract(archive: Path, target: Path) -> None:
     """Unpack one archive; a refused or broken one leaves what came before the fault."""
 
     def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-        _refuse_member(archive, member.name, is_plain=member.isfile() or member.isdir())
+        _refuse_member(archive, member)
         return tarfile.data_filter(member, path)
 
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as package:
-                for info in package.infolist():
-                    # The upper half holds the Unix mode; 0 where the archive was made elsewhere.
-                    kind = stat.S_IFMT(info.external_attr >> 16)
-                    _refuse_member(archive, info.filename, is_plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
-                package.extractall(target)
-        else:
-            with tarfile.open(archive) as tar:
-                tar.extractall(target, filter=checked)
-                # The compressed stream ends with its checksum, which tar does not need to read.
-                while tar.fileobj.read(_CHUNK_BYTES):
-                    pass
+        with tarfile.open(archive) as tar:
+            tar.extractall(target, filter=checked)
+            # The compressed stream ends with its checksum, which tar does not need to read.
+            while tar.fileobj.read(_CHUNK_BYTES):
+                pass
     except _BROKEN_ARCHIVE as error:
         reason = " ".join(str(error).split())  # tarfile's text may have several lines
         raise UserError(f"{archive}: broken or no archive ({reason}); get it again") from error
 
 
-def _refuse_member(archive: Path, name: str, *, is_plain: bool) -> None:
+def _refuse_member(archive: Path, member: tarfile.TarInfo) -> None:
     """Refuse what is no plain file or folder, or leaves the target when its name is read as POSIX or as Windows does.
 
-    The data filter of `tarfile` and `zipfile` would repair such names or follow links that stay inside.
+    The data filter of `tarfile` would repair such names or follow links that stay inside.
     """
-    windows = PureWindowsPath(name)
-    leads_out = PurePosixPath(name).is_absolute() or windows.anchor or ".." in windows.parts or "\0" in name
-    if leads_out or not is_plain:
+    windows = PureWindowsPath(member.name)
+    leads_out = (
+        PurePosixPath(member.name).is_absolute() or windows.anchor or ".." in windows.parts or "\0" in member.name
+    )
+    if leads_out or not (member.isfile() or member.isdir()):
         reason = "leads out of the folder" if leads_out else "is a link or a device"
-        raise UserError(f"{archive}: member {name!r} {reason}, which is refused; get the archive elsewhere")
+        raise UserError(f"{archive}: member {member.name!r} {reason}, which is refused; get the archive elsewhere")

@@ -1,4 +1,4 @@
-"""Data sets under the paper's protocol: which images a run trains on and which it scores (paper, section 4).
+"""The paper's protocol: which images of a data set a run trains on and which it scores (paper, section 4).
 
 Random choices are made by sorting on SHA-256 of (what is chosen for, index), not by a random generator: they are the
 same on every machine and under every version of every library. A draw depends on data set, class, draw number and seed
@@ -9,53 +9,14 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from hta.data.loaders import load_splits
+from hta.data.loaders import Benchmark, load_dataset
 from hta.data.preparation import prepare_training_image
 from hta.data.sample import Sample
-from hta.data.specs import BenchmarkSpec, DatasetOptions, benchmark_spec, class_index, required_options
+from hta.data.specs import BenchmarkSpec, DatasetOptions, required_options
 from hta.errors import UserError
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A data set.
-
-    Attributes:
-        spec: Its row of the protocol's table.
-        train: Its training images, in data-set order and not prepared.
-        test: Its test images, likewise.
-    """
-
-    spec: BenchmarkSpec
-    train: Sequence[Sample]
-    test: Sequence[Sample]
-
-    def class_name(self, pos_class: str | int) -> str:
-        """Return a class by its name in the paper's spelling.
-
-        Args:
-            pos_class: The class, in any spelling that `class_index` accepts.
-
-        Raises:
-            UserError: There is no such class.
-        """
-        return self.spec.classes[class_index(self.spec, pos_class)]
-
-    def training_candidates(self, pos_class: str | int) -> list[Sample]:
-        """Return a class's training images, in data-set order.
-
-        Raises:
-            UserError: There is no such class, or the data set as it is on the disk has no training image of it.
-        """
-        name = self.class_name(pos_class)
-        candidates = [sample for sample in self.train if name in sample.classes]
-        if not candidates:
-            raise UserError(f"--pos_class {pos_class}: no image of this class in {self.spec.title} here; add its files")
-        return candidates
 
 
 @dataclass(frozen=True)
@@ -116,10 +77,8 @@ class Selection:
         for index in indices:
             strata[_stratum(self.benchmark.test[index], self.benchmark.spec)].append(index)
         shares = _largest_remainder({name: len(members) for name, members in strata.items()}, limit)
-        chosen = (
-            _shuffled(members, f"test|{self.benchmark.spec.name}|{name}|{seed}")[: shares[name]]
-            for name, members in strata.items()
-        )
+        key = f"test|{self.benchmark.spec.name}"
+        chosen = (_shuffled(members, f"{key}|{name}|{seed}")[: shares[name]] for name, members in strata.items())
         return sorted(index for part in chosen for index in part)
 
     def _labelled(self, sample: Sample) -> Sample:
@@ -129,42 +88,18 @@ class Selection:
         return replace(sample, label=1, defect=_stratum(sample, spec), spec=spec)
 
 
-def load_dataset(
-    dataset: str, data_root: str | Path, *, num_transforms: int | None = None, download: bool = False
-) -> Benchmark:
-    """Load a data set of the protocol, or a folder that is laid out like one.
-
-    Args:
-        dataset: Its name, a key of `SPECS`.
-        data_root: The folder of its files; the docstrings of `hta.data.loaders` have the layouts.
-        num_transforms: M; None: the paper's, for defects the 4 rotations.
-        download: Whether torchvision may fetch CIFAR10, MNIST or FashionMNIST into `data_root`.
-
-    Raises:
-        UserError: No such data set, or its files are missing or of another form.
-        RunError: A download or an archive could not be written.
-    """
-    return Benchmark(*load_splits(benchmark_spec(dataset, num_transforms), Path(data_root), download=download))
-
-
 def draw_images(
-    benchmark: Benchmark,
-    pos_class: str | int,
-    num_images: int,
-    *,
-    draw: int | None = None,
-    index_download: int | None = None,
-    seed: int = 0,
+    benchmark: Benchmark, pos_class: str | int, num_images: int, number: int, *, in_order: bool = False, seed: int = 0
 ) -> Selection:
-    """Choose the N training images of a run; exactly one of `draw` and `index_download` says which.
+    """Choose the N training images of a run.
 
     Args:
         benchmark: The data set.
         pos_class: The normal class.
         num_images: N.
-        draw: Number of a random draw, from 0.
-        index_download: k >= 1 takes images [(k-1)N, kN) of the class in data-set order.
-        seed: Seed of the random draws; does not affect `index_download`.
+        number: Number of a random draw, from 0; with `in_order`, k >= 1 takes images [(k-1)N, kN) of the class.
+        in_order: Take the images in data-set order instead of at random.
+        seed: Seed of the random draws; does not affect images in order.
 
     Returns:
         The run's images; training images in drawn order for a draw, else in data-set order.
@@ -173,21 +108,19 @@ def draw_images(
         UserError: An argument is out of range, or the class has too few images.
     """
     candidates = benchmark.training_candidates(pos_class)
-    name = benchmark.class_name(pos_class)
+    name = benchmark.spec.class_name(pos_class)
     if not 1 <= num_images <= len(candidates):
         raise UserError(
             f"--num_images {num_images}: class {pos_class} has {len(candidates)} images; choose 1 to {len(candidates)}"
         )
-    if draw is not None and index_download is None:
-        # Positions within the class, not indices of the data set: the draw does not depend on the other classes.
-        order = _shuffled(range(len(candidates)), f"draw|{benchmark.spec.name}|{name}|{draw}|{seed}")
-    elif index_download is not None and draw is None:
+    if in_order:
         last = len(candidates) // num_images
-        if not 1 <= index_download <= last:
-            raise UserError(f"--index_download {index_download}: with --num_images {num_images} choose 1 to {last}")
-        order = list(range((index_download - 1) * num_images, len(candidates)))
+        if not 1 <= number <= last:
+            raise UserError(f"--index_download {number}: with --num_images {num_images} choose 1 to {last}")
+        order = list(range((number - 1) * num_images, len(candidates)))
     else:
-        raise UserError("--index_download: give either it or the number of a random draw")
+        # Positions within the class, not indices of the data set: the draw does not depend on the other classes.
+        order = _shuffled(range(len(candidates)), f"draw|{benchmark.spec.name}|{name}|{number}|{seed}")
     return Selection(benchmark, name, tuple(candidates[position] for position in order[:num_images]))
 
 
@@ -203,10 +136,8 @@ def select(options: DatasetOptions, num_images: int, num_transforms: int | None 
         UserError: An option is missing or does not fit the data set.
     """
     benchmark, pos_class = _load(options, num_transforms)
-    number = options.index_download
-    if options.random_images_download:
-        return draw_images(benchmark, pos_class, num_images, draw=number)
-    return draw_images(benchmark, pos_class, num_images, index_download=number)
+    in_order = not options.random_images_download
+    return draw_images(benchmark, pos_class, num_images, options.index_download, in_order=in_order)
 
 
 def select_again(options: DatasetOptions, sources: Iterable[str], num_transforms: int | None = None) -> Selection:
@@ -224,7 +155,7 @@ def select_again(options: DatasetOptions, sources: Iterable[str], num_transforms
     benchmark.training_candidates(pos_class)  # refuses a class that is not on the disk
     samples = {sample.relative: sample for sample in benchmark.train}
     training = tuple(samples[name] for name in sources if name in samples)
-    return Selection(benchmark, benchmark.class_name(pos_class), training)
+    return Selection(benchmark, benchmark.spec.class_name(pos_class), training)
 
 
 def _load(options: DatasetOptions, num_transforms: int | None) -> tuple[Benchmark, str]:

@@ -21,10 +21,8 @@ from hta.images import resize, to_tensor
 logger = logging.getLogger(__name__)
 
 NORMAL_FOLDER = "good"
-MASK_FOLDER = "ground_truth"
-TEST_FOLDER = "test"
-TRAIN_FOLDER = "train"
-MASK_ENDING = "_mask"
+MASK_FOLDER, MASK_ENDING = "ground_truth", "_mask"
+TEST_FOLDER, TRAIN_FOLDER = "test", "train"
 
 NORMAL_LABELS = (NORMAL_FOLDER, "normal", "ok")
 """Words that mean normal in a CSV file, as 0 does; case does not matter."""
@@ -33,6 +31,7 @@ LABELS_RULE = f"0, {' or '.join(NORMAL_LABELS)} is normal, 1 or the name of a de
 """The labels that a CSV file may have, in words."""
 
 _LISTED = 5  # how many offending files a message names before it only counts them
+_SUFFIXES = " ".join(sorted(IMAGE_SUFFIXES))
 
 # --- training images ------------------------------------------------------------------------------------------------
 
@@ -64,7 +63,11 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
         paths = _images_of_folder(folders[0], num_images)
     elif num_images not in (None, len(paths)):
         raise UserError(f"--num_images: {num_images} asked, {len(paths)} files named; leave it out, or give a folder")
-    _refuse_duplicates(paths)
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise UserError(f"--input_name: {path} is given twice; name each image once")
+        seen.add(path.resolve())
     return paths
 
 
@@ -87,46 +90,36 @@ def load_training_images(paths: Sequence[Path], size_image: int | None = None) -
         raise UserError(f"--size_image: {size_image} is below 1; give a length in px")
     first, *others = (image_size(path) for path in paths)
     unlike = sum(size != first for size in others)
-    target = first if size_image is None else _shorter_side_to(first, size_image)
+    height, width = (max(1, round(side * size_image / min(first))) if size_image else side for side in first)
     if unlike:
         text = "%d of %d training images differ in size from %s: resized to %d x %d (height x width) like it"
-        logger.warning(text, unlike, len(paths), paths[0], *target)
-    return (_resize_array(read_image(path), target) for path in paths)
+        logger.warning(text, unlike, len(paths), paths[0], height, width)
+    return (_resize_array(read_image(path), (height, width)) for path in paths)
 
 
 def locate(name: str, input_dir: Path) -> Path:
-    """Find a file or folder: a plain name in the input folder first, a path with a folder in it as a path first.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Find a file or folder or refuse: a plain name in the input folder first, a path with a folder as a path first."""
     places = [input_dir / name, Path(name)]
     if os.path.dirname(name.rstrip("/")):  # noqa: PTH120 - pathlib would forget that `./a.png` is a path
         places.reverse()
     for path in places:
         if name and os.access(path, os.F_OK):
             return path
-    present = _names(input_dir) if input_dir.is_dir() else []
-    close = difflib.get_close_matches(name, present, n=3)
+    close = difflib.get_close_matches(name, [path.name for path in _entries(input_dir)], n=3)
     remedy = f"did you mean {' or '.join(close)}?" if close else "check the name"
     raise UserError(f"--input_name: no file or folder {name!r}, neither in {input_dir} nor as a path; {remedy}")
 
 
 def images_in(folder: Path) -> list[Path]:
-    """Return the image files directly in a folder, sorted by name; none where there is no such folder.
-
-    Raises:
-        UserError: The folder cannot be opened.
-    """
-    names = _names(folder) if folder.is_dir() else []
-    return [folder / name for name in names if _is_image_name(name)]
+    """Return the image files directly in a folder, sorted by name; none where there is no such folder."""
+    return [path for path in _entries(folder) if _is_image_name(path.name)]
 
 
 def _images_of_folder(folder: Path, num_images: int | None) -> list[Path]:
     """List the image files directly in a folder, sorted by name and capped."""
     paths = [path for path in images_in(folder) if path.is_file()]
     if not paths:
-        raise UserError(f"{folder}: holds no image file ({_suffix_text()}); give the folder that holds the images")
+        raise UserError(f"{folder}: holds no image file ({_SUFFIXES}); give the folder that holds the images")
     if num_images is None:
         return paths
     if len(paths) < num_images:
@@ -134,20 +127,6 @@ def _images_of_folder(folder: Path, num_images: int | None) -> list[Path]:
     if len(paths) > num_images:
         logger.info("%s: the first %d of its %d images, by name, are used", folder, num_images, len(paths))
     return paths[:num_images]
-
-
-def _refuse_duplicates(paths: Sequence[Path]) -> None:
-    seen: set[Path] = set()
-    for path in paths:
-        if path.resolve() in seen:
-            raise UserError(f"--input_name: {path} is given twice; name each image once")
-        seen.add(path.resolve())
-
-
-def _shorter_side_to(size: tuple[int, int], length: int) -> tuple[int, int]:
-    """Scale (height, width) so that the shorter side is `length`."""
-    height, width = (max(1, round(side * length / min(size))) for side in size)
-    return height, width
 
 
 def _resize_array(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -192,23 +171,16 @@ def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Sam
 
 
 def find_good_images(good_dir: Path, scored: Iterable[Sample] = ()) -> list[Sample]:
-    """Find normal images to derive a threshold from: all images below a folder, each once.
-
-    Args:
-        good_dir: The folder.
-        scored: Images that will be scored; none of them may be among the good ones.
-
-    Returns:
-        Samples sorted by path, without copies of one another.
+    """Find normal images to derive a threshold from: all images below a folder, sorted by path, copies left out.
 
     Raises:
-        UserError: There is no such folder or no image in it, or one of them will be scored.
+        UserError: There is no such folder or no image in it, or one of them is among the `scored` ones.
     """
     if not good_dir.is_dir():
         raise UserError(f"--good_dir: no folder {good_dir}; check the path")
     paths = list({path.resolve(): path for path in reversed(_walk_images(good_dir))}.values())[::-1]
     if not paths:
-        raise UserError(f"--good_dir {good_dir}: no image in it; {_suffix_text()}")
+        raise UserError(f"--good_dir {good_dir}: no image in it; {_SUFFIXES}")
     scored_files = {path.resolve() for path in _files(scored)}
     both = next((path for path in paths if path.resolve() in scored_files), None)
     if both is not None:
@@ -221,11 +193,7 @@ def find_good_images(good_dir: Path, scored: Iterable[Sample] = ()) -> list[Samp
 
 
 def refuse_copies(good_dir: Path, good: Iterable[Sample], scored: Iterable[Sample]) -> None:
-    """Refuse good images that are copies of images that will be scored.
-
-    Raises:
-        UserError: One is; it is named.
-    """
+    """Refuse, by a `UserError` that names it, a good image that is a copy of one that will be scored."""
     scored_files = dict.fromkeys(_files(scored))
     for path, first in _first_copies([*scored_files, *_files(good)]).items():
         if first in scored_files and path not in scored_files:
@@ -233,10 +201,8 @@ def refuse_copies(good_dir: Path, good: Iterable[Sample], scored: Iterable[Sampl
 
 
 def _refuse_scored(good_dir: Path, what: str) -> NoReturn:
-    raise UserError(
-        f"--good_dir {good_dir}: {what}, which would make the false alarms look rarer than they are; give images that "
-        "are not scored"
-    )
+    reason = "would make the false alarms look rarer than they are; give images that are not scored"
+    raise UserError(f"--good_dir {good_dir}: {what}, which {reason}")
 
 
 def _files(samples: Iterable[Sample]) -> list[Path]:
@@ -248,13 +214,10 @@ def _first_copies(paths: Sequence[Path]) -> dict[Path, Path]:
     sizes = {path: path.stat().st_size for path in paths if path.is_file() and os.access(path, os.R_OK)}
     counts = Counter(sizes.values())
     firsts: dict[bytes, Path] = {}
-    copies = {}
-    for path in paths:
-        # Only files of equal size are read. Files that cannot be read are reported when the images are read.
-        if counts[sizes.get(path, -1)] > 1:
-            copies[path] = firsts.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
-        else:
-            copies[path] = path
+    copies = {path: path for path in paths}
+    # Only files of equal size are read. Files that cannot be read are reported when the images are read.
+    for path in (path for path in paths if counts[sizes.get(path, -1)] > 1):
+        copies[path] = firsts.setdefault(hashlib.sha256(path.read_bytes()).digest(), path)
     return copies
 
 
@@ -264,7 +227,7 @@ def _samples_of_folder(folder: Path) -> list[Sample]:
     labelled = (root / NORMAL_FOLDER).is_dir() or masks_root is not None
     paths = _walk_images(root, skip=MASK_FOLDER)
     if not paths:
-        raise UserError(f"--test_dir: {root} holds no image file ({_suffix_text()}); give a folder of images")
+        raise UserError(f"--test_dir: {root} holds no image file ({_SUFFIXES}); give a folder of images")
     masks = {} if masks_root is None else _match_masks(paths, root, masks_root)
     return [_sample(path, folder, root if labelled else None, masks.get(path)) for path in paths]
 
@@ -283,17 +246,14 @@ def _find_layout(folder: Path) -> tuple[Path, Path | None]:
 
 def _sample(path: Path, given: Path, root: Path | None, mask: Path | None) -> Sample:
     """Make a sample; in a labelled `root` the first folder is the kind of defect."""
-    relative = path.relative_to(given).as_posix()
+    sample = Sample(path, path.relative_to(given).as_posix(), mask=mask)
     if root is None:
-        return Sample(path, relative)
+        return sample
     kind, *rest = path.relative_to(root).parts
     if not rest:
-        raise UserError(
-            f"{path}: is beside the folders that give the labels; move it into {NORMAL_FOLDER} or a folder of defects"
-        )
-    if kind == NORMAL_FOLDER:
-        return Sample(path, relative, label=0, mask=mask)
-    return Sample(path, relative, label=1, defect=kind, mask=mask)
+        remedy = f"move it into {NORMAL_FOLDER} or a folder of defects"
+        raise UserError(f"{path}: is beside the folders that give the labels; {remedy}")
+    return replace(sample, label=0) if kind == NORMAL_FOLDER else replace(sample, label=1, defect=kind)
 
 
 def _match_masks(paths: Sequence[Path], root: Path, masks_root: Path) -> dict[Path, Path]:
@@ -312,8 +272,7 @@ def _match_masks(paths: Sequence[Path], root: Path, masks_root: Path) -> dict[Pa
         for mask in found:
             if (owner := owners.setdefault(mask, path)) != path:
                 raise UserError(f"{mask}: the mask of both {owner} and {path}; rename one of the images")
-    without = [str(mask) for mask in masks.values() if mask not in owners]
-    if without:
+    if without := [str(mask) for mask in masks.values() if mask not in owners]:
         raise UserError(f"mask without an image in {root}: {_listing(without)}; remove it or add the image")
     return {path: mask for mask, path in owners.items()}
 
@@ -334,8 +293,7 @@ def _with_csv_labels(samples: Sequence[Sample], base: Path, labels_csv: Path) ->
             labelled[place] = _relabelled(by_path[place], label, labels_csv)
     if unknown:
         raise UserError(f"{labels_csv}: no such test image: {_listing(unknown)}; correct or remove these rows")
-    missing = [sample.relative for path, sample in by_path.items() if path not in labelled]
-    if missing:
+    if missing := [sample.relative for path, sample in by_path.items() if path not in labelled]:
         raise UserError(f"{labels_csv}: no row for {_listing(missing)}; add the rows or take the images away")
     return list(labelled.values())
 
@@ -391,10 +349,10 @@ def _refuse_folder(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename}: cannot be opened ({error.strerror}); check its permissions") from error
 
 
-def _names(folder: Path) -> list[str]:
-    """List a folder, sorted."""
+def _entries(folder: Path) -> list[Path]:
+    """List a folder, sorted; empty where there is no such folder."""
     try:
-        return sorted(path.name for path in folder.iterdir())
+        return sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
         _refuse_folder(error)
 
@@ -407,10 +365,6 @@ def _is_image_name(name: str) -> bool:
 def _absolute(path: Path) -> Path:
     """Make a path comparable without following links: two links to one file stay two samples."""
     return Path(os.path.normpath(path.absolute()))
-
-
-def _suffix_text() -> str:
-    return " ".join(sorted(IMAGE_SUFFIXES))
 
 
 def _listing(names: Sequence[str]) -> str:

@@ -10,28 +10,16 @@ from PIL import Image
 from hta.data.clahe import clahe
 from hta.data.specs import BenchmarkSpec, Filter, Geometry
 
-_FILTERS = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-
 
 def prepare_training_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
-    """Prepare an image to train on.
-
-    Args:
-        image: `(H, W, 3)` float32 in [0, 1].
-        spec: How the data set is prepared.
-
-    Returns:
-        `(size, size, 3)` float32 in [0, 1].
-    """
+    """Prepare an image to train on, `(H, W, 3)` to `(size, size, 3)`, both float32 in [0, 1]."""
     if spec.geometry != "fit_then_squash":
         resampled = resample(image, spec.geometry, spec.size, spec.train_filter)
         return clahe(resampled) if spec.train_clahe else resampled
-    fitted = _shrink_to_fit(image, spec.size)
+    # A smaller image stays as it is. The paper names no filter for this step: bicubic, as in the squash that follows.
+    picture = _to_picture(image)
+    picture.thumbnail((spec.size, spec.size), Image.Resampling.BICUBIC, reducing_gap=None)
+    fitted = _to_array(picture)
     return resample(clahe(fitted) if spec.train_clahe else fitted, "squash", spec.size, spec.train_filter)
 
 
@@ -41,37 +29,19 @@ def prepare_test_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
 
 
 def prepare_mask(mask: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
-    """Resample a defect mask as its image is.
-
-    Args:
-        mask: `(H, W)` bool, as `hta.data.sample.read_mask` returns it; true on the defect.
-        spec: How the data set is prepared.
-
-    Returns:
-        `(size, size)` bool, true on the defect (nearest neighbour).
-    """
+    """Resample a mask as its image is, by nearest neighbour: bool `(H, W)` to `(size, size)`, true on the defect."""
     return resample(mask, spec.geometry, spec.size, "nearest") > 0.5
 
 
 def resample(image: np.ndarray, geometry: Geometry, size: int, filter_name: Filter) -> np.ndarray:
     """Resize an image `(H, W, 3)` or `(H, W)`, values in [0, 1], to size x size px, cropped or squashed; float32."""
-    picture = _to_picture(image)
+    picture, resampling = _to_picture(image), Image.Resampling[filter_name.upper()]
     if geometry != "crop":
-        return _to_array(picture.resize((size, size), _FILTERS[filter_name]))
+        return _to_array(picture.resize((size, size), resampling))
     shorter = min(picture.size)
     width, height = (side * size // shorter for side in picture.size)
     left, top = (width - size) // 2, (height - size) // 2
-    return _to_array(picture.resize((width, height), _FILTERS[filter_name]).crop((left, top, left + size, top + size)))
-
-
-def _shrink_to_fit(image: np.ndarray, size: int) -> np.ndarray:
-    """Shrink to at most size x size px, aspect ratio kept; a smaller image stays as it is.
-
-    The paper names no filter for this step: bicubic, as in the squash that follows.
-    """
-    picture = _to_picture(image)
-    picture.thumbnail((size, size), Image.Resampling.BICUBIC, reducing_gap=None)
-    return _to_array(picture)
+    return _to_array(picture.resize((width, height), resampling).crop((left, top, left + size, top + size)))
 
 
 def _to_picture(image: np.ndarray) -> Image.Image:

@@ -37,23 +37,21 @@ class Sample:
     spec: BenchmarkSpec | None = None
 
     def read(self) -> np.ndarray:
-        """Return the image, `(H, W, 3)` float32 in [0, 1].
-
-        Raises:
-            UserError: The file cannot be read.
-        """
+        """Return the image, `(H, W, 3)` float32 in [0, 1]; an unreadable file is a `UserError`."""
         image = to_array(self.source)
         return image if self.spec is None else prepare_test_image(image, self.spec)
 
     def read_mask(self) -> np.ndarray | None:
         """Return the anomalous pixels, `(H, W)` bool of the same size as the image; None without a mask.
 
+        A pixel is anomalous where any channel is above 0; transparent pixels count as black.
+
         Raises:
             UserError: The mask cannot be read, or its size differs from that of the image.
         """
         if self.mask is None:
             return None
-        mask = read_mask(self.mask)
+        mask = np.any(read_image(self.mask, background=0.0) > 0, axis=2)
         shape = image_size(self.source) if isinstance(self.source, Path) else self.source.shape[:2]
         if mask.shape != shape:
             raise UserError(
@@ -63,26 +61,8 @@ class Sample:
         return mask if self.spec is None else prepare_mask(mask, self.spec)
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """Read a mask file.
-
-    Args:
-        path: Image file; transparent pixels count as black.
-
-    Returns:
-        Array `(H, W)`, bool, True where any channel is above 0: anomalous.
-
-    Raises:
-        UserError: The file cannot be read.
-    """
-    return np.any(read_image(path, background=0.0) > 0, axis=2)
-
-
 def check_readable(samples: Iterable[Sample]) -> dict[str, str]:
     """Read every image and mask once, to find all faults before the work begins.
-
-    Args:
-        samples: The images to score.
 
     Returns:
         The reason in one line for each image that cannot be read, or whose mask cannot, by its name and in the given

@@ -28,8 +28,7 @@ class BenchmarkSpec:
         geometry: "squash" (to a square, whatever the aspect ratio), "crop" (shorter side to `size`, then the centre) or
             "fit_then_squash" (training images shrink to fit `size`, aspect kept, before they are squashed).
         size: Side of a prepared image in pixels.
-        train_filter: Resampling of training images.
-        test_filter: Resampling of test images.
+        train_filter, test_filter: Resampling of training and test images.
         train_clahe: Whether training images, and only they, go through CLAHE.
         num_transforms: The paper's number of transformations.
         is_gray: Whether the images are gray (R = G = B).
@@ -51,9 +50,23 @@ class BenchmarkSpec:
     has_defects: bool = False
     aliases: tuple[tuple[str, str], ...] = ()
 
+    def class_name(self, pos_class: str | int) -> str:
+        """Return a class in the paper's spelling; that of a folder has its classes only once it is loaded.
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
+        Args:
+            pos_class: That spelling, a usual one, or the label's number; case, spaces and punctuation do not matter.
+                A name wins over a number.
+
+        Raises:
+            UserError: No such class; the line lists the choices.
+        """
+        spellings = {_fold(alias): name for alias, name in self.aliases} | {_fold(name): name for name in self.classes}
+        if (key := _fold(str(pos_class))) in spellings:
+            return spellings[key]
+        if str(pos_class).isdecimal() and int(pos_class) < len(self.classes):
+            return self.classes[int(pos_class)]
+        choices = f"{', '.join(self.classes)} or a label number"
+        raise UserError(f"--pos_class {pos_class}: {self.title} has no such class; choose from {choices}")
 
 
 CIFAR = BenchmarkSpec(
@@ -69,7 +82,7 @@ MNIST = BenchmarkSpec(
     name="mnist",
     title="MNIST",
     table_name="mnist",
-    classes=tuple(str(digit) for digit in range(10)),
+    classes=tuple("0123456789"),
     train_filter="bilinear",
     train_clahe=False,
     num_transforms=42,
@@ -86,25 +99,25 @@ FASHION_MNIST = replace(
     aliases=(("T-shirt/top", "t_shirt"), ("Sandal", "sandals")),
 )
 
+_LANDMARKS = "defense eiffel invalides louvre moulinrouge museedorsay notredame pantheon pompidou sacrecoeur triomphe"
 PARIS = BenchmarkSpec(
     name="paris",
     title="Paris",
     table_name="paris",
-    classes=_words(
-        "defense eiffel invalides louvre moulinrouge museedorsay notredame pantheon pompidou sacrecoeur triomphe"
-    ),
+    classes=tuple(_LANDMARKS.split()),
     geometry="fit_then_squash",
     size=450,
     test_filter="bilinear",
 )
 
+_OBJECTS = (
+    "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
+)
 MVTEC = BenchmarkSpec(
     name="mvtec",
     title="MVTec AD",
     table_name="mvtec",
-    classes=_words(
-        "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile toothbrush transistor wood zipper"
-    ),
+    classes=tuple(_OBJECTS.split()),
     geometry="crop",
     train_filter="lanczos",
     test_filter="lanczos",
@@ -113,13 +126,13 @@ MVTEC = BenchmarkSpec(
 
 # Any other data set, as a tree with one folder per class or of one object's defects; the tree gives title and classes.
 DEFECTS = replace(MVTEC, name="defects", title="defects", table_name="defects", classes=())
-FOLDER = BenchmarkSpec(name="folder", title="folder", table_name="folder", classes=())
+FOLDER = BenchmarkSpec("folder", "folder", "folder", classes=())
 FOLDER_GRAY = replace(MNIST, name="folder", title="folder", table_name="folder", classes=(), aliases=())
 
 SPECS: Mapping[str, BenchmarkSpec] = MappingProxyType(
     {spec.name: spec for spec in (CIFAR, MNIST, FASHION_MNIST, PARIS, MVTEC, FOLDER, DEFECTS)}
 )
-_SET_ALIASES: Mapping[str, str] = MappingProxyType({"cifar10": "cifar", "mvtecad": "mvtec"})
+_SET_ALIASES = {"cifar10": "cifar", "mvtecad": "mvtec"}
 
 
 @dataclass(frozen=True)
@@ -153,44 +166,9 @@ def benchmark_spec(name: str, num_transforms: int | None = None) -> BenchmarkSpe
     return spec
 
 
-def is_defect_set(dataset: str) -> bool:
-    """Whether a data set's anomalies are defects, not images of another class.
-
-    Raises:
-        UserError: No such data set.
-    """
-    return benchmark_spec(dataset).has_defects
-
-
 def default_task(dataset: str) -> str:
-    """The task that a data set is for: "defect" or "class".
-
-    Raises:
-        UserError: No such data set.
-    """
-    return "defect" if is_defect_set(dataset) else "class"
-
-
-def class_index(spec: BenchmarkSpec, pos_class: str | int) -> int:
-    """Return the label of a class.
-
-    Args:
-        spec: The data set; that of a folder has its classes only once it is loaded.
-        pos_class: The paper's spelling, a usual one, or the label's number; case, spaces and punctuation do not matter.
-            A name wins over a number.
-
-    Raises:
-        UserError: No such class; the line lists the choices.
-    """
-    labels = {_fold(name): label for label, name in enumerate(spec.classes)}
-    spellings = {_fold(alias): labels[_fold(name)] for alias, name in spec.aliases} | labels
-    key = _fold(str(pos_class))
-    if key in spellings:
-        return spellings[key]
-    if str(pos_class).isdecimal() and int(pos_class) < len(spec.classes):
-        return int(pos_class)
-    choices = ", ".join(spec.classes)
-    raise UserError(f"--pos_class {pos_class}: {spec.title} has no such class; choose from {choices} or a label number")
+    """The task that a data set is for: "defect" or "class"; refuses an unknown data set as `benchmark_spec` does."""
+    return "defect" if benchmark_spec(dataset).has_defects else "class"
 
 
 def default_model_name(options: DatasetOptions, num_images: int) -> str:
@@ -204,17 +182,13 @@ def default_model_name(options: DatasetOptions, num_images: int) -> str:
     """
     dataset, pos_class = required_options(options)
     spec = benchmark_spec(dataset)
-    name = spec.classes[class_index(spec, pos_class)] if spec.classes else pos_class
+    name = spec.class_name(pos_class) if spec.classes else pos_class
     choice = f"{'draw' if options.random_images_download else ''}{options.index_download}"
     return f"{spec.name}_{name}_{num_images}shot_{choice}"
 
 
 def required_options(options: DatasetOptions) -> tuple[str, str]:
-    """Return the names of data set and class.
-
-    Raises:
-        UserError: The options lack one of them, which is named.
-    """
+    """Return the names of data set and class; refuses options that lack one of them with a `UserError`."""
     if options.dataset is None or options.pos_class is None:
         missing = "dataset" if options.dataset is None else "pos_class"
         raise UserError(f"--{missing} is missing: name a data set and its normal class")

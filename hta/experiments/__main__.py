@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hta.cli import Parser, run_command
-from hta.data.benchmark import load_dataset
+from hta.data.loaders import load_dataset
 from hta.errors import RunError, UserError
 from hta.experiments import changes, tables
 from hta.experiments.plan import (

@@ -9,9 +9,10 @@ from types import MappingProxyType
 from typing import Any
 
 from hta.config import ModelConfig, RuntimeConfig, TrainingConfig
-from hta.data.benchmark import Benchmark, Selection, draw_images, load_dataset
+from hta.data.benchmark import Selection, draw_images
+from hta.data.loaders import Benchmark, load_dataset
 from hta.data.sample import Sample
-from hta.data.specs import MVTEC, ROTATIONS, BenchmarkSpec, benchmark_spec, is_defect_set
+from hta.data.specs import MVTEC, ROTATIONS, BenchmarkSpec, benchmark_spec, default_task
 from hta.errors import UserError
 from hta.evaluation.scores import default_fraction
 from hta.experiments.results import paper_datasets
@@ -132,10 +133,10 @@ def plan_runs(requests: Iterable[Request]) -> list[RunSpec]:
 def _runs_of_dataset(request: Request, dataset: str) -> Iterator[RunSpec]:
     benchmark = prepared_dataset(dataset, request.data_root, request.num_transforms, request.preparation)
     spec = benchmark.spec
-    classes = [benchmark.class_name(name) for name in request.classes or spec.classes]
+    classes = [spec.class_name(name) for name in request.classes or spec.classes]
     own_rows = spec.table_name if spec.table_name in paper_datasets() else None
     for shots, draw, pos_class in product(request.shots, request.draws, classes):
-        selection = select_images(benchmark, pos_class, shots, draw, request.seed, in_order=request.in_order)
+        selection = draw_images(benchmark, pos_class, shots, draw, in_order=request.in_order, seed=request.seed)
         digest = digest_images(selection, selection.test_samples(request.test_limit, request.seed))
         for variant in request.variants:
             yield RunSpec(
@@ -163,9 +164,9 @@ def _fractions(request: Request, dataset: str, shots: int, variant: str) -> tupl
     """The fractions of a run, the paper's among them, ascending."""
     if VARIANTS[variant].score != "votes":
         return (1.0,)
-    is_defect = is_defect_set(dataset)
-    chosen = request.fractions or (DEFECT_FRACTIONS if is_defect else (1.0,))
-    return tuple(sorted({*chosen, default_fraction("defect" if is_defect else "class", shots)}))
+    task = default_task(dataset)
+    chosen = request.fractions or (DEFECT_FRACTIONS if task == "defect" else (1.0,))
+    return tuple(sorted({*chosen, default_fraction(task, shots)}))
 
 
 @lru_cache(maxsize=8)
@@ -173,14 +174,6 @@ def prepared_dataset(dataset: str, data_root: str, num_transforms: int | None, p
     """A data set with its preparation overridden, loaded once per process."""
     benchmark = load_dataset(dataset, data_root, num_transforms=num_transforms)
     return replace(benchmark, spec=replace(benchmark.spec, **dict(preparation)))
-
-
-def select_images(
-    benchmark: Benchmark, pos_class: str, shots: int, draw: int, seed: int, *, in_order: bool
-) -> Selection:
-    """The images of a draw, or the `draw`-th ones of the class in data-set order."""
-    which = {"index_download": draw} if in_order else {"draw": draw}
-    return draw_images(benchmark, pos_class, shots, **which, seed=seed)
 
 
 def digest_images(selection: Selection, test: Sequence[Sample]) -> str:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hta.config import RuntimeConfig
-from hta.data.benchmark import Selection
+from hta.data.benchmark import Selection, draw_images
 from hta.errors import RunError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.metrics import bootstrap_auroc, image_auroc
@@ -25,7 +25,7 @@ from hta.evaluation.scores import AGGREGATES, anomaly_scores
 from hta.evaluation.thresholds import CALIBRATED, decide, make_threshold, summarize_decision
 from hta.evaluation.views import view_rule
 from hta.experiments.geom import Geom
-from hta.experiments.plan import digest_images, digest_names, prepared_dataset, select_images
+from hta.experiments.plan import digest_images, digest_names, prepared_dataset
 from hta.experiments.results import FORMAT_VERSION
 from hta.experiments.spec import METHOD_VERSION, PRESETS, VARIANTS, RunSpec
 from hta.images import resize, to_tensor
@@ -107,7 +107,7 @@ def execute(spec: RunSpec, data_root: str, config: RuntimeConfig) -> tuple[dict[
 
 def _planned_images(spec: RunSpec, data_root: str) -> Selection:
     benchmark = prepared_dataset(spec.dataset, data_root, spec.num_transforms, spec.preparation)
-    return select_images(benchmark, spec.pos_class, spec.shots, spec.draw, spec.seed, in_order=spec.in_order)
+    return draw_images(benchmark, spec.pos_class, spec.shots, spec.draw, in_order=spec.in_order, seed=spec.seed)
 
 
 def train_variant(spec: RunSpec, training_set: TrainingSet, runtime: Runtime) -> Shares:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from hta.config import AblationConfig, Config, default_config
-from hta.data.specs import is_defect_set
+from hta.data.specs import default_task
 from hta.errors import UserError
 from hta.evaluation.scores import default_fraction
 from hta.settings import require_keys
@@ -84,7 +84,7 @@ class RunSpec:
     """One run.
 
     Attributes:
-        dataset: name for `hta.data.benchmark.load_dataset`.
+        dataset: name for `hta.data.loaders.load_dataset`.
         title: the data set's name in tables; says so where only part of a data set is available.
         pos_class: the normal class, in the paper's spelling.
         shots: N, the number of training images.
@@ -123,7 +123,7 @@ class RunSpec:
     @property
     def task(self) -> str:
         """The task, "defect" or "class"."""
-        return "defect" if is_defect_set(self.dataset) else "class"
+        return default_task(self.dataset)
 
     @property
     def main_fraction(self) -> float:

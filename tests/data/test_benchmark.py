@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from hta.data.benchmark import Benchmark, Selection, draw_images, select
+from hta.data.benchmark import Selection, draw_images, select
+from hta.data.loaders import Benchmark
 from hta.data.sample import Sample
 from hta.data.specs import BenchmarkSpec, DatasetOptions, benchmark_spec
 from hta.errors import UserError
@@ -16,12 +17,15 @@ from tests.experiments.helpers import make_tree
 PIXELS = np.zeros((4, 4), np.uint8)
 
 
-def make_samples(labels, split: str, spec: BenchmarkSpec) -> list[Sample]:
-    return [Sample(PIXELS, f"{split}/{i}", classes=(spec.classes[label],)) for i, label in enumerate(labels)]
-
-
 def make_benchmark(train_labels, test_labels, spec: BenchmarkSpec) -> Benchmark:
-    return Benchmark(spec, make_samples(train_labels, "train", spec), make_samples(test_labels, "test", spec))
+    splits = (("train", train_labels), ("test", test_labels))
+    return Benchmark(
+        spec,
+        *(
+            [Sample(PIXELS, f"{split}/{i}", classes=(spec.classes[label],)) for i, label in enumerate(labels)]
+            for split, labels in splits
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -43,60 +47,58 @@ def chosen(benchmark: Benchmark, pos_class: str, *limit_and_seed, training=()) -
 
 def test_index_download_takes_consecutive_images_of_the_class(interleaved):
     cats = [3 + 10 * i for i in range(20)]
-    assert drawn(interleaved, "cat", 5, index_download=1) == cats[:5]
-    assert drawn(interleaved, "cat", 5, index_download=4, seed=9) == cats[15:20]
-    assert drawn(interleaved, "cat", 1, index_download=7) == cats[6:7]
+    assert drawn(interleaved, "cat", 5, 1, in_order=True) == cats[:5]
+    assert drawn(interleaved, "cat", 5, 4, in_order=True, seed=9) == cats[15:20]
+    assert drawn(interleaved, "cat", 1, 7, in_order=True) == cats[6:7]
 
 
 def test_a_draw_is_by_hash_of_data_set_class_draw_and_seed(interleaved):
     """The definition, written out: it may never change, or records of runs lose their meaning."""
     keys = {i: hashlib.sha256(f"draw|cifar|cat|2|5|{i}".encode()).hexdigest() for i in range(20)}
     expected = [3 + 10 * i for i in sorted(range(20), key=keys.__getitem__)]
-    assert drawn(interleaved, "cat", 20, draw=2, seed=5) == expected
+    assert drawn(interleaved, "cat", 20, 2, seed=5) == expected
 
 
 def test_a_larger_draw_begins_with_the_smaller(interleaved):
-    ten = drawn(interleaved, "dog", 10, draw=0)
-    assert drawn(interleaved, "5", 5, draw=0) == ten[:5]
-    assert drawn(interleaved, 5, 1, draw=0) == ten[:1]
+    ten = drawn(interleaved, "dog", 10, 0)
+    assert drawn(interleaved, "5", 5, 0) == ten[:5]
+    assert drawn(interleaved, 5, 1, 0) == ten[:1]
     assert len(set(ten)) == 10
     assert all(index % 10 == 5 for index in ten)
 
 
 def test_draws_seeds_and_classes_differ(interleaved):
-    first = drawn(interleaved, "plane", 10, draw=0)
-    assert drawn(interleaved, "plane", 10, draw=1) != first
-    assert drawn(interleaved, "plane", 10, draw=0, seed=1) != first
-    assert [i + 1 for i in first] != drawn(interleaved, "car", 10, draw=0)
+    first = drawn(interleaved, "plane", 10, 0)
+    assert drawn(interleaved, "plane", 10, 1) != first
+    assert drawn(interleaved, "plane", 10, 0, seed=1) != first
+    assert [i + 1 for i in first] != drawn(interleaved, "car", 10, 0)
 
 
 def test_the_preparation_does_not_change_a_draw():
     full, rotations = (make_benchmark([0] * 50, [0], benchmark_spec("mvtec", number)) for number in (54, 4))
     assert full.spec != rotations.spec
-    assert drawn(full, "bottle", 5, draw=3) == drawn(rotations, "bottle", 5, draw=3)
+    assert drawn(full, "bottle", 5, 3) == drawn(rotations, "bottle", 5, 3)
 
 
 def test_draws_spread_evenly(interleaved):
     """Over 400 draws of 1 of 20 images each is expected 20 times; 40 is more than four standard deviations off."""
-    counts = np.bincount([drawn(interleaved, 0, 1, draw=d)[0] // 10 for d in range(400)], minlength=20)
+    counts = np.bincount([drawn(interleaved, 0, 1, d)[0] // 10 for d in range(400)], minlength=20)
     assert counts.min() >= 5
     assert counts.max() <= 40
 
 
 @pytest.mark.parametrize(
-    ("num_images", "choice", "message"),
+    ("num_images", "number", "in_order", "message"),
     [
-        (0, {"draw": 0}, "--num_images 0"),
-        (21, {"draw": 0}, "--num_images 21"),
-        (5, {"index_download": 0}, "choose 1 to 4"),
-        (5, {"index_download": 5}, "choose 1 to 4"),
-        (5, {}, "--index_download"),
-        (5, {"draw": 0, "index_download": 1}, "--index_download"),
+        (0, 0, False, "--num_images 0"),
+        (21, 0, False, "--num_images 21"),
+        (5, 0, True, "--index_download 0: .*choose 1 to 4"),
+        (5, 5, True, "--index_download 5: .*choose 1 to 4"),
     ],
 )
-def test_impossible_draws_are_errors(interleaved, num_images, choice, message):
+def test_impossible_draws_are_errors(interleaved, num_images, number, in_order, message):
     with pytest.raises(UserError, match=message):
-        draw_images(interleaved, "cat", num_images, **choice)
+        draw_images(interleaved, "cat", num_images, number, in_order=in_order)
 
 
 def test_a_part_of_the_test_set_is_by_hash_and_keeps_the_shares():
@@ -124,7 +126,7 @@ def test_the_whole_test_set(interleaved, limit):
 
 def test_training_images_that_are_test_images_are_never_scored(interleaved):
     pool = replace(interleaved, test=interleaved.train)
-    training = draw_images(pool, "cat", 5, draw=0).training
+    training = draw_images(pool, "cat", 5, 0).training
     indices = [interleaved.train.index(sample) for sample in training]
     assert chosen(pool, "cat", training=training) == [i for i in range(200) if i not in indices]
     assert not set(indices) & set(chosen(pool, "cat", 194, training=training))

@@ -7,12 +7,8 @@ import pytest
 from PIL import Image
 
 from hta.data import folders
-from hta.data.folders import (
-    find_test_images,
-    find_training_images,
-    load_training_images,
-)
-from hta.data.sample import Sample, check_readable, read_mask
+from hta.data.folders import find_test_images, find_training_images, load_training_images
+from hta.data.sample import Sample, check_readable
 from hta.errors import UserError
 from hta.image_files import read_image
 from hta.images import is_gray
@@ -330,7 +326,7 @@ class TestMasks:
     )
     def test_non_zero_and_not_transparent_is_anomalous(self, tmp_path, pixels, expected):
         Image.fromarray(np.array(pixels, dtype=np.uint8)).save(tmp_path / "a.png")
-        mask = read_mask(tmp_path / "a.png")
+        mask = Sample(tmp_path / "a.png", "a.png", mask=tmp_path / "a.png").read_mask()
         assert mask.dtype == bool
         np.testing.assert_array_equal(mask, expected)
 
