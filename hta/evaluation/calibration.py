@@ -29,26 +29,18 @@ FORMAT_VERSION = 3
 NUM_VIEWS = 200
 VIEWS_SEED = 0
 _BATCH = 16
-_PRECISIONS = ("float32", "bfloat16")
 _NUMBERS = ("fraction", "strength", "seed", "shares", "peaks")
 
 
 @dataclass(frozen=True)
 class Calibration(NormalVotes):
-    """A model's votes on V views of its training images; see `NormalVotes` for shares and peaks.
-
-    Attributes:
-        fraction: part of the patches that voted, in (0, 1].
-        rule: how the views were drawn.
-        precision: of the model, "float32" or "bfloat16".
-        seed: of the views.
-    """
+    """A model's votes on views of its training images."""
 
     peaks: np.ndarray
-    fraction: float
+    fraction: float  # of the patches that voted, in (0, 1]
     rule: ViewRule
-    precision: str
-    seed: int
+    precision: str  # of the model, "float32" or "bfloat16"
+    seed: int  # of the views
 
     def fits(self, fraction: float, rule: ViewRule, precision: str) -> bool:
         """Whether these are the statistics for a fraction of the patches, a rule for views and a precision."""
@@ -58,15 +50,7 @@ class Calibration(NormalVotes):
 def calibrate(
     scorer: Scorer, images: Tensor, fraction: float, rule: ViewRule, seed: int = VIEWS_SEED, num_views: int = NUM_VIEWS
 ) -> Calibration:
-    """Let a model score views of its training images.
-
-    Args:
-        scorer: of the model.
-        images: `(N, 3, h, w)` training images in [-1, 1].
-        fraction: part of the patches that vote, 0 < fraction <= 1.
-        rule: how the views are drawn, from `hta.evaluation.views.view_rule`.
-        seed, num_views: of the views.
-    """
+    """Let a model score views of its `(N, 3, h, w)` training images in [-1, 1]; `fraction` of the patches vote."""
     views = rule.draw(images, num_views, seed, scorer.recognition)
     shares, maps = zip(*(scorer.score(batch, fraction) for batch in views.split(_BATCH)), strict=True)
     peaks = np.concatenate([batch.max(axis=(1, 2)) for batch in maps]).astype(np.float64)
@@ -126,7 +110,9 @@ def _parse(path: Path, model: str, num_scales: int) -> Calibration:
         arrays = [np.asarray(data[name]) for name in _NUMBERS]
     except ValueError:  # rows of several lengths
         arrays = []
-    if not (_are_statistics(arrays, num_scales) and isinstance(mirrored, bool) and precision in _PRECISIONS):
+    if not (
+        _are_statistics(arrays, num_scales) and isinstance(mirrored, bool) and precision in ("float32", "bfloat16")
+    ):
         raise UserError(f"{path}: not the statistics of a model of {num_scales} scales")
     fraction, strength, seed, shares, peaks = (array.astype(np.float64) for array in arrays)
     return Calibration(shares, peaks, float(fraction), ViewRule(float(strength), mirrored), precision, int(seed))

@@ -1,9 +1,8 @@
 """Metrics of anomaly scores, and what they share with those of anomaly maps; higher scores mean more anomalous.
 
 Each metric is a dictionary that JSON can hold: its `value`, for some also the `threshold` that it chose. A metric that
-the data do not define (one class only, no anomalous pixel) has the value None and a `reason` instead: it is never 0
-and never a crash. The decision rule at every threshold here is `score >= threshold`, and equal scores are never
-separated.
+the data do not define (one class only, no anomalous pixel) has the value None and a `reason` instead. The decision rule
+at every threshold here is `score >= threshold`, and equal scores are never separated.
 """
 
 from collections.abc import Sequence
@@ -20,9 +19,6 @@ Metric = dict[str, Any]
 RESAMPLES = 1000
 _LEVEL = 0.95
 _BOOTSTRAP_CELLS = 2**20  # resampled values held at once, about 8 MB per array
-
-
-# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def image_auroc(labels: ArrayLike, scores: ArrayLike) -> Metric:
@@ -51,15 +47,11 @@ def bootstrap_auroc(labels: ArrayLike, scores: ArrayLike, rng: np.random.Generat
     the images are.
 
     Args:
-        labels, scores: as `image_auroc` takes them.
+        labels, scores: as for `image_auroc`, which raises the same errors.
         rng: source of the draws; the result does not depend on the order of the images.
 
     Returns:
         `low` and `high` of the interval, None with a `reason` unless both classes are present; `level` and `method`.
-        Time O(`RESAMPLES` * N), memory bounded.
-
-    Raises:
-        UserError: as `image_auroc`.
     """
     labels, scores, reason = _checked(labels, scores)
     described = {"level": _LEVEL, "method": f"stratified percentile bootstrap, {RESAMPLES} resamples"}
@@ -93,8 +85,7 @@ def summarize_image_metrics(
     """All image metrics; undefined unless both classes are present.
 
     Args:
-        labels: `(N,)`, 0 = normal, 1 = anomalous.
-        scores: `(N,)`, higher = more anomalous.
+        labels, scores: as for `image_auroc`.
         kinds: `(N,)` names of the kinds of defect, ignored for normal images; without them `auroc_by_kind` is left out.
         seed: of the bootstrap.
 
@@ -157,9 +148,6 @@ def metric_text(metric: Metric) -> str:
     return f"{metric['value']:.3f}" + (f" ({', '.join(notes)})" if notes else "")
 
 
-# --- shared -----------------------------------------------------------------------------------------------------------
-
-
 def undefined(reason: str) -> Metric:
     """A metric that the data do not define."""
     return {"value": None, "reason": reason}
@@ -195,4 +183,4 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], N
     if bad.size:
         raise UserError(f"scores: {bad.size} of {scores.size} are not finite, first at index {bad[0]}; leave them out")
     labels = labels.astype(bool)
-    return labels, scores, missing_class(np.count_nonzero(~labels), np.count_nonzero(labels), "images")
+    return labels, scores, missing_class(int((~labels).sum()), int(labels.sum()), "images")

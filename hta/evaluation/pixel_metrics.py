@@ -13,12 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from hta.errors import UserError
 from hta.evaluation.metrics import Metric, at_or_above, best_f1, missing_class, undefined
 
-LEVELS = 65536
-"""Number of levels of a quantised map (16 bits)."""
-
-MAX_FPR = 0.3
-"""The false positive rate up to which AUPRO integrates."""
-
+LEVELS = 65536  # of a quantised map (16 bits)
+MAX_FPR = 0.3  # the false positive rate up to which AUPRO integrates
 _BOUNDS_TOLERANCE = 1e-5  # float32 rounding may exceed [0, 1] by this much, less than a level
 
 
@@ -54,7 +50,15 @@ class PixelMetrics:
         """
         from scipy import ndimage
 
-        levels = self._levels(np.asarray(anomaly_map))
+        anomaly_map, name = np.asarray(anomaly_map), f"anomaly map {self.images}"
+        if anomaly_map.ndim != 2 or anomaly_map.size == 0:
+            raise UserError(f"{name}: shape {anomaly_map.shape}; give a map of (height, width)")
+        smallest, largest = float(anomaly_map.min()), float(anomaly_map.max())
+        if not (np.isfinite(smallest) and np.isfinite(largest)):
+            raise UserError(f"{name}: holds NaN or infinite values; give finite ones")
+        if smallest < -_BOUNDS_TOLERANCE or largest > 1 + _BOUNDS_TOLERANCE:
+            raise UserError(f"{name}: values from {smallest:g} to {largest:g} leave [0, 1]; rescale it")
+        levels = quantize(anomaly_map)
         anomalous = np.zeros(levels.shape, dtype=bool) if mask is None else np.asarray(mask) != 0
         if anomalous.shape != levels.shape:
             raise UserError(f"mask {self.images}: shape {anomalous.shape}, its map has {levels.shape}; make them equal")
@@ -84,13 +88,8 @@ class PixelMetrics:
 
         At a threshold, the overlap is the share of a region's pixels that reach it, averaged over the regions of all
         images with equal weight; the false positive rate is over the normal pixels of all images. The curve starts at
-        (0, 0) and is linear between thresholds, at the limit too.
-
-        Args:
-            max_fpr: the limit, above 0 and at most 1.
-
-        Returns:
-            A value in [0, 1], higher = better. A random map gives about max_fpr / 2.
+        (0, 0) and is linear between thresholds, at the limit (above 0, at most 1) too. The value is in [0, 1], higher =
+        better; a random map gives about max_fpr / 2.
         """
         rates = np.concatenate([[0.0], at_or_above(self._normal)[::-1] / self._normal.sum()])
         overlaps = np.concatenate([[0.0], at_or_above(self._overlap)[::-1]])
@@ -98,12 +97,7 @@ class PixelMetrics:
         return {"value": min(1.0, _area_up_to(rates, overlaps, max_fpr) / max_fpr)}
 
     def compute(self) -> dict[str, Any]:
-        """All pixel metrics; undefined unless there are normal and anomalous pixels.
-
-        Returns:
-            `pixels` (images, regions, counts), `pixel_auroc`, `pixel_f1_max` (with `threshold`), `aupro` (with
-            `max_fpr`).
-        """
+        """All pixel metrics; undefined unless there are normal and anomalous pixels. `pixels` holds the counts."""
         normal, anomalous = int(self._normal.sum()), int(self._anomalous.sum())
         reason = missing_class(normal, anomalous, "pixels")
         return {
@@ -112,18 +106,6 @@ class PixelMetrics:
             "pixel_f1_max": undefined(reason) if reason else self.f1_max(),
             "aupro": (undefined(reason) if reason else self.aupro()) | {"max_fpr": MAX_FPR},
         }
-
-    def _levels(self, anomaly_map: NDArray) -> NDArray[np.uint16]:
-        """Check a map and quantise it."""
-        name = f"anomaly map {self.images}"
-        if anomaly_map.ndim != 2 or anomaly_map.size == 0:
-            raise UserError(f"{name}: shape {anomaly_map.shape}; give a map of (height, width)")
-        smallest, largest = float(anomaly_map.min()), float(anomaly_map.max())
-        if not (np.isfinite(smallest) and np.isfinite(largest)):
-            raise UserError(f"{name}: holds NaN or infinite values; give finite ones")
-        if smallest < -_BOUNDS_TOLERANCE or largest > 1 + _BOUNDS_TOLERANCE:
-            raise UserError(f"{name}: values from {smallest:g} to {largest:g} leave [0, 1]; rescale it")
-        return quantize(anomaly_map)
 
 
 def _area_up_to(x: NDArray, y: NDArray, limit: float) -> float:

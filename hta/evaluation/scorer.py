@@ -21,45 +21,32 @@ from hta.evaluation.maps import anomaly_maps, upsample_map
 from hta.evaluation.scores import vote_shares
 from hta.images import resize, to_tensor
 from hta.models.blocks import ConvNormLeaky
-from hta.models.canvas import CanvasGroup, plan_canvases
+from hta.models.canvas import CanvasGroup, CanvasPlan, plan_canvases
 from hta.models.kernels import LEAKY_SLOPE, statistics_dtype
 from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.transforms import to_grayscale
 
-# Matrix units process this many channels at once: fewer logits would take more time, not less.
-_CHANNEL_BLOCK = 16
+_CHANNEL_BLOCK = 16  # channels that matrix units process at once: fewer logits would take more time, not less
 # Activations of one pass: on a CPU they should stay in its caches, on a GPU they should fill it.
 _PASS_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 
 
-# --- votes at one scale -----------------------------------------------------------------------------------------------
-
-
 class _GroupReader(NamedTuple):
-    """Gathers that draw the canvases of one group and read its windows: constants of a scale.
+    """Gathers that draw the canvases of one group and read its windows: constants of a scale."""
 
-    Attributes:
-        shape: (G, H, W) of the canvases.
-        pixels: `(G * H * W,)` index of the image pixel behind every canvas pixel, colour pixels first, then gray.
-        votes: `(K * hp * wp,)` index of every patch of every window in `(G, H - 2m, W - 2m, M)` probabilities.
-        classes: `(K,)` transformations of the windows.
-    """
-
-    shape: tuple[int, int, int]
-    pixels: Tensor
-    votes: Tensor
-    classes: Tensor
+    shape: tuple[int, int, int]  # (G, H, W) of the canvases
+    pixels: Tensor  # `(G * H * W,)` index of the pixel behind every canvas pixel, colour pixels first, then gray
+    votes: Tensor  # `(K * hp * wp,)` index of every patch of every window in `(G, H - 2m, W - 2m, M)` probabilities
+    classes: Tensor  # `(K,)` transformations of the windows
 
 
-def _reader_of(
-    group: CanvasGroup, image_size: tuple[int, int], num_transforms: int, margin: int, device: torch.device
-) -> _GroupReader:
+def _reader_of(group: CanvasGroup, plan: CanvasPlan, margin: int, device: torch.device) -> _GroupReader:
     shape = (len(group.canvases), *group.size)
-    numbers = torch.arange(math.prod(image_size)).view(1, 1, *image_size)
+    numbers = torch.arange(math.prod(plan.image_size)).view(1, 1, *plan.image_size)
     height, width = (side - 2 * margin for side in group.size)
-    places = torch.arange(len(group.canvases) * height * width).view(-1, height, width) * num_transforms
+    places = torch.arange(len(group.canvases) * height * width).view(-1, height, width) * plan.num_transforms
     pixels, votes, classes = [], [], []
     for canvas, place in zip(group.canvases, places, strict=True):
         drawn = replace(canvas, grayscale=False).render(numbers)
@@ -78,40 +65,30 @@ class ScaleVoter:
         discriminator: trained; its parameters are copied, its running statistics are folded in.
         image_size: (h, w) of the images, pixels.
         pass_images: images that pass through the network together; by default as many as fit in the caches.
-        fused: whether convolution and LeakyReLU run as one kernel; by default wherever such a kernel exists.
     """
 
-    def __init__(
-        self,
-        discriminator: Discriminator,
-        image_size: tuple[int, int],
-        pass_images: int | None = None,
-        fused: bool | None = None,
-    ):
-        tail = discriminator.body.tail
+    def __init__(self, discriminator: Discriminator, image_size: tuple[int, int], pass_images: int | None = None):
+        tail, margin = discriminator.body.tail, discriminator.margin
+        self._dtype, self._device = discriminator.compute_dtype, tail.weight.device
+        self._fused = has_fused_kernel(self._device, self._dtype)
         self.num_transforms = discriminator.num_classes - 1
-        self._dtype, self._device, margin = discriminator.compute_dtype, tail.weight.device, discriminator.margin
-        self._fused = has_fused_kernel(self._device, self._dtype) if fused is None else fused
-        self._hidden = [
-            self._placed(*_fold(block)) for block in discriminator.modules() if isinstance(block, ConvNormLeaky)
-        ]
+        layers = [_fold(block) for block in discriminator.modules() if isinstance(block, ConvNormLeaky)]
         # The rows of the first M classes, padded with zeros to a multiple of the channel block.
         surplus = -self.num_transforms % _CHANNEL_BLOCK
         weight, bias = (tail.state_dict()[name][: self.num_transforms] for name in ("weight", "bias"))
-        self._tail = self._placed(F.pad(weight, (0, 0, 0, 0, 0, 0, 0, surplus)), F.pad(bias, (0, surplus)))
+        layers.append((F.pad(weight, (0, 0, 0, 0, 0, 0, 0, surplus)), F.pad(bias, (0, surplus))))
+        *self._hidden, self._tail = (
+            (weight.to(self._dtype).contiguous(memory_format=torch.channels_last), bias.to(self._dtype))
+            for weight, bias in layers
+        )
 
+        plan = plan_canvases(*image_size, self.num_transforms)
         self._map_size = [side - 2 * margin for side in image_size]
-        groups = plan_canvases(*image_size, self.num_transforms).groups
-        self._readers = [_reader_of(group, image_size, self.num_transforms, margin, self._device) for group in groups]
+        self._readers = [_reader_of(group, plan, margin, self._device) for group in plan.groups]
         # The activations of a pass, before and after one layer, fit in its bytes.
         pixels = max(reader.pixels.numel() for reader in self._readers)
-        bytes_per_image = pixels * 2 * tail.in_channels * self._dtype.itemsize
-        fitting = _PASS_BYTES.get(self._device.type, _PASS_BYTES["cpu"]) // bytes_per_image
+        fitting = _PASS_BYTES[self._device.type] // (pixels * 2 * tail.in_channels * self._dtype.itemsize)
         self.pass_images = pass_images or max(1, fitting)
-
-    def _placed(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Parameters in the dtype of the computation; only this step rounds."""
-        return weight.to(self._dtype).contiguous(memory_format=torch.channels_last), bias.to(self._dtype)
 
     @torch.no_grad()
     def votes(self, images: Tensor) -> Tensor:
@@ -123,7 +100,7 @@ class ScaleVoter:
         Returns:
             `(B, M, h - 2m, w - 2m)` in [0, 1], m the margin: the probability p_i of every patch of every transformed
             image, rotated and flipped back, so that the M maps differ by their translations alone; higher = more
-            normal. An image's do not depend on the others in the batch.
+            normal.
         """
         images = images.to(self._device, statistics_dtype(self._dtype))
         votes = images.new_empty(len(images), self.num_transforms, *self._map_size)
@@ -169,21 +146,12 @@ def _fold(block: ConvNormLeaky) -> tuple[Tensor, Tensor]:
     return values["conv.weight"] * factor.view(-1, 1, 1, 1), bias
 
 
-# --- a whole model ----------------------------------------------------------------------------------------------------
-
-
 class ImageVotes(NamedTuple):
-    """A model's votes on one image.
+    """A model's votes on one image."""
 
-    Attributes:
-        shares: `(S,)` float64 vote shares in [0, 1], higher = more normal.
-        anomaly_map: `(h, w)` float32 in [0, 1] at the working size, higher = more anomalous; None if not requested.
-        image_size: (H, W) of the image itself.
-    """
-
-    shares: np.ndarray
-    anomaly_map: np.ndarray | None
-    image_size: tuple[int, int]
+    shares: np.ndarray  # `(S,)` float64 vote shares in [0, 1], higher = more normal
+    anomaly_map: np.ndarray | None  # `(h, w)` float32 in [0, 1] at the working size, higher = more anomalous
+    image_size: tuple[int, int]  # (H, W) of the image itself
 
     @property
     def peak(self) -> float | None:
@@ -226,11 +194,8 @@ class Scorer:
 
     @torch.inference_mode()
     def score(self, images: Tensor, fraction: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Vote shares and anomaly maps of a batch.
-
-        Returns:
-            Shares `(B, S)` float64 in [0, 1], higher = more normal, and maps `(B, h, w)` float32 in [0, 1], higher =
-            more anomalous.
+        """Vote shares, like those of `shares`, `(B, S)`; and anomaly maps `(B, h, w)` float32 in [0, 1], higher = more
+        anomalous.
         """
         votes = self.votes(images)
         maps = anomaly_maps(votes, self.margin, self.plan.working_size)

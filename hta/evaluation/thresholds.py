@@ -20,51 +20,30 @@ from hta.errors import UserError
 from hta.evaluation.metrics import confusion
 from hta.evaluation.scores import score_text
 
-REJECT, PASS = "reject", "pass"
-
 CALIBRATED, GOOD_IMAGES, GIVEN = "calibrated", "good images", "given"
 """What `Threshold.source` can be."""
 
 _NO_MINMAX = "minmax scores depend on the test set: no threshold can be known before it; give --threshold"
 
 
-# --- making thresholds ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class NormalVotes:
-    """A model's votes on N normal images, to derive a threshold from.
+    """A model's votes on N normal images, to derive a threshold from."""
 
-    Attributes:
-        shares: `(N, S)` vote shares in [0, 1], higher = more normal.
-        peaks: `(N,)` maxima of the anomaly maps at the working size; None without maps.
-    """
-
-    shares: np.ndarray
-    peaks: np.ndarray | None
+    shares: np.ndarray  # `(N, S)` vote shares in [0, 1], higher = more normal
+    peaks: np.ndarray | None  # `(N,)` maxima of the anomaly maps at the working size; None without maps
 
 
 @dataclass(frozen=True)
 class Threshold:
-    """The limits above which an image or a pixel counts as anomalous.
+    """The limits above which an image or a pixel counts as anomalous."""
 
-    Attributes:
-        threshold: of the anomaly score; None if there is none.
-        reason: why there is none.
-        source: `CALIBRATED` on views of the training images, made of `GOOD_IMAGES`, or `GIVEN` by the user; None if
-            there is no threshold.
-        target_fpr: the share of normal images that may be rejected, in (0, 1); None for a given threshold.
-        pixel_threshold: of the anomaly map; None if there is none.
-        decided_by: "score": an image is rejected if its score is above `threshold`; "map": if its map is above
-            `pixel_threshold` anywhere.
-    """
-
-    threshold: float | None
-    reason: str | None = None
-    source: str | None = None
-    target_fpr: float | None = None
-    pixel_threshold: float | None = None
-    decided_by: str = "score"
+    threshold: float | None  # of the anomaly score; None if there is none
+    reason: str | None = None  # why there is none
+    source: str | None = None  # `CALIBRATED` on views, made of `GOOD_IMAGES`, or `GIVEN`; None without a threshold
+    target_fpr: float | None = None  # share of normal images that may be rejected, in (0, 1); None if `GIVEN`
+    pixel_threshold: float | None = None  # of the anomaly map; None if there is none
+    decided_by: str = "score"  # "map": an image is rejected if its map is above `pixel_threshold` anywhere
 
 
 def make_threshold(
@@ -83,7 +62,8 @@ def make_threshold(
             on the test set.
         peaks: `(N,)` maxima of their anomaly maps at the working size; None without maps.
         target_fpr: in (0, 1).
-        source: `CALIBRATED`: quantiles over the N views; `GOOD_IMAGES`: conformal limits.
+        source: `CALIBRATED`: quantiles over the N views; `GOOD_IMAGES`, as many as `check_enough` demands: conformal
+            limits, which another value of the same kind exceeds with a probability of at most `target_fpr`.
         given: the user's own threshold of the score.
         by_map: whether the maps decide, unless `given`.
     """
@@ -91,9 +71,10 @@ def make_threshold(
     def limit(values: np.ndarray | None) -> float | None:
         if values is None:
             return None
-        return (
-            conformal_limit(values, target_fpr) if source == GOOD_IMAGES else np.quantile(values, 1 - target_fpr).item()
-        )
+        if source == GOOD_IMAGES:
+            rank = max(1, math.ceil(round((len(values) + 1) * (1 - target_fpr), 9)))
+            return float(np.sort(values)[rank - 1])
+        return float(np.quantile(values, 1 - target_fpr))
 
     pixel_threshold = limit(peaks)
     if given is not None:
@@ -103,53 +84,29 @@ def make_threshold(
     return Threshold(limit(scores), None, source, target_fpr, pixel_threshold, "map" if by_map else "score")
 
 
-def conformal_limit(values: np.ndarray, target_fpr: float) -> float:
-    """The limit that another value of the same kind exceeds with a probability of at most `target_fpr`, in (0, 1).
-
-    It needs `(N,)` values with N at least `images_needed(target_fpr)`.
-    """
-    rank = math.ceil(round((len(values) + 1) * (1 - target_fpr), 9))
-    return float(np.sort(values)[max(rank, 1) - 1])
-
-
-def images_needed(target_fpr: float) -> int:
-    """The fewest images that support a limit for a false-positive rate, in (0, 1): 19 for 5 %."""
-    return max(1, math.ceil(round((1 - target_fpr) / target_fpr, 9)))
-
-
 def check_enough(count: int, target_fpr: float, source: str) -> None:
     """Refuse a target that needs more than `count` normal images, which are `CALIBRATED` views or `GOOD_IMAGES`.
 
     Raises:
         UserError: names how many it needs.
     """
-    needed = images_needed(target_fpr)
-    if count >= needed:
-        return
-    if source == CALIBRATED:
+    needed = max(1, math.ceil(round((1 - target_fpr) / target_fpr, 9)))  # 19 for 5 %
+    if count < needed and source == CALIBRATED:
         raise UserError(
             f"--target_fpr {target_fpr:g}: {count} views of the training images cannot support a false-positive rate "
             f"below {1 / (count + 1):.2g}; give a larger one, or --good_dir with {needed} or more good images"
         )
-    raise UserError(
-        f"--good_dir: {count} good image{'s' * (count != 1)}, but --target_fpr {target_fpr:g} needs at least {needed}; "
-        "give more, or a larger --target_fpr"
-    )
-
-
-# --- deciding ---------------------------------------------------------------------------------------------------------
+    if count < needed:
+        raise UserError(
+            f"--good_dir: {count} good image{'s' * (count != 1)}, but --target_fpr {target_fpr:g} needs at least "
+            f"{needed}; give more, or a larger --target_fpr"
+        )
 
 
 def decide(scores: np.ndarray, threshold: Threshold, peaks: np.ndarray | None = None) -> np.ndarray | None:
-    """Which images are rejected.
+    """Which images are rejected, by `(N,)` anomaly scores or, where maps decide, their maxima: bool, True = reject.
 
-    Args:
-        scores: `(N,)` anomaly scores, higher = more anomalous.
-        threshold: the limits.
-        peaks: `(N,)` maxima of the anomaly maps at the working size; needed where the maps decide.
-
-    Returns:
-        `(N,)` bool, True = reject; None without a threshold.
+    Returns None if there is no threshold.
     """
     if threshold.decided_by == "map":
         return np.asarray(peaks) > threshold.pixel_threshold
@@ -158,23 +115,18 @@ def decide(scores: np.ndarray, threshold: Threshold, peaks: np.ndarray | None = 
 
 def decision_words(rejected: np.ndarray | None, count: int) -> list[str]:
     """ "reject" or "pass" for each of `count` images; empty words where nothing is decided."""
-    return [""] * count if rejected is None else [REJECT if is_rejected else PASS for is_rejected in rejected]
+    return [""] * count if rejected is None else ["reject" if is_rejected else "pass" for is_rejected in rejected]
 
 
 def summarize_decision(
     labels: Sequence[int | None], rejected: np.ndarray | None, threshold: Threshold
 ) -> dict[str, Any]:
-    """The decision on a test set, as JSON can hold it.
-
-    Args:
-        labels: 1 = anomalous, 0 = normal, None = unknown.
-        rejected: from `decide`.
-        threshold: what it was decided with.
+    """The decision of `decide` on a test set, labelled 1 = anomalous, 0 = normal, None = unknown.
 
     Returns:
         The threshold's attributes, how many images were rejected, and if all labels are known the confusion matrix, the
         false-positive rate (share of the normal images that were rejected) and the recall (of the anomalous ones), see
-        `proportion`.
+        `proportion`. JSON can hold it.
     """
     counts, of_normal, of_anomalous = None, (0, 0), (0, 0)
     if rejected is not None and len(labels) > 0 and None not in labels:
@@ -189,17 +141,15 @@ def summarize_decision(
     }
 
 
-def pixel_false_alarms(
-    labels: Sequence[int | None], peaks: np.ndarray | None, pixel_threshold: float | None
-) -> dict[str, Any]:
-    """Share of the normal images (label 0) with a map, of maxima `(N,)`, above the pixel threshold; see `proportion`.
+def pixel_false_alarms(labels: Sequence[int | None], peaks: np.ndarray | None, limit: float | None) -> dict[str, Any]:
+    """Share of the normal images (label 0) whose map, of maxima `(N,)`, exceeds the pixel threshold; see `proportion`.
 
     It is undefined without maps or threshold, or if a label is unknown (None).
     """
-    if peaks is None or pixel_threshold is None or None in labels:
+    if peaks is None or limit is None or None in labels:
         return proportion(0, 0)
     of_normal = np.asarray(peaks)[np.array(labels) == 0]
-    return proportion(int((of_normal > pixel_threshold).sum()), of_normal.size)
+    return proportion(int((of_normal > limit).sum()), of_normal.size)
 
 
 def proportion(successes: int, trials: int) -> dict[str, Any]:
@@ -216,15 +166,14 @@ def decision_text(decision: dict[str, Any]) -> str:
     """What was decided, in words; `decision` is from `summarize_decision`, with `pixel_false_alarms` added."""
     if decision["rejected"] is None:
         return f"no decision: {decision['reason']}"
-    by, limit = "anomaly score", decision["threshold"]
-    if decision["decided_by"] == "map":
-        by, limit = "anomaly map anywhere", decision["pixel_threshold"]
+    by_map = decision["decided_by"] == "map"
+    limit = score_text(decision["pixel_threshold" if by_map else "threshold"])
     target = decision["target_fpr"]
     origin = "" if target is None else f", for {100 * target:g} % false alarms"
-    limit = f"{by} above {score_text(limit)} ({decision['source']}{origin})"
-    text = f"{decision['rejected']} rejected: {limit}"
+    by = "anomaly map anywhere" if by_map else "anomaly score"
+    text = f"{decision['rejected']} rejected: {by} above {limit} ({decision['source']}{origin})"
     rates = {"false_positive_rate": "false alarms", "recall": "recall"}
-    if decision["decided_by"] != "map":  # else they are the same
+    if not by_map:  # else they are the same
         rates["pixel_false_alarms"] = "false alarms of the maps"
     for key, name in rates.items():
         if decision[key]["value"] is not None:

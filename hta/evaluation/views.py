@@ -4,14 +4,11 @@ One image does not show how much normal images differ. Views of it stand in for 
 brighter or darker, with more or less contrast, and with noise.
 
 A model knows its training images by heart, and views of them look too familiar unless they are changed beyond
-recognition. It does not know their mirror images: where the transformations that it was trained on include no flip, a
-mirrored surface is a new piece of the same surface, as good as another photograph, and mild changes suffice. There are
-exceptions: the joints of a wall lit from the left are lit from the right in its mirror image, just as in the wall
-rotated by 180 degrees, and the model mistakes one for the other. Such mirror images, in which the model finds the right
-transformation far less often than by chance, are left out. Finally, a camera that inspects a surface is mounted: it
-shifts, comes closer and sees other light, but it does not turn. Changes and strengths were chosen on other images than
-those whose false alarms are reported; for FashionMNIST on its classes trouser and dress, of which only the AUROC is
-reported, and that does not depend on views.
+recognition. Their mirror images are new to a model whose transformations include no flip: as good as another
+photograph, so mild changes suffice, those of a mounted camera, which does not turn. Left out are mirror images that the
+model mistakes for rotated ones: the joints of a wall lit from the left are lit from the right in both. Changes and
+strengths were chosen on other images than those whose false alarms are reported; for FashionMNIST on its classes
+trouser and dress, of which only the AUROC is reported, and that does not depend on views.
 """
 
 import math
@@ -26,9 +23,7 @@ from hta.models.transforms import TRANSFORMATION_SETS
 from hta.runtime import seeded_generator
 
 _KNOTS = 4  # of a bend, per side; between them the displacement is smooth
-_MOST_ZOOM = 0.5
-# A mirror image with fewer right votes than this part of chance is mistaken for a rotated one.
-_LEAST_RECOGNITION = 0.5
+_LEAST_RECOGNITION = 0.5  # of chance: a mirror image with fewer right votes is mistaken for a rotated one
 
 Recognition = Callable[[Tensor], Tensor]
 """How often a model finds the right transformation of `(B, 3, h, w)` images: `(B,)`, 1 = as often as by chance."""
@@ -87,13 +82,11 @@ def view_rule(task: str, num_transforms: int) -> ViewRule:
 
 
 def draw_views(images: Tensor, count: int, strength: float, seed: int, changes: Changes = ALL_CHANGES) -> Tensor:
-    """Draw views of the training images, of one image after the other, in turn.
+    """Draw views of `(N, 3, h, w)` training images in [-1, 1], of one after the other, in turn.
 
     Args:
-        images: `(N, 3, h, w)` in [-1, 1].
-        count: how many views.
-        strength: factor of all changes; 0 leaves the images as they are.
-        seed: the same seed draws the same views.
+        images, count, seed: the same ones give the same views.
+        strength: factor of all `changes`; 0 leaves the images as they are.
         changes: what is changed, at strength 1.
 
     Returns:
@@ -110,7 +103,7 @@ def _sampling_grid(shape: torch.Size, changes: Changes, generator: torch.Generat
     """Where each pixel of a view comes from: `(B, h, w, 2)` in [-1, 1], so that each side has length 2."""
     count, _, height, width = shape
     turn = math.radians(changes.turn) * _uniform(count, generator)
-    size = 1 - min(changes.zoom, _MOST_ZOOM) * torch.rand(count, generator=generator)
+    size = 1 - min(changes.zoom, 0.5) * torch.rand(count, generator=generator)
     cos, sin = size * turn.cos(), size * turn.sin()
     shift = 2 * changes.shift * _uniform(2 * count, generator).view(2, -1)
     # Both sides have length 2 here, so rotating a rectangle's pixels is not a rotation of this square.

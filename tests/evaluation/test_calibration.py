@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,14 +11,7 @@ import torch
 import hta
 from hta.config import RuntimeConfig, ScoringConfig, default_config
 from hta.errors import UserError
-from hta.evaluation.calibration import (
-    CALIBRATION_FILE,
-    NUM_VIEWS,
-    Calibration,
-    calibrate,
-    kept_calibration,
-    save_calibration,
-)
+from hta.evaluation.calibration import CALIBRATION_FILE, Calibration, calibrate, kept_calibration, save_calibration
 from hta.evaluation.views import ViewRule, view_rule
 from hta.models.storage import RunFolder
 from tests.helpers import picture
@@ -41,8 +35,8 @@ def models(kept, tmp_path):
     return shutil.copytree(kept, tmp_path / "models")
 
 
-def load(root, name="wall", **runtime):
-    return hta.load(name, root, RuntimeConfig(**RUNTIME | runtime))
+def load(root, **runtime):
+    return hta.load("wall", root, RuntimeConfig(**RUNTIME | runtime))
 
 
 def edit(root, **changes):
@@ -50,12 +44,13 @@ def edit(root, **changes):
     path = root / "wall" / CALIBRATION_FILE
     data = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({name: value for name, value in data.items() if value is not None}))
+    return path.read_bytes()
 
 
 def marked(root):
     """Mark the kept statistics, so that it shows where they are used: the first peak becomes 0.123456."""
     peaks = json.loads((root / "wall" / CALIBRATION_FILE).read_text())["peaks"]
-    edit(root, peaks=[0.123456, *peaks[1:]])
+    return edit(root, peaks=[0.123456, *peaks[1:]])
 
 
 def assert_equal(one, two):
@@ -63,9 +58,6 @@ def assert_equal(one, two):
         assert getattr(one, name) == getattr(two, name)
     np.testing.assert_array_equal(one.shares, two.shares)
     np.testing.assert_array_equal(one.peaks, two.peaks)
-
-
-# --- the statistics of a model ----------------------------------------------------------------------------------------
 
 
 def test_statistics_are_those_of_each_view_alone(kept):
@@ -96,9 +88,6 @@ def test_statistics_scores_and_maps_in_memory_are_those_of_the_model_saved_and_l
         np.testing.assert_array_equal(one.anomaly_maps, two.anomaly_maps)
 
 
-# --- kept beside the model --------------------------------------------------------------------------------------------
-
-
 def test_saved_and_read_to_the_bit(models):
     draw, folder = np.random.default_rng(1), RunFolder(models / "wall")
     rule, shares, peaks = ViewRule(0.1 + 0.2, mirrored=True), draw.random((9, 3)), draw.random(9)
@@ -111,8 +100,7 @@ def test_training_keeps_the_statistics_for_the_models_task(kept):
     data = json.loads((kept / "wall" / CALIBRATION_FILE).read_text())
     assert (data["fraction"], data["strength"], data["mirrored"], data["seed"]) == (0.05, 2.0, True, 0)
     assert (data["format_version"], data["precision"]) == (3, "float32")
-    assert np.shape(data["shares"]) == (NUM_VIEWS, 3)
-    assert np.shape(data["peaks"]) == (NUM_VIEWS,)
+    assert (np.shape(data["shares"]), np.shape(data["peaks"])) == ((200, 3), (200,))
 
 
 def test_kept_statistics_are_used_and_not_made_again(models):
@@ -120,41 +108,31 @@ def test_kept_statistics_are_used_and_not_made_again(models):
     model = load(models)
     statistics = model.calibration()
     assert statistics.peaks[0] == 0.123456
-    assert model.calibration(ScoringConfig(target_fpr=0.3)) is statistics
-    assert model.calibration(ScoringConfig(aggregate="calibrated")) is statistics
-    assert model.calibration(ScoringConfig(fraction_defect=0.05)) is statistics
+    for changed in (dict(target_fpr=0.3), dict(aggregate="calibrated"), dict(fraction_defect=0.05)):
+        assert model.calibration(ScoringConfig(**changed)) is statistics
 
 
 @pytest.mark.parametrize(
-    ("scoring", "task", "fraction"),
-    [(ScoringConfig(0.3), "defect", 0.3), (ScoringConfig(), "class", 1.0), (ScoringConfig(0.3), "class", 0.3)],
+    ("scoring", "task", "precision", "fraction"),
+    [
+        (ScoringConfig(0.3), "defect", "float32", 0.3),
+        (ScoringConfig(), "class", "float32", 1.0),
+        (ScoringConfig(0.3), "class", "float32", 0.3),
+        (ScoringConfig(), "defect", "bfloat16", 0.05),
+    ],
 )
-def test_another_fraction_or_task_is_calibrated_anew(models, scoring, task, fraction):
-    marked(models)
-    before = (models / "wall" / CALIBRATION_FILE).read_bytes()
-    model = load(models)
-    model.calibration()
-    model.task = task
-    other = model.calibration(scoring)
-    assert_equal(other, calibrate(model.scorer, model.training_images, fraction, view_rule(task, 4)))
-    assert other.peaks[0] != 0.123456
-    assert model.calibration(scoring) is other
-    model.task = "defect"
-    assert model.calibration().peaks[0] == 0.123456
-    assert (models / "wall" / CALIBRATION_FILE).read_bytes() == before
-
-
-def test_another_precision_is_calibrated_anew(models, caplog):
-    marked(models)
-    before = (models / "wall" / CALIBRATION_FILE).read_bytes()
-    model = load(models, precision="bfloat16")
+def test_another_fraction_task_or_precision_is_calibrated_anew(models, caplog, scoring, task, precision, fraction):
+    before = marked(models)
+    model = replace(load(models, precision=precision), task=task)
     with caplog.at_level("INFO", "hta"):
-        other = model.calibration()
-    assert_equal(other, calibrate(model.scorer, model.training_images, 0.05, view_rule("defect", 4)))
-    assert (other.precision, other.peaks[0] == 0.123456) == ("bfloat16", False)
-    assert caplog.text.count("calibrating anew for fraction 0.05, this task and bfloat16") == 1
-    assert model.calibration() is other
-    assert load(models).calibration().peaks[0] == 0.123456
+        other = model.calibration(scoring)
+    assert_equal(other, calibrate(model.scorer, model.training_images, fraction, view_rule(task, 4)))
+    assert (other.precision, other.peaks[0] == 0.123456) == (precision, False)
+    assert caplog.text.count(f"calibrating anew for fraction {fraction:g}, this task and {precision}") == 1
+    assert model.calibration(scoring) is other
+    if precision == "float32":
+        model.task = "defect"
+        assert model.calibration().peaks[0] == 0.123456
     assert (models / "wall" / CALIBRATION_FILE).read_bytes() == before
 
 
@@ -173,76 +151,63 @@ def test_a_model_without_the_file_is_calibrated(models):
     assert not (models / "wall" / CALIBRATION_FILE).exists()
 
 
-def write(content):
-    return lambda root: (root / "wall" / CALIBRATION_FILE).write_bytes(content)
-
-
-def truncate(root):
-    path = root / "wall" / CALIBRATION_FILE
-    path.write_bytes(path.read_bytes()[:-20])
-
-
-def become_a_folder(root):
-    (root / "wall" / CALIBRATION_FILE).unlink()
-    (root / "wall" / CALIBRATION_FILE).mkdir()
-
-
-def copy_from_other(name):
-    return lambda root: shutil.copy(root / "other" / name, root / "wall" / name)
-
-
-def change(**changes):
-    return lambda root: edit(root, **changes)
-
-
-ROWS = [[0.5, 0.5, 0.5], [0.4, 0.4, 0.4]]
+ROWS, NOT_STATISTICS = [[0.5, 0.5, 0.5], [0.4, 0.4, 0.4]], "not the statistics of a model of 3 scales"
+# The file becomes these bytes, gets these values, or is a folder; or a file of this name is the other model's.
 DAMAGES = {
-    "empty": (write(b""), "not valid JSON"),
-    "truncated": (truncate, "not valid JSON"),
-    "not text": (write(b"\xff\xfe\x00"), "cannot be read"),
-    "nested without end": (write(b"[" * 200_000), "not valid JSON"),
-    "a folder": (become_a_folder, "cannot be read"),
-    "a list": (write(b"[1, 2]"), "calibration format None"),
-    "another format": (change(format_version=2), "calibration format 2"),
-    "no format": (change(format_version=None), "calibration format None"),
-    "a key less": (change(peaks=None), "missing key peaks"),
-    "a key more": (change(extra=1), "unknown key extra"),
-    "another model's": (copy_from_other(CALIBRATION_FILE), "belongs to another model"),
-    "another scale": (copy_from_other("scale_2.safetensors"), "belongs to another model"),
-    "another image": (copy_from_other("training_images.safetensors"), "belongs to another model"),
-    "another number of scales": (change(shares=[[0.5, 0.5], [0.4, 0.4]], peaks=[0.1, 0.2]), "3 scales"),
-    "fewer peaks than shares": (change(shares=ROWS, peaks=[0.1]), "3 scales"),
-    "one view": (change(shares=ROWS[:1], peaks=[0.1]), "3 scales"),
-    "no view": (change(shares=[], peaks=[]), "3 scales"),
-    "peaks in two dimensions": (change(shares=ROWS, peaks=[[0.1], [0.2]]), "3 scales"),
-    "peaks that are one number": (change(peaks=0.5), "3 scales"),
-    "rows of two lengths": (change(shares=[[0.5, 0.5, 0.5], [0.5]], peaks=[0.1, 0.2]), "not the statistics"),
-    "not a number": (change(shares=ROWS, peaks=[0.1, float("nan")]), "3 scales"),
-    "words": (change(shares=ROWS, peaks=["0.1", "0.2"]), "3 scales"),
-    "above 1": (change(shares=ROWS, peaks=[0.1, 1.2]), "3 scales"),
-    "below 0": (change(shares=[[-0.1, 0.5, 0.5], ROWS[1]], peaks=[0.1, 0.2]), "3 scales"),
-    "huge numbers": (change(shares=ROWS, peaks=[0.1, 10**400]), "3 scales"),
-    "a word for the fraction": (change(fraction="0.05"), "3 scales"),
-    "fraction 0": (change(fraction=0), "3 scales"),
-    "an infinite seed": (change(seed=float("inf")), "3 scales"),
-    "a list for the strength": (change(strength=[1.0]), "3 scales"),
-    "a number for mirrored": (change(mirrored=1), "3 scales"),
-    "a precision that is none": (change(precision="float16"), "3 scales"),
-    "a list for the precision": (change(precision=["float32"]), "3 scales"),
+    "empty": (b"", "not valid JSON"),
+    "truncated": (b'{"format_version": 3, "fraction', "not valid JSON"),
+    "not text": (b"\xff\xfe\x00", "cannot be read"),
+    "nested without end": (b"[" * 200_000, "not valid JSON"),
+    "a folder": (None, "cannot be read"),
+    "a list": (b"[1, 2]", "calibration format None"),
+    "another format": (dict(format_version=2), "calibration format 2"),
+    "no format": (dict(format_version=None), "calibration format None"),
+    "a key less": (dict(peaks=None), "missing key peaks"),
+    "a key more": (dict(extra=1), "unknown key extra"),
+    "another model's": (CALIBRATION_FILE, "belongs to another model"),
+    "another scale": ("scale_2.safetensors", "belongs to another model"),
+    "another image": ("training_images.safetensors", "belongs to another model"),
+    "another number of scales": (dict(shares=[[0.5, 0.5], [0.4, 0.4]], peaks=[0.1, 0.2]), NOT_STATISTICS),
+    "fewer peaks than shares": (dict(shares=ROWS, peaks=[0.1]), NOT_STATISTICS),
+    "one view": (dict(shares=ROWS[:1], peaks=[0.1]), NOT_STATISTICS),
+    "no view": (dict(shares=[], peaks=[]), NOT_STATISTICS),
+    "peaks in two dimensions": (dict(shares=ROWS, peaks=[[0.1], [0.2]]), NOT_STATISTICS),
+    "peaks that are one number": (dict(peaks=0.5), NOT_STATISTICS),
+    "rows of two lengths": (dict(shares=[[0.5, 0.5, 0.5], [0.5]], peaks=[0.1, 0.2]), NOT_STATISTICS),
+    "not a number": (dict(shares=ROWS, peaks=[0.1, float("nan")]), NOT_STATISTICS),
+    "words": (dict(shares=ROWS, peaks=["0.1", "0.2"]), NOT_STATISTICS),
+    "above 1": (dict(shares=ROWS, peaks=[0.1, 1.2]), NOT_STATISTICS),
+    "below 0": (dict(shares=[[-0.1, 0.5, 0.5], ROWS[1]], peaks=[0.1, 0.2]), NOT_STATISTICS),
+    "huge numbers": (dict(shares=ROWS, peaks=[0.1, 10**400]), NOT_STATISTICS),
+    "a word for the fraction": (dict(fraction="0.05"), NOT_STATISTICS),
+    "fraction 0": (dict(fraction=0), NOT_STATISTICS),
+    "an infinite seed": (dict(seed=float("inf")), NOT_STATISTICS),
+    "a list for the strength": (dict(strength=[1.0]), NOT_STATISTICS),
+    "a number for mirrored": (dict(mirrored=1), NOT_STATISTICS),
+    "a precision that is none": (dict(precision="float16"), NOT_STATISTICS),
+    "a list for the precision": (dict(precision=["float32"]), NOT_STATISTICS),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_is_one_line_that_names_it_and_the_remedy(models, damage):
-    change_it, words = DAMAGES[damage]
-    change_it(models)
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_file_is_one_line_that_names_it_and_the_remedy(models, name):
+    damage, words = DAMAGES[name]
+    path = models / "wall" / CALIBRATION_FILE
+    if isinstance(damage, dict):
+        edit(models, **damage)
+    elif isinstance(damage, bytes):
+        path.write_bytes(damage)
+    elif damage is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        shutil.copy(models / "other" / damage, models / "wall" / damage)
     model = load(models)
     for use in (model.calibration, lambda: model.score(picture(3))):
         with pytest.raises(UserError) as caught:
             use()
         message = str(caught.value)
-        assert words in message
-        assert str(models / "wall" / CALIBRATION_FILE) in message
+        assert message.startswith(f"{path}: {words}")
         assert "remove the file" in message
         assert "\n" not in message
         assert len(message) < 500

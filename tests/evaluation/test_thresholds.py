@@ -1,6 +1,7 @@
 """Reject or pass, and what it costs: thresholds by hand, and against known binomial intervals."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -10,10 +11,8 @@ from hta.evaluation.metrics import confusion
 from hta.evaluation.thresholds import (
     Threshold,
     check_enough,
-    conformal_limit,
     decide,
     decision_text,
-    images_needed,
     make_threshold,
     pixel_false_alarms,
     proportion,
@@ -24,9 +23,6 @@ LABELS = [1, 1, 1, 0, 0, 0, 0, 0]
 SCORES = np.array([0.9, 0.5, 0.6, 0.4, 0.7, 0.5, 0.2, 0.50001])
 AT_HALF = Threshold(0.5, None, "calibrated", 0.05, 0.8)
 NOTHING = {"value": None, "interval_95": None}
-
-
-# --- making thresholds ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -63,39 +59,36 @@ def test_it_rejects_the_wanted_share_of_the_views(target_fpr, rejected):
     assert decide(scores, threshold).sum() == (peaks > threshold.pixel_threshold).sum() == rejected
 
 
-def test_a_conformal_limit_is_the_value_of_its_rank():
-    values = np.arange(19, 0, -1.0)
-    assert images_needed(0.05) == 19
-    assert conformal_limit(values, 0.05) == 19  # the 20 * 0.95 = 19th of 19
-    assert conformal_limit(values, 0.1) == 18
-    assert conformal_limit(np.arange(1, 40.0), 0.05) == 38  # the 40 * 0.95 = 38th of 39
-    assert [images_needed(target) for target in (1 - 1e-12, 0.5, 0.25, 0.1, 0.01)] == [1, 1, 3, 9, 99]
-    assert conformal_limit(values, 1 - 1e-12) == 1
-    assert make_threshold(values, None, 0.1, "good images") == Threshold(18, None, "good images", 0.1)
+@pytest.mark.parametrize(
+    ("count", "target", "rank"),
+    [(19, 0.05, 19), (19, 0.1, 18), (39, 0.05, 38), (1, 0.5, 1), (3, 0.25, 3), (99, 0.01, 99), (19, 1 - 1e-12, 1)],
+)
+def test_a_conformal_limit_is_the_value_of_its_rank(count, target, rank):
+    values = np.arange(count, 0, -1.0)
+    assert make_threshold(values, None, target, "good images") == Threshold(rank, None, "good images", target)
 
 
 @pytest.mark.parametrize(("count", "target"), [(19, 0.05), (30, 0.05), (30, 0.2), (9, 0.1)])
 def test_further_values_exceed_the_limit_as_rarely_as_promised(count, target):
     draws = np.random.default_rng(0).random((20_000, count + 1))
-    above = np.mean([draw[-1] > conformal_limit(draw[:-1], target) for draw in draws])
-    assert target - 1 / (count + 1) - 0.006 < above < target + 0.006
+    above = [draw[-1] > make_threshold(None, draw[:-1], target, "good images").pixel_threshold for draw in draws]
+    assert target - 1 / (count + 1) - 0.006 < np.mean(above) < target + 0.006
 
 
 @pytest.mark.parametrize(
-    ("count", "target", "source", "words"),
+    ("count", "needed", "target", "source", "words"),
     [
-        (18, 0.05, "good images", "18 good images, but --target_fpr 0.05 needs at least 19"),
-        (1, 0.1, "good images", "1 good image, but --target_fpr 0.1 needs at least 9"),
-        (200, 0.0049, "calibrated", "--target_fpr 0.0049: 200 views .* rate below 0.005; .* 204 or more good images"),
+        (18, 19, 0.05, "good images", "18 good images, but --target_fpr 0.05 needs at least 19"),
+        (1, 9, 0.1, "good images", "1 good image, but --target_fpr 0.1 needs at least 9"),
+        (0, 1, 1 - 1e-12, "good images", "0 good images"),
+        (200, 204, 0.0049, "calibrated", "--target_fpr 0.0049: 200 views .* below 0.005; .* 204 or more good images"),
     ],
 )
-def test_a_target_beyond_the_images_is_refused(count, target, source, words):
-    with pytest.raises(UserError, match=words):
-        check_enough(count, target, source)
-    check_enough(images_needed(target), target, source)
-
-
-# --- deciding ---------------------------------------------------------------------------------------------------------
+def test_a_target_beyond_the_images_is_refused(count, needed, target, source, words):
+    for too_few in (count, needed - 1):
+        with pytest.raises(UserError, match=words if too_few == count else "--target_fpr"):
+            check_enough(too_few, target, source)
+    check_enough(needed, target, source)
 
 
 def test_an_image_is_rejected_above_the_threshold_and_not_at_it():
@@ -110,18 +103,8 @@ def test_without_a_threshold_nothing_is_decided():
     threshold = Threshold(None, "because", pixel_threshold=0.8)
     assert decide(SCORES, threshold) is None
     summary = summarize_decision(LABELS, None, threshold)
-    assert summary == {
-        "threshold": None,
-        "reason": "because",
-        "source": None,
-        "target_fpr": None,
-        "pixel_threshold": 0.8,
-        "decided_by": "score",
-        "rejected": None,
-        "confusion": None,
-        "false_positive_rate": NOTHING,
-        "recall": NOTHING,
-    }
+    undecided = {"rejected": None, "confusion": None, "false_positive_rate": NOTHING, "recall": NOTHING}
+    assert list(summary.items()) == list((asdict(threshold) | undecided).items())
     assert decision_text(summary) == "no decision: because"
 
 
@@ -139,18 +122,13 @@ def test_the_confusion_matrix_by_hand():
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
-@pytest.mark.parametrize("labels", [[None] * 8, [None, *LABELS[1:]]])
-def test_without_all_labels_only_the_rejected_are_counted(labels):
-    summary = summarize_decision(labels, decide(SCORES, AT_HALF), AT_HALF)
-    assert summary["rejected"] == 4
-    assert summary["confusion"] is None
-    assert summary["false_positive_rate"] == summary["recall"] == NOTHING
-
-
-def test_one_kind_of_image_leaves_the_other_rate_undefined():
+def test_without_all_labels_only_the_rejected_are_counted():
+    for labels in ([None] * 8, [None, *LABELS[1:]]):
+        summary = summarize_decision(labels, decide(SCORES, AT_HALF), AT_HALF)
+        assert (summary["rejected"], summary["confusion"]) == (4, None)
+        assert summary["false_positive_rate"] == summary["recall"] == NOTHING
     summary = summarize_decision([0, 0], np.array([False, True]), AT_HALF)
-    assert summary["recall"] == NOTHING
-    assert summary["false_positive_rate"]["value"] == 0.5
+    assert (summary["recall"], summary["false_positive_rate"]["value"]) == (NOTHING, 0.5)
 
 
 def test_a_normal_image_with_one_pixel_above_the_pixel_threshold_is_a_false_alarm_of_the_maps():
@@ -158,6 +136,9 @@ def test_a_normal_image_with_one_pixel_above_the_pixel_threshold_is_a_false_alar
     alarms = pixel_false_alarms(LABELS, peaks, float(np.float32(0.8)))
     assert alarms == proportion(2, 5)  # 0.81 and 1, not at 0.8
     assert pixel_false_alarms([0, 0], peaks[:2], 0.05)["value"] == 1
+    # Without all labels, normal images, maps or a pixel threshold there are none.
+    for undefined in (([None, 0], peaks[:2], 0.5), ([1, 1], peaks[:2], 0.5), ([0], None, 0.5), ([0], peaks[:1], None)):
+        assert pixel_false_alarms(*undefined) == NOTHING
 
 
 def test_a_decision_in_words():
@@ -172,16 +153,6 @@ def test_a_decision_in_words():
     assert by_map.splitlines()[0] == "4 rejected: anomaly map anywhere above 0.800000 (given)"
     assert by_map.count("false alarms: ") == 1
     assert "of the maps" not in by_map  # they would be the same
-
-
-@pytest.mark.parametrize(
-    ("labels", "peaks", "pixel_threshold"),
-    [([None, 0], np.ones(2), 0.5), ([1, 1], np.ones(2), 0.5), ([0, 0], None, 0.5), ([0, 0], np.ones(2), None)],
-)
-def test_without_labels_normal_images_maps_or_pixel_threshold_no_false_alarms_of_the_maps(
-    labels, peaks, pixel_threshold
-):
-    assert pixel_false_alarms(labels, peaks, pixel_threshold) == NOTHING
 
 
 @pytest.mark.parametrize(
