@@ -32,13 +32,13 @@ from hta.evaluation.results import (
     METRIC_NAMES,
     METRICS_FILE,
     REPORT_FILE,
+    Scored,
     check_target,
     has_known_pixels,
     summarize,
     write_pictures,
     write_scores,
 )
-from hta.evaluation.scorer import ImageVotes
 from hta.evaluation.scores import check_aggregate, score_text
 from hta.evaluation.thresholds import (
     NormalVotes,
@@ -163,7 +163,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
         scale = _colour_scale(evaluation)
         pixels = PixelMetrics() if scale and any(item.mask is not None for item in items) else None
         stream = _scored(evaluation, comparison)
-        results = write_pictures(stream, folder, scale, pixels, full_size_maps=evaluation.output.full_size_maps)
+        results = write_pictures(stream, folder, scale, pixels, evaluation.output.full_size_maps)
         seconds = time.perf_counter() - start
         peaks = None if scale is None else np.array([result.peak for result in results])
         scores = model.anomaly_scores(np.stack([result.shares for result in results]), evaluation.scoring)
@@ -192,7 +192,7 @@ def _colour_scale(evaluation: Evaluation) -> ColourScale | None:
     return None if evaluation.output.no_maps or normal.peaks is None else ColourScale.of_normal_peaks(normal.peaks)
 
 
-def _scored(evaluation: Evaluation, comparison: InputComparison) -> Iterator[tuple[Sample, ImageVotes, np.ndarray]]:
+def _scored(evaluation: Evaluation, comparison: InputComparison) -> Iterator[Scored]:
     """Pass the images one after the other to the model; yields each with its votes and its picture."""
     items, output = evaluation.items, evaluation.output
     pictures: deque[np.ndarray] = deque()  # of images that are read and not yet scored

@@ -25,7 +25,7 @@ from hta.files import printable
 from hta.pages import COLOURS, chart_style, inline_svg, write_page
 
 _GROUPS = {0: "normal", 1: "anomalous", None: "unlabelled"}  # by label
-_GROUP_COLOURS = {"normal": COLOURS["blue"], "anomalous": COLOURS["orange"], "unlabelled": COLOURS["grey"]}
+_GROUP_COLOURS = {"normal": "blue", "anomalous": "orange", "unlabelled": "grey"}
 _BINS = 30
 _STOPS = 11  # of the colour scale
 _LABEL_ROOM = 48  # characters of all labels below the scores together
@@ -34,12 +34,9 @@ _LEAST_MARGIN = 1e-9  # beside the scores on their axis; closer ones are drawn a
 
 
 def write_report(folder: Path, document: dict[str, Any], results: Sequence[ImageResult]) -> Path:
-    """Write report.html, below 30 MB for 2,000 images, into a results folder, and return its path.
+    """Write report.html, below 30 MB for 2,000 images, beside the overlays in a results folder, and return its path.
 
-    Args:
-        folder: holds the overlays if there are any.
-        document: the content of metrics.json.
-        results: of the images.
+    `document` is the content of metrics.json.
 
     Raises:
         RunError: the page cannot be written.
@@ -50,9 +47,8 @@ def write_report(folder: Path, document: dict[str, Any], results: Sequence[Image
     network = {name: model["config"]["model"][name] for name in ("num_layer", "ker_size")}
     script = resources.files(__package__).joinpath("report.js").read_text(encoding="utf-8")
     histogram, roc = _charts(results, None if decision["decided_by"] == "map" else decision["threshold"])
-    path = folder / REPORT_FILE
     write_page(
-        path,
+        folder / REPORT_FILE,
         "evaluation/report_template.html",
         title=f"{PurePath(model['path']).name}: results on {scored_name}",
         document=document,
@@ -67,7 +63,7 @@ def write_report(folder: Path, document: dict[str, Any], results: Sequence[Image
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-    return path
+    return folder / REPORT_FILE
 
 
 def _row(result: ImageResult) -> dict[str, Any]:
@@ -129,7 +125,7 @@ def draw_histogram(groups: dict[str, np.ndarray], threshold: float | None) -> Fi
     is_left = place is not None and place < (low + high) / 2
     for axes, (name, scores) in zip(panels, groups.items(), strict=True):
         counts, _ = np.histogram(position(scores), edges)
-        axes.stairs(counts, edges, fill=True, color=_GROUP_COLOURS[name])
+        axes.stairs(counts, edges, fill=True, color=COLOURS[_GROUP_COLOURS[name]])
         axes.set_title(f"{name} ({scores.size:,})", loc="right" if is_left else "left")
         axes.set_yticks([0, counts.max()], ["0", f"{counts.max():,}"])
         axes.set_ylim(0, counts.max())
@@ -153,10 +149,9 @@ def draw_roc(normal: np.ndarray, anomalous: np.ndarray, threshold: float | None)
     labels = np.repeat([0, 1], [normal.size, anomalous.size])
     false_alarms, recall, _ = roc_curve(labels, np.concatenate([normal, anomalous]))
     figure = Figure(figsize=(5, 4.6))
-    axes = figure.add_axes((0.12, 0.12, 0.8, 0.8 * 5 / 4.6))
+    axes = figure.add_axes((0.12, 0.12, 0.8, 0.8 * 5 / 4.6), xlim=(0, 1), ylim=(0, 1))
     axes.plot([0, 1], [0, 1], dashes=(1, 3), color=COLOURS["soft"], linewidth=1)
     axes.plot(false_alarms, recall, color=COLOURS["blue"], linewidth=1.5, clip_on=False)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.set_xlabel("false alarms: share of the normal images")
     axes.set_ylabel("detected: share of the anomalous images")
     if threshold is not None:
@@ -171,9 +166,8 @@ def draw_roc(normal: np.ndarray, anomalous: np.ndarray, threshold: float | None)
 
 def crowd_at_one(scores: np.ndarray) -> bool:
     """Whether most scores are within 1 % of 1, decades apart: then their distance from 1 says more than they do."""
-    if scores.min() < 0 or scores.max() > 1 or np.median(scores) < 1 - _CROWDED:
-        return False
-    return bool(np.ptp(nines(scores)) > 2)
+    are_near = scores.min() >= 0 and scores.max() <= 1 and np.median(scores) >= 1 - _CROWDED
+    return bool(are_near and np.ptp(nines(scores)) > 2)
 
 
 def nines(scores: np.ndarray | float) -> np.ndarray:

@@ -62,17 +62,12 @@ _IMAGE_METRICS = ("image_auroc", "map_auroc", "average_precision", "f1_max")
 _PIXEL_METRICS = ("pixel_auroc", "pixel_f1_max", "aupro")
 
 
-# --- the folder -------------------------------------------------------------------------------------------------------
-
-
 def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_dir: Path | None = None) -> None:
     """Refuse a results folder that would destroy something, or whose pictures would be scored the next time.
 
     Args:
-        target: the folder to create.
-        test_dir: folder or image to score; None for a data set.
-        overwrite: replace existing results.
-        good_dir: folder of good images; None if there is none.
+        target: the folder to create; `overwrite` permits to replace results there.
+        test_dir, good_dir: folder or image to score, None for a data set, and folder of good images if there is one.
 
     Raises:
         UserError: it holds results and `overwrite` is off, holds anything else, is a file or the working directory, or
@@ -95,20 +90,16 @@ def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_d
     check_replaceable(target, f"--out {target}", "give another folder")
 
 
-# --- image by image ---------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class ImageResult:
-    """The outcome for one image; its score and the decision are known once all images are scored.
+    """The outcome for one image.
 
     Attributes:
-        item: the image.
         shares: `(S,)` vote shares, higher = more normal.
         peak: maximum of the anomaly map at the working size; None without maps.
         thumbnail, overlay: the image as a small JPEG file, and with its map and mask; the latter None without maps.
-        score: anomaly score, higher = more anomalous.
-        decision: "reject", "pass", or empty where nothing is decided.
+        score, decision: anomaly score, higher = more anomalous, and "reject", "pass", or empty where nothing is
+            decided; known once all images are scored.
     """
 
     item: Sample
@@ -120,20 +111,17 @@ class ImageResult:
     decision: str = ""
 
 
-def write_pictures(
-    scored: Iterable[tuple[Sample, ImageVotes, np.ndarray]],
-    folder: Path,
-    scale: ColourScale | None,
-    pixels: PixelMetrics | None = None,
-    *,
-    full_size_maps: bool = False,
-) -> list[ImageResult]:
-    """Write the pictures of images as they are scored, and keep what metrics need: little, and no pixels.
+Scored = tuple[Sample, ImageVotes, np.ndarray]
+"""An image with its votes and its picture, from `overlays.picture_of`."""
 
-    A thread writes while the next images are scored; in the end all are written.
+
+def write_pictures(
+    scored: Iterable[Scored], folder: Path, scale: ColourScale | None, pixels: PixelMetrics | None, full_size_maps: bool
+) -> list[ImageResult]:
+    """Write maps and overlays as images are scored, by a thread, and keep what metrics need: little, and no pixels.
 
     Args:
-        scored: images with their votes, with a map if there is a colour scale, and their pictures from `picture_of`.
+        scored: the images; with maps if there is a colour scale.
         folder: where `maps` and `overlays` go.
         scale: colours of the overlays; None without maps.
         pixels: takes the maps of the images whose anomalous pixels are known; None if these metrics are not wanted.
@@ -147,11 +135,9 @@ def write_pictures(
             results.append(ImageResult(item, votes.shares, None if scale is None else votes.peak, small))
             if votes.anomaly_map is None or scale is None:
                 continue
-            mask, large_map = item.read_mask(), votes.anomaly_map
-            known = pixels if has_known_pixels(item) else None
-            if full_size_maps or known is not None:
-                large_map = votes.full_size_map()
-            if known is not None:
+            mask, known = item.read_mask(), pixels if has_known_pixels(item) else None
+            large_map = votes.full_size_map() if full_size_maps or known else votes.anomaly_map
+            if known:
                 known.update(large_map, mask)
             levels = quantize(large_map if full_size_maps else votes.anomaly_map)
             draw = partial(draw_overlay, anomaly_map=votes.anomaly_map, scale=scale, mask=mask)
@@ -180,30 +166,22 @@ def _write(folder: Path, result: ImageResult, levels: np.ndarray, picture: np.nd
     write_atomically(plain, jpeg_of(picture, _PLAIN_QUALITY))
 
 
-# --- at the end -------------------------------------------------------------------------------------------------------
-
-
 def summarize(
     items: Sequence[Sample], scores: np.ndarray, pixels: PixelMetrics | None, peaks: np.ndarray | None = None
 ) -> dict[str, Any]:
-    """All metrics of a test set, as JSON can hold them.
+    """All metrics of a test set by name, as JSON can hold them; one that is undefined has the value null and a reason.
 
     Args:
-        items: the images.
-        scores: `(N,)` their anomaly scores.
-        pixels: with all images taken; None if there are no masks or no maps.
+        items: the images, and `scores`, `(N,)`, their anomaly scores.
+        pixels: of all images; None if there are no masks or no maps.
         peaks: `(N,)` maxima of the anomaly maps; None without maps.
-
-    Returns:
-        Metrics by name; one that is undefined has the value null and a reason.
     """
     labels = [item.label for item in items if item.label is not None]
     if len(labels) < len(items):
         summary = dict.fromkeys(_IMAGE_METRICS, undefined("no labels"))
     else:
+        by_map = undefined("no maps") if peaks is None else auroc_with_interval(labels, peaks, BOOTSTRAP_SEED)
         kinds = [item.defect or "unnamed" for item in items]
-        no_maps = undefined("no maps")
-        by_map = no_maps if peaks is None else auroc_with_interval(labels, peaks, BOOTSTRAP_SEED)
         summary = summarize_image_metrics(labels, scores, kinds, BOOTSTRAP_SEED) | {"map_auroc": by_map}
     no_pixels = dict.fromkeys(_PIXEL_METRICS, undefined("no masks, or no maps"))
     return summary | (no_pixels if pixels is None else pixels.compute())

@@ -1,10 +1,9 @@
 """What a training reports while it runs: losses in metrics.csv, progress bars and the time left."""
 
 import csv
-import io
 import logging
 import time
-from dataclasses import astuple, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -37,48 +36,43 @@ class Journal:
     """Keeps the losses of a run, and shows its progress.
 
     Args:
-        plan: scales of the pyramid.
-        config: of the model.
+        plan, config: of the model.
         niter: iterations per scale.
         folder: of the run, where metrics.csv is kept; None keeps the losses in memory.
     """
 
     def __init__(self, plan: ScalePlan, config: ModelConfig, niter: int, folder: Path | None = None):
-        self.plan, self.niter = plan, niter
-        self.path = folder / METRICS_FILE if folder else None
         self.rows: list[tuple] = []
+        self._plan, self._niter, self._path = plan, niter, folder / METRICS_FILE if folder else None
         self._costs = [_relative_cost(plan, config, n) for n in range(plan.num_scales)]
         self._bar = tqdm(disable=True)
         self._times: list[float] = []
 
     def resume(self, scale: int, iteration: int) -> None:
-        """Keep the rows of metrics.csv, if there is one, from before a checkpoint, and drop the later ones.
-
-        Raises:
-            UserError: metrics.csv is damaged.
-        """
-        earlier = read_losses(self.path) if self.path else []
+        """Keep the rows that `read_losses` finds from before a checkpoint, and drop the later ones."""
+        earlier = read_losses(self._path) if self._path else []
         self.rows = [row for row in earlier if row[:2] < (scale, iteration)]
 
     def begin_scale(self, n: int, iteration: int) -> None:
         """Show the progress bar of a scale that starts at an iteration."""
-        height, width = self.plan.sizes[n]
-        title = f"scale {n} of 0-{self.plan.num_scales - 1} ({width} x {height} px)"
+        height, width = self._plan.sizes[n]
+        title = f"scale {n} of 0-{self._plan.num_scales - 1} ({width} x {height} px)"
         # disable=None: quiet where stderr is not a terminal.
-        self._bar = tqdm(total=self.niter, initial=iteration, desc=title, unit="it", disable=None, dynamic_ncols=True)
+        self._bar = tqdm(total=self._niter, initial=iteration, desc=title, unit="it", disable=None, dynamic_ncols=True)
         self._times = [time.perf_counter()]
 
     def record(self, n: int, iteration: int, losses: IterationLosses) -> None:
-        """Record the losses of one iteration."""
-        self.rows.append((n, iteration, *astuple(losses)))
-        self._bar.set_postfix(
-            {name: f"{value:.3f}" for name, value in zip(LOSSES, astuple(losses), strict=True)}, refresh=False
-        )
+        """Record the losses of one iteration; early in a scale, say how long the rest of the run will take."""
+        values = asdict(losses)
+        self.rows.append((n, iteration, *values.values()))
+        self._bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
         self._bar.update()
         self._times.append(time.perf_counter())
         if len(self._times) == 1 + _WARM_UP + _TIMED:
             seconds = float(np.median(np.diff(self._times[1 + _WARM_UP :])))
-            self._announce_time(n, iteration, seconds)
+            later = sum(self._niter * seconds * cost / self._costs[n] for cost in self._costs[n + 1 :])
+            left = format_duration((self._niter - iteration - 1) * seconds + later)
+            logger.info("scale %d: %.2f s per iteration; roughly %s left in all", n, seconds, left)
 
     def end_scale(self) -> None:
         """Close the progress bar of a scale."""
@@ -86,19 +80,11 @@ class Journal:
 
     def save(self) -> None:
         """Write metrics.csv, if the run has a folder."""
-        if self.path is None:
+        if self._path is None:
             return
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_HEADER)
-        writer.writerows((*row[:2], *(f"{value:.6g}" for value in row[2:])) for row in self.rows)
-        write_atomically(self.path, text.getvalue().encode())
-
-    def _announce_time(self, n: int, iteration: int, seconds: float) -> None:
-        """Estimate how long the rest of the run takes, assuming that the cost of a scale follows from its size."""
-        here = (self.niter - iteration - 1) * seconds
-        later = sum(self.niter * seconds * cost / self._costs[n] for cost in self._costs[n + 1 :])
-        logger.info("scale %d: %.2f s per iteration; roughly %s left in all", n, seconds, format_duration(here + later))
+        lines = [(*row[:2], *(f"{value:.6g}" for value in row[2:])) for row in self.rows]
+        text = "".join(",".join(map(str, line)) + "\n" for line in (_HEADER, *lines))
+        write_atomically(self._path, text.encode())
 
 
 def read_losses(path: Path) -> list[tuple]:

@@ -50,10 +50,8 @@ def write_train_page(
     """Write train.html and curves.png, always the same bytes for a model and seed, and return the page's path.
 
     Args:
-        folder: of the run; its metrics.csv holds all losses, also those from before a resumption. Without it the curves
-            are empty.
-        record: of the run; its config is resolved.
-        pyramid: trained.
+        folder: of the run; without a metrics.csv in it the curves are empty.
+        record, pyramid: of the run, trained.
         images: `(N, 3, h, w)` training images at the working size, in [-1, 1].
         vote_shares: `(N, S)` shares of the votes for the correct transformation on the training images, in [0, 1].
         seed: of the random samples; sample i is the i-th one that `draw_samples` draws with it.
@@ -86,9 +84,6 @@ def write_train_page(
     return path
 
 
-# --- curves -----------------------------------------------------------------------------------------------------------
-
-
 def _curves_figure(sizes: Sequence[tuple[int, int]], niter: int, rows: Sequence[tuple]) -> Figure:
     """Draw every loss over the iterations, a column per scale: cross-entropies above, squared error below.
 
@@ -112,17 +107,15 @@ def _curves_figure(sizes: Sequence[tuple[int, int]], niter: int, rows: Sequence[
     steps = [step for step in MaxNLocator(4, integer=True).tick_values(0, niter) if 0 <= step < 0.95 * niter]
     ticks = [(n + _MARGIN + (1 - 2 * _MARGIN) * step / niter, f"{step:g}") for n in range(len(sizes)) for step in steps]
     lower.set_xticks(*zip(*ticks, strict=True))
-    lower.set_xlim(0, len(sizes))
-    lower.set_xlabel("iteration")
+    lower.set(xlim=(0, len(sizes)), xlabel="iteration", ylabel="mean squared error")
     if (table[:, -1] > 0).any():
         lower.set_yscale("log")
         lower.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         lower.yaxis.set_minor_locator(NullLocator())
         lower.yaxis.set_major_formatter("{x:g}")
     upper.set_ylabel("cross-entropy")
-    lower.set_ylabel("mean squared error")
-    for axes in (upper, lower):
-        axes.legend()
+    upper.legend()
+    lower.legend()
     return figure
 
 
@@ -131,9 +124,6 @@ def _thinned(rows: Sequence[tuple]) -> np.ndarray:
     table = np.array(rows, dtype=float).reshape(len(rows), 2 + len(LOSSES))
     stretches = np.array_split(table, min(len(table), _MOST_POINTS)) if rows else []
     return np.array([*(stretch.mean(axis=0) for stretch in stretches), np.full(table.shape[1], np.nan)])
-
-
-# --- pictures ---------------------------------------------------------------------------------------------------------
 
 
 def _thumbnails(sources: Sequence[str], images: Tensor) -> list[dict[str, Any]]:
@@ -167,10 +157,7 @@ def _scales(pyramid: Pyramid, images: Tensor, vote_shares: np.ndarray, seed: int
 
 
 def _picture(image: Tensor, caption: str, side: int, shown_side: int) -> dict[str, Any]:
-    """A picture for the page, `(3, h, w)` in [-1, 1], that holds its pixels: exact while it is small, else a JPEG.
-
-    `side` is the longer side that it is shrunk to, `shown_side` the one on the page, both in px.
-    """
+    """A picture, `(3, h, w)` in [-1, 1], shrunk to a longer side in px; lossless while it is small, else a JPEG."""
     size = image.shape[-2:]
     if max(size) > side:
         image = resize(image[None], fit(size, side))[0]

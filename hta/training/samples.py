@@ -20,8 +20,7 @@ SAMPLES_FOLDER = "samples"
 OWN_FILES = r"(samples|random_samples_[^/]+)(/(random|reconstruction)_\d+\.png)?"
 """Pattern of the paths in a run folder that this module writes."""
 
-# Pixels of the samples that are drawn together, so that large ones do not fill the memory.
-_BATCH_PIXELS = 16 * 64 * 64
+_BATCH_PIXELS = 16 * 64 * 64  # of the samples that are drawn together, so that large ones do not fill the memory
 
 
 def draw_samples(

@@ -315,7 +315,7 @@ def votes_of(anomaly_map):
 def test_the_image_is_beside_its_overlay(tmp_path):
     picture = np.full((40, 30, 3), 200, dtype=np.uint8)
     votes = votes_of(np.ones((8, 8), dtype=np.float32))
-    write_pictures([(Sample(Path("x"), f"bad/{LATIN_1}"), votes, picture)], tmp_path, SCALE)
+    write_pictures([(Sample(Path("x"), f"bad/{LATIN_1}"), votes, picture)], tmp_path, SCALE, None, False)
     for suffix, equal in ((PLAIN_SUFFIX, True), (MAP_SUFFIX, False)):
         with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(picture_link(f"bad/{LATIN_1}", suffix)))) as image:
             assert (np.abs(np.asarray(image).astype(int) - picture).max() <= 2) == equal
@@ -343,7 +343,7 @@ def test_thumbnails_show_image_map_and_outline(tmp_path):
     anomaly_map[:, 32:], mask[64:192, 64:192] = 1, True
     Image.fromarray(mask).save(tmp_path / "mask.png")
     sample = Sample(picture, "a.png", 1, mask=tmp_path / "mask.png")
-    (result,) = write_pictures([(sample, votes_of(anomaly_map), picture)], tmp_path, SCALE)
+    (result,) = write_pictures([(sample, votes_of(anomaly_map), picture)], tmp_path, SCALE, None, False)
     image, overlay = pixels_of(result.thumbnail), pixels_of(result.overlay)
     assert image.shape == overlay.shape == (THUMBNAIL_SIDE // 2, THUMBNAIL_SIDE, 3)
     assert np.abs(image - 90).max() <= 2
@@ -359,7 +359,7 @@ def test_results_and_thumbnails_are_in_order(tmp_path, with_maps):
     votes = votes_of(np.zeros((8, 8), dtype=np.float32) if with_maps else None)
     pictures = [np.full((64, 64, 3), 10 * n, dtype=np.uint8) for n in range(20)]
     scored = ((Sample(Path("x"), f"{n}.png"), votes, picture) for n, picture in enumerate(pictures))
-    results = write_pictures(scored, tmp_path, SCALE if with_maps else None)
+    results = write_pictures(scored, tmp_path, SCALE if with_maps else None, None, False)
     np.testing.assert_allclose([pixels_of(r.thumbnail).mean() for r in results], 10 * np.arange(20), atol=1.5)
     assert [result.item.relative for result in results] == [f"{n}.png" for n in range(20)]
     assert {(result.peak, result.overlay is not None) for result in results} == {(0 if with_maps else None, with_maps)}
@@ -369,7 +369,7 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "overlays").touch()
     scored = [(Sample(Path("x"), "a.png"), votes_of(np.zeros((8, 8), np.float32)), np.zeros((8, 8, 3), np.uint8))]
     with pytest.raises(OSError, match="overlays"):
-        write_pictures(scored, tmp_path, SCALE)
+        write_pictures(scored, tmp_path, SCALE, None, False)
 
 
 # --- the page in a browser ----------------------------------------------------------------------------------------
@@ -382,7 +382,9 @@ def large(tmp_path_factory):
     folder, sample = tmp_path_factory.mktemp("large"), Sample(Path("x"), "a.png")
     noise = rng.integers(0, 256, (20, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), dtype=np.uint8)
     scored = [(sample, votes_of(rng.random((64, 64), dtype=np.float32)), picture) for picture in noise]
-    kept = [(result.thumbnail, result.overlay) for result in write_pictures(scored, folder / "pictures", SCALE)]
+    kept = [
+        (result.thumbnail, result.overlay) for result in write_pictures(scored, folder / "pictures", SCALE, None, False)
+    ]
     threshold, scores, labels = Threshold(0.5, None, "given"), rng.random(400), [0, 1] * 200
     results = results_of(scores, labels, kept, names="test/some kind of defect/{:06d}.png")
     document = make_document([result.item for result in results], scores, decide(scores, threshold), threshold)
