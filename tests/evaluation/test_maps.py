@@ -33,14 +33,11 @@ def test_maps_equal_the_explicit_definition(size, min_size, max_size, num_transf
     images = image_pyramid(random_images(size, 2), pyramid.plan.sizes)
     t_list = transformation_list(num_transforms)
     votes = Scorer(pyramid).votes(images[-1])
-    for n, params in enumerate(all_params):
-        for b, image in enumerate(images[n]):
-            assert_close_to(scale_map(votes[n], MARGIN)[b], oracle.localization(params, image, t_list))
     for b in range(2):
-        resized = [
-            np.clip(oracle.localization(params, x[b], t_list, size), 0, 1)
-            for params, x in zip(all_params, images, strict=True)
-        ]
+        resized = []
+        for params, level, of_scale in zip(all_params, images, votes, strict=True):
+            assert_close_to(scale_map(of_scale, MARGIN)[b], oracle.localization(params, level[b], t_list))
+            resized.append(oracle.localization(params, level[b], t_list, size).clip(0, 1))
         assert_close_to(anomaly_maps(votes, MARGIN, size)[b], np.mean(resized, axis=0))
 
 
@@ -57,10 +54,9 @@ def test_mirrored_patches_are_left_out_of_large_images(size, min_size, max_size,
 @pytest.mark.parametrize("index", range(54))
 def test_a_planted_vote_lands_on_its_pixel(index):
     height, width, y, x = 26, 30, 12, 17
-    marker = torch.zeros(1, 1, height, width)
-    marker[..., y, x] = 1
-    t = TRANSFORMATION_SETS[54][index]
-    moved = oracle.transform_by_pixels(marker[0].expand(3, -1, -1).numpy(), (0, t.flip, t.tx, t.ty, 0))[0]
+    marker, t = np.zeros((3, height, width)), TRANSFORMATION_SETS[54][index]
+    marker[:, y, x] = 1
+    moved = oracle.transform_by_pixels(marker, (0, t.flip, t.tx, t.ty, 0))[0]
     if t.flip:
         moved = moved[:, ::-1]
     ((row, column),) = np.argwhere(moved)
@@ -72,21 +68,11 @@ def test_a_planted_vote_lands_on_its_pixel(index):
 
 def test_one_pixel_more_than_a_patch_and_shifts_beyond_it():
     # 21 px shift by 3, 11 px by 1: a row of a single patch has no clean shifted one.
-    votes = torch.rand(2, 54, 1, 11, dtype=torch.float64)
-    result = scale_map(votes, 5)
-    expected = [
-        oracle.localization_from_maps(
-            [
-                np.rot90(p[:, ::-1] if t[1] else p, t[4])
-                for p, t in zip(image.numpy(), transformation_list(54), strict=True)
-            ],
-            11,
-            21,
-            transformation_list(54),
-        )
-        for image in votes
-    ]
-    assert_close_to(result, np.stack(expected))
+    votes, t_list, expected = torch.rand(2, 54, 1, 11, dtype=torch.float64), transformation_list(54), []
+    for image in votes.numpy():
+        turned = [np.rot90(p[:, ::-1] if t[1] else p, t[4]) for p, t in zip(image, t_list, strict=True)]
+        expected.append(oracle.localization_from_maps(turned, 11, 21, t_list))
+    assert_close_to(scale_map(votes, 5), np.stack(expected))
 
 
 def test_shifts_larger_than_the_map_leave_the_untranslated_votes():
@@ -115,9 +101,7 @@ def test_resized_maps_stay_in_range():
     step = torch.zeros(2, 10, 12)
     step[..., 6:] = 1
     large = upsample_map(step, (40, 31))
-    assert large.shape == (2, 40, 31)
-    assert large.min() == 0
-    assert large.max() == 1
+    assert (large.shape, large.min(), large.max()) == ((2, 40, 31), 0, 1)
     assert upsample_map(step[0], (7, 5)).shape == (7, 5)
     expected = np.clip(oracle.resize_bicubic(step[0].numpy(), (40, 31)), 0, 1)
     np.testing.assert_allclose(large[0].numpy(), expected, atol=1e-5)

@@ -10,13 +10,11 @@ from hta.evaluation import metrics
 from tests.metric_references import auroc_by_pairs, f1_by_loop
 
 
-def random_labels(rng, n, levels=8):
+def random_labels(seed, n, levels=8):
+    rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, n)
     labels[:2] = 0, 1
     return labels, (rng.integers(0, levels, n) + labels) / levels
-
-
-# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def test_image_metrics_equal_hand_computed_values_with_ties():
@@ -28,38 +26,32 @@ def test_image_metrics_equal_hand_computed_values_with_ties():
     assert summary["average_precision"]["value"] == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
     counts = {"true_positives": 3, "false_positives": 1, "false_negatives": 0, "true_negatives": 1}
     assert summary["f1_max"] == {"value": pytest.approx(6 / 7), "threshold": 0.3, "confusion": counts}
-
-
-def test_one_metric_in_words():
-    labels, scores = [0, 0, 1, 1, 1], [0.1, 0.5, 0.5, 0.9, 0.3]
-    summary = metrics.summarize_image_metrics(labels, scores)
+    assert list(summary["f1_max"]["confusion"]) == list(counts)
     assert metrics.metric_text(summary["image_auroc"]).startswith("0.750 (95 % interval 0.")
     assert metrics.metric_text(summary["f1_max"]) == "0.857 (at threshold 0.300000)"
     assert metrics.metric_text({"value": 0.25, "max_fpr": 0.3}) == "0.250 (false positive rate up to 0.3)"
     assert metrics.metric_text(metrics.undefined("no labels")) == "not defined, no labels"
-
-
-def test_equally_good_thresholds_give_the_highest():
-    # at 0.9: tp 1, fn 1, F1 2/3; at 0.1: tp 2, fp 2, F1 2/3
+    # Of equally good thresholds the highest; at 0.9: tp 1, fn 1, F1 2/3; at 0.1: tp 2, fp 2, F1 2/3
     best = metrics.summarize_image_metrics([1, 0, 0, 1], [0.9, 0.5, 0.4, 0.1])["f1_max"]
     assert (best["value"], best["threshold"]) == (pytest.approx(2 / 3), 0.9)
 
 
 @pytest.mark.parametrize("seed", range(10))
 def test_image_metrics_equal_brute_force(seed):
-    labels, scores = random_labels(np.random.default_rng(seed), 40)
-    assert metrics.image_auroc(labels, scores)["value"] == pytest.approx(auroc_by_pairs(labels, scores), abs=1e-12)
+    labels, scores = random_labels(seed, 40)
+    summary = metrics.summarize_image_metrics(labels, scores, ["dent"] * 40)
+    assert summary["image_auroc"]["value"] == pytest.approx(auroc_by_pairs(labels, scores), abs=1e-12)
     value, threshold = f1_by_loop(labels, scores)
-    best = metrics.summarize_image_metrics(labels, scores)["f1_max"]
+    best = summary["f1_max"]
     assert (best["value"], best["threshold"]) == (pytest.approx(value, abs=1e-12), threshold)
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
 
 
 def test_image_metrics_follow_ranks_alone_and_not_the_order():
-    rng = np.random.default_rng(3)
-    labels, scores = random_labels(rng, 60)
+    labels, scores = random_labels(3, 60)
     kinds = [f"kind{i % 3}" for i in range(60)]
     plain = metrics.summarize_image_metrics(labels, scores, kinds)
-    order = rng.permutation(60)
+    order = np.random.default_rng(4).permutation(60)
     shuffled = metrics.summarize_image_metrics(labels[order], scores[order], [kinds[i] for i in order])
     assert shuffled == plain
     stretched = metrics.summarize_image_metrics(labels, np.exp(5 * scores) - 7, kinds)
@@ -76,23 +68,20 @@ def test_auroc_by_kind_takes_each_kind_against_all_good():
     assert alone["dent"] == {"value": None, "reason": "no normal images"}
 
 
-# --- intervals --------------------------------------------------------------------------------------------------------
-
-
-def test_bootstrap_interval_contains_the_estimate_and_narrows():
-    rng = np.random.default_rng(0)
-    widths = []
+def test_bootstrap_interval_is_seeded_contains_the_estimate_and_narrows():
+    rng, widths = np.random.default_rng(0), []
     for n in (20, 200, 2000):
         labels = np.repeat([0, 1], n // 2)
         scores = rng.normal(labels, 1.0)
-        interval = metrics.bootstrap_auroc(labels, scores, np.random.default_rng(1))
+        interval, again, other = (metrics.bootstrap_auroc(labels, scores, np.random.default_rng(i)) for i in (1, 1, 2))
         assert interval["low"] < metrics.image_auroc(labels, scores)["value"] < interval["high"]
+        assert interval == again != other
         widths.append(interval["high"] - interval["low"])
     assert widths[0] > 2 * widths[1] > 4 * widths[2]
 
 
 def test_bootstrap_equals_resampling_by_hand(monkeypatch):
-    labels, scores = random_labels(np.random.default_rng(5), 30)
+    labels, scores = random_labels(5, 30)
     groups = scores[labels == 0], scores[labels == 1]
     rng = np.random.default_rng(6)
     areas = []
@@ -105,15 +94,6 @@ def test_bootstrap_equals_resampling_by_hand(monkeypatch):
     assert (interval["low"], interval["high"]) == pytest.approx(tuple(np.quantile(areas, [0.025, 0.975])), abs=0.02)
 
 
-def test_bootstrap_is_seeded():
-    labels, scores = random_labels(np.random.default_rng(5), 50, levels=1000)
-    draws = [metrics.bootstrap_auroc(labels, scores, np.random.default_rng(seed)) for seed in (1, 1, 2)]
-    assert draws[0] == draws[1] != draws[2]
-
-
-# --- undefined, and wrong input ---------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("labels", "reason"),
     [([0, 0], "no anomalous images"), ([1, 1], "no normal images"), ([], "no normal and no anomalous images")],
@@ -121,35 +101,23 @@ def test_bootstrap_is_seeded():
 def test_one_class_gives_null_and_a_reason(labels, reason):
     summary = metrics.summarize_image_metrics(labels, [0.5] * len(labels), ["x"] * len(labels))
     for name in ("image_auroc", "average_precision", "f1_max"):
-        assert summary[name]["value"] is None
-        assert summary[name]["reason"] == reason
+        assert (summary[name]["value"], summary[name]["reason"]) == (None, reason)
     assert summary["image_auroc"]["interval_95"]["low"] is None
     assert "confusion" not in summary["f1_max"]
     json.dumps(summary, allow_nan=False)
 
 
-def test_the_summary_survives_json():
-    labels, scores = random_labels(np.random.default_rng(0), 20)
-    summary = metrics.summarize_image_metrics(labels, scores, ["dent"] * 20)
-    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    assert metrics.summarize_image_metrics(labels, scores)["f1_max"].keys() == {"value", "threshold", "confusion"}
-
-
 @pytest.mark.parametrize(
-    ("labels", "scores", "message"),
+    ("labels", "scores", "kinds", "message"),
     [
-        ([0, 1], [0.1, np.nan], "scores: 1 of 2 .* index 1"),
-        ([0, 1], [np.inf, 0.1], "scores: 1 of 2 .* index 0"),
-        ([0, 2], [0.1, 0.2], "labels: only 0"),
-        (["good", "bad"], [0.1, 0.2], "labels: only 0"),
-        ([0, 1, 1], [0.1, 0.2], "labels: shape"),
+        ([0, 1], [0.1, np.nan], None, "scores: 1 of 2 .* index 1"),
+        ([0, 1], [np.inf, 0.1], None, "scores: 1 of 2 .* index 0"),
+        ([0, 2], [0.1, 0.2], None, "labels: only 0"),
+        (["good", "bad"], [0.1, 0.2], None, "labels: only 0"),
+        ([0, 1, 1], [0.1, 0.2], None, "labels: shape"),
+        ([0, 1], [0.1, 0.2], ["dent"], "kinds: 1 names for 2"),
     ],
 )
-def test_wrong_labels_and_scores_are_named(labels, scores, message):
+def test_wrong_labels_scores_and_kinds_are_named(labels, scores, kinds, message):
     with pytest.raises(UserError, match=message):
-        metrics.summarize_image_metrics(labels, scores)
-
-
-def test_another_number_of_kinds_is_refused():
-    with pytest.raises(UserError, match="kinds: 1 names for 2"):
-        metrics.summarize_image_metrics([0, 1], [0.1, 0.2], ["dent"])
+        metrics.summarize_image_metrics(labels, scores, kinds)
