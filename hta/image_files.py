@@ -1,8 +1,7 @@
 """Image files: the project's only reader and writer of them.
 
-Pillow reads the files, because it keeps to a list of formats and applies palettes and their transparency, which
-imageio's plugin of it does not; TIFF files of more than 8 bits per sample, which Pillow cuts or refuses, are read by
-imageio's tifffile plugin.
+Pillow reads the files, because it keeps to a list of formats and applies palettes and their transparency, which imageio
+does not; TIFF of more than 8 bits per sample, which Pillow cuts or refuses, is read by imageio's tifffile plugin.
 """
 
 import logging
@@ -33,20 +32,11 @@ ALPHA_BACKGROUND = 1.0
 
 # Only these are tried on a file, whatever its suffix: some of Pillow's other formats start programs (EPS).
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
-_FORMATS_TEXT = "PNG, JPEG, TIFF, BMP or WebP"
 
 # All that the readers raise on damaged files; they do not translate the errors of the modules they use.
 _DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    ArithmeticError,
-    struct.error,
-    zlib.error,
+    *(OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, LookupError, ArithmeticError),
+    *(struct.error, zlib.error),
 )
 
 
@@ -84,17 +74,7 @@ def read_image(path: str | Path, background: float = ALPHA_BACKGROUND) -> np.nda
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return the upright size of an image file from its header, without decoding the pixels.
-
-    Args:
-        path: The file, of a format that `read_image` reads.
-
-    Returns:
-        (H, W) as of the array that `read_image` returns.
-
-    Raises:
-        UserError: The file is missing, no image or too large.
-    """
+    """Return the upright (H, W) of a file that `read_image` reads from its header, and refuse what that refuses."""
     with _opened(path) as (stream, tags):
         if tags is not None:
             width, height, turned = tags["ImageWidth"], tags["ImageLength"], (tags.get("Orientation") or 1) >= 5
@@ -141,15 +121,7 @@ def png_of(array: np.ndarray) -> bytes:
 
 
 def write_png(path: str | Path, array: np.ndarray) -> None:
-    """Write a picture as PNG, whole or not at all: a reader never sees half a file.
-
-    Args:
-        path: The file, replaced if it exists; its folder must exist.
-        array: As for `png_of`.
-
-    Raises:
-        RunError: The file cannot be written.
-    """
+    """Write a picture as `png_of` encodes it by `write_atomically`: whole or not at all."""
     write_atomically(Path(path), png_of(array))
 
 
@@ -171,7 +143,7 @@ def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, dict[str, Any] | None]
         limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
         raise UserError(f"{path}: more than {limit} million pixels; crop it or make it smaller") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not an image that can be read; give a {_FORMATS_TEXT} file") from error
+        raise UserError(f"{path}: not an image that can be read; give a PNG, JPEG, TIFF, BMP or WebP file") from error
     except MemoryError as error:
         raise UserError(f"{path}: too large for the memory; crop it or make it smaller") from error
     except _DECODE_ERRORS as error:
@@ -206,7 +178,6 @@ _MIN_IS_WHITE, _SEPARATED = 0, 5
 _COLOURS = {_MIN_IS_WHITE: 1, 1: 1, 2: 3, _SEPARATED: 4}  # photometric interpretation: number of samples in colour
 _PLANAR = 2
 _OWN_CODECS = (1, 8, 32946, 32773)  # none, Deflate and PackBits; tifffile needs imagecodecs for the others
-_OWN_PREDICTORS = (1, 2)
 _ALPHA_PREMULTIPLIED, _ALPHA = 1, 2
 
 
@@ -226,16 +197,16 @@ def _tiff_file(stream: BinaryIO) -> Iterator[Any]:
 
 def _deep_tiff_tags(stream: BinaryIO) -> dict[str, Any] | None:
     """Return the tags of a TIFF file of more than 8 bits per sample; None for others and what only Pillow decodes."""
-    is_tiff = stream.read(4) in _TIFF_STARTS
+    start = stream.read(4)
     stream.seek(0)
-    if not is_tiff:
+    if start not in _TIFF_STARTS:
         return None
     try:
         with _tiff_file(stream) as tiff:
             tags = tiff.metadata(index=..., page=0)
     except _DECODE_ERRORS:
         return None  # Pillow finds the fault too, and names it
-    has_codec = tags["compression"] in _OWN_CODECS and tags["predictor"] in _OWN_PREDICTORS
+    has_codec = tags["compression"] in _OWN_CODECS and tags["predictor"] in (1, 2)
     is_deep = set(np.atleast_1d(tags.get("BitsPerSample", 1))) <= {16, 32, 64}
     is_known = tags.get("PhotometricInterpretation") in _COLOURS and tags.get("ImageDepth", 1) == 1
     if not (is_deep and is_known and (has_codec or find_spec("imagecodecs"))):
@@ -314,18 +285,13 @@ def _scaled(array: np.ndarray, name: str) -> np.ndarray:
     pixels = array[..., None] if array.ndim == 2 else array
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
         raise UserError(f"{name}: shape {array.shape} is not accepted; give (H, W), (H, W, 1) or (H, W, 3)")
-    kind, width = array.dtype.kind, array.dtype.itemsize
-    if kind == "f":
-        # Written so that a NaN fails it too.
-        if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise UserError(f"{name}: values outside [0, 1] or NaN; scale it to [0, 1], or give uint8 or uint16")
-        pixels = pixels.astype(np.float32)
-    elif kind == "u" and width <= 2:
-        pixels = pixels.astype(np.float32) / np.iinfo(array.dtype).max
-    elif kind == "b":
-        pixels = pixels.astype(np.float32)
-    else:
+    kind = array.dtype.kind
+    if not (kind in "fb" or (kind == "u" and array.dtype.itemsize <= 2)):
         raise UserError(f"{name}: type {array.dtype} is not accepted; give uint8, uint16, bool or float in [0, 1]")
+    # Written so that a NaN fails it too.
+    if kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise UserError(f"{name}: values outside [0, 1] or NaN; scale it to [0, 1], or give uint8 or uint16")
+    pixels = pixels.astype(np.float32) / (np.iinfo(array.dtype).max if kind == "u" else 1)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 

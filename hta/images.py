@@ -1,7 +1,6 @@
 """Pixels of images: the networks' tensors, and the project's only resizer.
 
-Arrays (H, W, 3), float32 in [0, 1], as `hta.image_files` reads them, are stacked into a tensor (N, 3, H, W), float32 in
-[-1, 1], the networks' input.
+Arrays (H, W, 3), float32 in [0, 1], as `hta.image_files` reads them, become a tensor (N, 3, H, W), float32 in [-1, 1].
 """
 
 from collections.abc import Sequence
@@ -32,25 +31,15 @@ def to_tensor(arrays: Sequence[np.ndarray]) -> torch.Tensor:
     """
     if len(arrays) == 0:
         raise UserError("images: none given; give at least one")
-    for number, array in enumerate(arrays):
-        if array.shape != arrays[0].shape:
-            raise UserError(
-                f"images: number {number} is {_size_text(array.shape)} px, the first {_size_text(arrays[0].shape)} px; "
-                "resize them to one size"
-            )
+    sizes = [f"{array.shape[0]} x {array.shape[1]} px" for array in arrays]
+    if other := next((number for number, size in enumerate(sizes) if size != sizes[0]), None):
+        raise UserError(f"images: number {other} is {sizes[other]}, the first {sizes[0]}; resize them to one size")
     stack = np.stack(arrays).astype(np.float32, copy=False).transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(stack * 2 - 1))
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """Turn network images into 8-bit pictures, rounded to the nearest level.
-
-    Args:
-        images: Tensor (N, 3, H, W) or (3, H, W), floating point, clamped to [-1, 1] here.
-
-    Returns:
-        Array (N, H, W, 3) or (H, W, 3), uint8.
-    """
+    """Turn network images (..., 3, H, W), clamped to [-1, 1] here, into pictures (..., H, W, 3), uint8, rounded."""
     levels = (images.detach().float().clamp(-1, 1) + 1) * 127.5
     return levels.round().to(torch.uint8).movedim(-3, -1).cpu().contiguous().numpy()
 
@@ -75,18 +64,6 @@ def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def fit(size: tuple[int, ...], side: float) -> tuple[int, int]:
-    """Scale a size to a longer side.
-
-    Args:
-        size: (height, width, ...) in px, such as the shape of a picture.
-        side: Longer side of the result, px.
-
-    Returns:
-        (height, width) of the same aspect ratio, at least 1 px each.
-    """
+    """Scale (height, width, ...) to a longer side; returns (height, width), at least 1 px each."""
     height, width = (max(1, round(length * side / max(size[:2]))) for length in size[:2])
     return height, width
-
-
-def _size_text(shape: Sequence[int]) -> str:
-    return f"{shape[0]} x {shape[1]}"

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hta.config import RuntimeConfig, ScoringConfig
-from hta.data.benchmark import Selection, select, select_again
+from hta.data.benchmark import Selection, select
 from hta.data.folders import LABELS_RULE, find_good_images, find_test_images, refuse_copies
 from hta.data.sample import Sample, check_readable
 from hta.data.specs import DatasetOptions, default_model_name, default_task
@@ -167,10 +167,8 @@ def _selection_of(model: Model, options: InputOptions, data: DatasetOptions, giv
     """The run of the protocol that a model belongs to."""
     sources, num_transforms = model.record.sources, model.record.config.model.num_transforms
     named = options.input_name and not {"num_images", "index_download", "random_images_download"} & set(given)
-    if named:
-        return select_again(data, sources, num_transforms)
-    selection = select(data, options.num_images or 1, num_transforms)
-    if selection.training_ids() != list(sources):
+    selection = select(data, options.num_images or 1, num_transforms, sources if named else None)
+    if not named and selection.training_ids() != list(sources):
         raise UserError(
             f"--input_name {model.saved_folder.path.name}: was trained on other images than --num_images, "
             "--index_download and --random_images_download choose; leave these out, or name another model"

@@ -18,9 +18,9 @@ import main_train
 from hta import runs
 from hta.config import RuntimeConfig
 from hta.data.benchmark import draw_images, select
-from hta.data.clahe import clahe
 from hta.data.folders import find_test_images
 from hta.data.loaders import load_dataset
+from hta.data.preparation import clahe
 from hta.data.specs import DatasetOptions
 from hta.experiments.__main__ import main as experiments
 from hta.images import resize, to_tensor

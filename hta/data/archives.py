@@ -8,7 +8,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PureWindowsPath
 
 from hta.errors import RunError, UserError
 
@@ -54,8 +54,8 @@ def unpack_into(archives: Sequence[Path], folder: Path) -> None:
         folder: Where their top-level entries go, created where missing; an entry that already exists is kept.
 
     Raises:
-        UserError: An archive is not the published one, cannot be read, or has a member that is refused: a link, a
-            device, a pipe, or a name that is absolute or climbs with `..`.
+        UserError: An archive is not the published one, cannot be read, or has a member that is a link, a device, a
+            pipe, or has a name that is absolute or climbs with `..`.
         RunError: The files cannot be written.
     """
     for archive in archives:
@@ -79,7 +79,12 @@ def _extract(archive: Path, target: Path) -> None:
     """Unpack one archive; a refused or broken one leaves what came before the fault."""
 
     def checked(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo | None:
-        _refuse_member(archive, member)
+        # By the rules of Windows, which include those of POSIX. The data filter would repair names, or follow links.
+        windows = PureWindowsPath(member.name)
+        leads_out = windows.anchor or ".." in windows.parts or "\0" in member.name
+        if leads_out or not (member.isfile() or member.isdir()):
+            reason = "leads out of the folder" if leads_out else "is a link or a device"
+            raise UserError(f"{archive}: member {member.name!r} {reason}, which is refused; get the archive elsewhere")
         return tarfile.data_filter(member, path)
 
     try:
@@ -91,17 +96,3 @@ def _extract(archive: Path, target: Path) -> None:
     except _BROKEN_ARCHIVE as error:
         reason = " ".join(str(error).split())  # tarfile's text may have several lines
         raise UserError(f"{archive}: broken or no archive ({reason}); get it again") from error
-
-
-def _refuse_member(archive: Path, member: tarfile.TarInfo) -> None:
-    """Refuse what is no plain file or folder, or leaves the target when its name is read as POSIX or as Windows does.
-
-    The data filter of `tarfile` would repair such names or follow links that stay inside.
-    """
-    windows = PureWindowsPath(member.name)
-    leads_out = (
-        PurePosixPath(member.name).is_absolute() or windows.anchor or ".." in windows.parts or "\0" in member.name
-    )
-    if leads_out or not (member.isfile() or member.isdir()):
-        reason = "leads out of the folder" if leads_out else "is a link or a device"
-        raise UserError(f"{archive}: member {member.name!r} {reason}, which is refused; get the archive elsewhere")

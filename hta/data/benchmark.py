@@ -21,13 +21,7 @@ from hta.errors import UserError
 
 @dataclass(frozen=True)
 class Selection:
-    """The images of one run.
-
-    Attributes:
-        benchmark: The data set.
-        pos_class: The normal class, in the paper's spelling.
-        training: The training images, not prepared.
-    """
+    """The images of one run: its normal class in the paper's spelling, and its training images, not prepared."""
 
     benchmark: Benchmark
     pos_class: str
@@ -91,18 +85,14 @@ class Selection:
 def draw_images(
     benchmark: Benchmark, pos_class: str | int, num_images: int, number: int, *, in_order: bool = False, seed: int = 0
 ) -> Selection:
-    """Choose the N training images of a run.
+    """Choose the N training images of a run, in drawn order for a random draw, else in data-set order.
 
     Args:
-        benchmark: The data set.
-        pos_class: The normal class.
+        benchmark, pos_class: The data set and the normal class.
         num_images: N.
         number: Number of a random draw, from 0; with `in_order`, k >= 1 takes images [(k-1)N, kN) of the class.
         in_order: Take the images in data-set order instead of at random.
         seed: Seed of the random draws; does not affect images in order.
-
-    Returns:
-        The run's images; training images in drawn order for a draw, else in data-set order.
 
     Raises:
         UserError: An argument is out of range, or the class has too few images.
@@ -124,44 +114,30 @@ def draw_images(
     return Selection(benchmark, name, tuple(candidates[position] for position in order[:num_images]))
 
 
-def select(options: DatasetOptions, num_images: int, num_transforms: int | None = None) -> Selection:
-    """Choose the images of one run from the options of a command line.
+def select(
+    options: DatasetOptions, num_images: int, num_transforms: int | None = None, sources: Sequence[str] | None = None
+) -> Selection:
+    """Choose the images of one run from the options of a command line, or find those of a model.
 
     Args:
         options: Data set and class.
         num_images: N, the number of training images.
         num_transforms: M; None: the paper's.
+        sources: Names of a model's training images, which are then chosen instead of the options'; those that the data
+            set does not have are ignored.
 
     Raises:
         UserError: An option is missing or does not fit the data set.
     """
-    benchmark, pos_class = _load(options, num_transforms)
-    in_order = not options.random_images_download
-    return draw_images(benchmark, pos_class, num_images, options.index_download, in_order=in_order)
-
-
-def select_again(options: DatasetOptions, sources: Iterable[str], num_transforms: int | None = None) -> Selection:
-    """Find the images of a model that was trained on a data set of the protocol.
-
-    Args:
-        options: Data set and class.
-        sources: Names of the model's training images; those that the data set does not have are ignored.
-        num_transforms: M of the model.
-
-    Raises:
-        UserError: An option is missing or does not fit the data set.
-    """
-    benchmark, pos_class = _load(options, num_transforms)
+    dataset, pos_class = required_options(options)
+    benchmark = load_dataset(dataset, options.data_root, num_transforms=num_transforms, download=options.download)
+    if sources is None:
+        in_order = not options.random_images_download
+        return draw_images(benchmark, pos_class, num_images, options.index_download, in_order=in_order)
     benchmark.training_candidates(pos_class)  # refuses a class that is not on the disk
     samples = {sample.relative: sample for sample in benchmark.train}
     training = tuple(samples[name] for name in sources if name in samples)
     return Selection(benchmark, benchmark.spec.class_name(pos_class), training)
-
-
-def _load(options: DatasetOptions, num_transforms: int | None) -> tuple[Benchmark, str]:
-    dataset, pos_class = required_options(options)
-    loaded = load_dataset(dataset, options.data_root, num_transforms=num_transforms, download=options.download)
-    return loaded, pos_class
 
 
 def _stratum(sample: Sample, spec: BenchmarkSpec) -> str:

@@ -42,19 +42,12 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
     Args:
         names: Files of `input_dir` or paths of files, or one folder, whose image files are used in order of name.
         input_dir: Where names without a folder are looked up first.
-        num_images: How many images of a folder to use, the first by name; None: all.
-
-    Returns:
-        Paths of existing files, none twice.
+        num_images: How many images of a folder to use, at least 1, the first by name; None: all.
 
     Raises:
         UserError: A name does not exist, a folder is one of several names or has no or too few images, a file is given
             twice, or `num_images` does not fit.
     """
-    if not names:
-        raise UserError("--input_name: none given; name an image file or a folder of images")
-    if num_images is not None and num_images < 1:
-        raise UserError(f"--num_images: {num_images} is below 1; give a positive number")
     paths = [locate(name, input_dir) for name in names]
     folders = [path for path in paths if path.is_dir()]
     if folders and len(paths) > 1:
@@ -75,19 +68,14 @@ def load_training_images(paths: Sequence[Path], size_image: int | None = None) -
     """Read training images one after the other, all resized to the size of the first.
 
     Args:
-        paths: Image files.
+        paths: Image files; an unreadable one is refused.
         size_image: Length in px of the SHORTER side of the first image once it is resized, aspect ratio kept: a square
             image becomes size_image x size_image. None: the first keeps its size.
 
     Returns:
         Arrays (H, W, 3), float32 in [0, 1], each read only when it is needed. Images of another size are resized
         without regard to their aspect ratio, with a notice.
-
-    Raises:
-        UserError: A file cannot be read, or `size_image` is below 1.
     """
-    if size_image is not None and size_image < 1:
-        raise UserError(f"--size_image: {size_image} is below 1; give a length in px")
     first, *others = (image_size(path) for path in paths)
     unlike = sum(size != first for size in others)
     height, width = (max(1, round(side * size_image / min(first))) if size_image else side for side in first)
@@ -140,7 +128,7 @@ def _resize_array(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Sample]:
-    """Find the images to score, with the labels and masks that the folder's layout or a CSV file gives.
+    """Find the images to score, sorted by relative path, with labels and masks from the folder's layout or a CSV file.
 
     In MVTec's layout (the class folder, of which only `test` is scored, or its test folder), and in any folder with a
     subfolder `good`, labels are known: `good` is normal, every other folder a kind of defect. Any other folder is
@@ -153,20 +141,14 @@ def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Sam
             else to the CSV's folder; labels are 0 or one of `NORMAL_LABELS` for normal, 1 or a kind of defect for
             anomalous. They replace those of the layout.
 
-    Returns:
-        Samples sorted by their relative path.
-
     Raises:
         UserError: There is no image, a mask fits no image or two masks fit one, or the CSV does not fit the images.
     """
     if not os.access(test_dir, os.F_OK):
         raise UserError(f"--test_dir: no file or folder {test_dir}; check the path")
-    if test_dir.is_dir():
-        samples, base = _samples_of_folder(test_dir), test_dir
-    else:
-        samples, base = [Sample(test_dir, test_dir.name)], test_dir.parent
+    samples = _samples_of_folder(test_dir) if test_dir.is_dir() else [Sample(test_dir, test_dir.name)]
     if labels_csv is not None:
-        samples = _with_csv_labels(samples, base, labels_csv)
+        samples = _with_csv_labels(samples, test_dir if test_dir.is_dir() else test_dir.parent, labels_csv)
     return sorted(samples, key=lambda sample: sample.relative)
 
 
@@ -182,8 +164,7 @@ def find_good_images(good_dir: Path, scored: Iterable[Sample] = ()) -> list[Samp
     if not paths:
         raise UserError(f"--good_dir {good_dir}: no image in it; {_SUFFIXES}")
     scored_files = {path.resolve() for path in _files(scored)}
-    both = next((path for path in paths if path.resolve() in scored_files), None)
-    if both is not None:
+    if both := next((path for path in paths if path.resolve() in scored_files), None):
         _refuse_scored(good_dir, f"{both} is also a test image")
     firsts = _first_copies(paths)
     for path, first in firsts.items():
@@ -222,14 +203,23 @@ def _first_copies(paths: Sequence[Path]) -> dict[Path, Path]:
 
 
 def _samples_of_folder(folder: Path) -> list[Sample]:
-    """Index a folder of any layout."""
+    """Index a folder of any layout; where it has labels, the first folder below its root is the kind of defect."""
     root, masks_root = _find_layout(folder)
-    labelled = (root / NORMAL_FOLDER).is_dir() or masks_root is not None
     paths = _walk_images(root, skip=MASK_FOLDER)
     if not paths:
         raise UserError(f"--test_dir: {root} holds no image file ({_SUFFIXES}); give a folder of images")
     masks = {} if masks_root is None else _match_masks(paths, root, masks_root)
-    return [_sample(path, folder, root if labelled else None, masks.get(path)) for path in paths]
+    samples = [Sample(path, path.relative_to(folder).as_posix(), mask=masks.get(path)) for path in paths]
+    if masks_root is None and not (root / NORMAL_FOLDER).is_dir():
+        return samples
+    kinds = [path.relative_to(root).parts[0] for path in paths]
+    if loose := next((path for path in paths if path.parent == root), None):
+        remedy = f"move it into {NORMAL_FOLDER} or a folder of defects"
+        raise UserError(f"{loose}: is beside the folders that give the labels; {remedy}")
+    return [
+        replace(sample, label=0) if kind == NORMAL_FOLDER else replace(sample, label=1, defect=kind)
+        for sample, kind in zip(samples, kinds, strict=True)
+    ]
 
 
 def _find_layout(folder: Path) -> tuple[Path, Path | None]:
@@ -242,18 +232,6 @@ def _find_layout(folder: Path) -> tuple[Path, Path | None]:
     if _absolute(folder).name == TEST_FOLDER:
         places.append(_absolute(folder).parent / MASK_FOLDER)
     return folder, next((place for place in places if place.is_dir()), None)
-
-
-def _sample(path: Path, given: Path, root: Path | None, mask: Path | None) -> Sample:
-    """Make a sample; in a labelled `root` the first folder is the kind of defect."""
-    sample = Sample(path, path.relative_to(given).as_posix(), mask=mask)
-    if root is None:
-        return sample
-    kind, *rest = path.relative_to(root).parts
-    if not rest:
-        remedy = f"move it into {NORMAL_FOLDER} or a folder of defects"
-        raise UserError(f"{path}: is beside the folders that give the labels; {remedy}")
-    return replace(sample, label=0) if kind == NORMAL_FOLDER else replace(sample, label=1, defect=kind)
 
 
 def _match_masks(paths: Sequence[Path], root: Path, masks_root: Path) -> dict[Path, Path]:

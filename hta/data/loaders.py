@@ -24,11 +24,7 @@ class Benchmark:
     test: Sequence[Sample]
 
     def training_candidates(self, pos_class: str | int) -> list[Sample]:
-        """Return a class's training images, in data-set order.
-
-        Raises:
-            UserError: There is no such class, or the data set as it is on the disk has no training image of it.
-        """
+        """Return a class's training images in data-set order; refuse a class that has none on the disk, or is unknown."""
         name = self.spec.class_name(pos_class)
         candidates = [sample for sample in self.train if name in sample.classes]
         if not candidates:
@@ -115,9 +111,8 @@ def load_class_folders(spec: BenchmarkSpec, data_root: Path) -> Benchmark:
     images that are not square are squashed. Where all folders are classes of CIFAR10, they get the paper's names.
     """
     train, test = _class_files(data_root / "train"), _class_files(data_root / "test")
-    if odd := sorted(train.keys() ^ test.keys()):
-        problem = f"class {odd[0]} is not in both train and test; add the missing folder"
-        raise UserError(f"--data_root {data_root}: {problem}")
+    for odd in sorted(train.keys() ^ test.keys()):
+        raise UserError(f"--data_root {data_root}: class {odd} is not in both train and test; add the missing folder")
     aliases = CIFAR.aliases
     renamed = {name: dict(aliases).get(name, name) for name in train}
     if not set(renamed.values()) <= set(CIFAR.classes) or len(set(renamed.values())) < len(renamed):
@@ -160,11 +155,7 @@ _MVTEC_ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 
 
 def load_defect_folder(spec: BenchmarkSpec, data_root: Path) -> Benchmark:
-    """Load defects of any one object in MVTec's layout, prepared as MVTec AD is; masks are optional.
-
-        DIR/train/good/*
-        DIR/test/{good,<defect>}/*
-        DIR/ground_truth/<defect>/*
+    """Load defects of any one object, laid out and prepared like a class of MVTec AD, whose masks are optional.
 
     The folder's name is the title and the only class.
     """
@@ -193,26 +184,29 @@ def load_mvtec(spec: BenchmarkSpec, data_root: Path) -> Benchmark:
 
 def _object_samples(folder: Path, name: str, prefix: str = "") -> tuple[list[Sample], list[Sample]]:
     """List training and test images of one object in MVTec's layout, their names after the prefix."""
-    train = [_file_sample(path, folder, name) for path in images_in(folder / TRAIN_FOLDER / NORMAL_FOLDER)]
-    test = [replace(sample, classes=(name,)) for sample in find_test_images(folder)] if train else []
-    if not any(sample.label == 0 for sample in test):
+    paths = images_in(folder / TRAIN_FOLDER / NORMAL_FOLDER)
+    train = [Sample(path, prefix + path.relative_to(folder).as_posix(), classes=(name,)) for path in paths]
+    found = find_test_images(folder) if train else []
+    if not any(sample.label == 0 for sample in found):
         place = folder / (TEST_FOLDER if train else TRAIN_FOLDER) / NORMAL_FOLDER
         raise UserError(f"--data_root: no image in {place}; add normal images, or unpack the data set again")
-    train, test = ([replace(sample, relative=prefix + sample.relative) for sample in part] for part in (train, test))
-    return train, test
+    return train, [replace(sample, relative=prefix + sample.relative, classes=(name,)) for sample in found]
 
 
 def _mvtec_tree(classes: Sequence[str], data_root: Path) -> Path:
     """Find the folder of the classes, after unpacking the archives of those that are missing."""
     places = (data_root / "mvtec", data_root / "mvtec_anomaly_detection", data_root)
-    tree = next((place for place in places if _has_class(place, classes)), None)
+
+    def find_tree() -> Path | None:
+        return next((place for place in places if any((place / name).is_dir() for name in classes)), None)
+
+    tree = find_tree()
     wanted = [name for name in classes if tree is None or not (tree / name).is_dir()]
     archives = [] if tree else _existing(place / _MVTEC_ARCHIVE for place in (data_root, data_root / "mvtec"))[:1]
     archives = archives or _existing(place / f"{name}.tar.xz" for name in wanted for place in places)
     if archives:
-        tree = tree or data_root / "mvtec"
-        unpack_into(archives, tree)
-    if tree is None or not _has_class(tree, classes):
+        unpack_into(archives, tree or data_root / "mvtec")
+    if (tree := find_tree()) is None:
         if nearby := _mvtec_nearby(classes, data_root):
             raise UserError(f"--data_root {data_root}: MVTec AD is elsewhere; give --data_root {nearby}")
         remedy = f"unpack {_MVTEC_ARCHIVE} into that"
@@ -225,10 +219,6 @@ def _mvtec_nearby(classes: Sequence[str], data_root: Path) -> Path | None:
     below = [path for pattern in ("[!.]*", "[!.]*/[!.]*") for path in sorted(data_root.glob(pattern))]
     trees = (*below, data_root.parent)
     return next((path for path in trees if any((path / name / "train").is_dir() for name in classes)), None)
-
-
-def _has_class(tree: Path, classes: Sequence[str]) -> bool:
-    return any((tree / name).is_dir() for name in classes)
 
 
 # --- Paris ----------------------------------------------------------------------------------------------------------

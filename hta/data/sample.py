@@ -64,9 +64,7 @@ class Sample:
 def check_readable(samples: Iterable[Sample]) -> dict[str, str]:
     """Read every image and mask once, to find all faults before the work begins.
 
-    Returns:
-        The reason in one line for each image that cannot be read, or whose mask cannot, by its name and in the given
-        order; empty if all can be read.
+    Returns the reason in one line for each image that cannot be read, or whose mask cannot, by its name, in order.
     """
     reasons: dict[str, str] = {}
     for sample in samples:

@@ -30,7 +30,6 @@ class BenchmarkSpec:
         size: Side of a prepared image in pixels.
         train_filter, test_filter: Resampling of training and test images.
         train_clahe: Whether training images, and only they, go through CLAHE.
-        num_transforms: The paper's number of transformations.
         is_gray: Whether the images are gray (R = G = B).
         has_defects: Whether anomalies are defects of the class's own object, not images of other classes.
         aliases: Pairs of another spelling of a class and the paper's.
@@ -51,14 +50,11 @@ class BenchmarkSpec:
     aliases: tuple[tuple[str, str], ...] = ()
 
     def class_name(self, pos_class: str | int) -> str:
-        """Return a class in the paper's spelling; that of a folder has its classes only once it is loaded.
+        """Return a class in the paper's spelling, or refuse one that is not there and list the choices.
 
         Args:
             pos_class: That spelling, a usual one, or the label's number; case, spaces and punctuation do not matter.
                 A name wins over a number.
-
-        Raises:
-            UserError: No such class; the line lists the choices.
         """
         spellings = {_fold(alias): name for alias, name in self.aliases} | {_fold(name): name for name in self.classes}
         if (key := _fold(str(pos_class))) in spellings:
@@ -175,10 +171,7 @@ def default_model_name(options: DatasetOptions, num_images: int) -> str:
     """Return a name for the model of one run from the options alone, such as `fashionmnist_sandals_5shot_2`.
 
     A class has the paper's spelling where the data set's classes are known beforehand, else the given one. Random
-    draws end in `draw2` instead of `2`.
-
-    Raises:
-        UserError: An option is missing, or there is no such data set or class.
+    draws end in `draw2` instead of `2`. A missing option or an unknown data set or class is refused.
     """
     dataset, pos_class = required_options(options)
     spec = benchmark_spec(dataset)

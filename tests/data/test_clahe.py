@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hta.data.clahe import clahe
+from hta.data.preparation import clahe
 from hta.images import is_gray
 from tests.data.trees import picture, smooth
 

@@ -89,7 +89,6 @@ class TestFindTrainingImages:
     @pytest.mark.parametrize(
         ("names", "num_images", "message"),
         [
-            ([], None, "none given"),
             (["brik.png"], None, "did you mean brick.png?"),
             (["brick"], None, "did you mean brick.png?"),
             (["zzz"], None, "check the name"),
@@ -98,7 +97,6 @@ class TestFindTrainingImages:
             (["empty"], None, "holds no image file"),
             (["brick.png", "many"], None, "one folder, or files only"),
             (["many"], 3, "3 asked"),
-            (["many"], 0, "--num_images: 0"),
             (["brick.png"], 2, "2 asked, 1 files named"),
             (["brick.png", "many/../brick.png"], None, "given twice"),
         ],
@@ -154,7 +152,6 @@ class TestLoadTrainingImages:
 
     def test_mistakes(self, tmp_path):
         paths = make(tmp_path, "a.png")
-        rejected("--size_image: 0", load_training_images, paths, 0)
         paths[0].write_text("text")
         rejected("not an image", load_training_images, paths)
 

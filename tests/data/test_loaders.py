@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from hta.data.benchmark import Selection, draw_images, select_again
-from hta.data.clahe import clahe
+from hta.data.benchmark import Selection, draw_images, select
 from hta.data.loaders import Benchmark, array_samples, load_dataset
+from hta.data.preparation import clahe
 from hta.data.specs import DatasetOptions, benchmark_spec
 from hta.errors import RunError, UserError
 from tests.data.trees import as_float, mvtec_class, paris_tree, picture, save, write_mnist
@@ -312,7 +312,7 @@ def test_paris(tmp_path):
     assert labels_of_run.keys() == set(names) - {normal[0]}
     assert [name for name, label in labels_of_run.items() if label == 0] == normal[1:]
     assert run.training_images()[0].shape == run.test_samples()[0].read().shape == (450, 450, 3)
-    again = select_again(DatasetOptions("paris", str(tmp_path), "eiffel"), [normal[1], "elsewhere.png"])
+    again = select(DatasetOptions("paris", str(tmp_path), "eiffel"), 1, sources=[normal[1], "elsewhere.png"])
     assert again.training_ids() == [normal[1]]
     assert {sample.relative for sample in again.test_samples()} == set(names) - {normal[1]}
     # Images of good and junk lists are anomalous, even for their own landmark.

@@ -6,8 +6,7 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as tvf
 
-from hta.data.clahe import clahe
-from hta.data.preparation import prepare_mask, prepare_test_image, prepare_training_image
+from hta.data.preparation import clahe, prepare_mask, prepare_test_image, prepare_training_image
 from hta.data.specs import benchmark_spec
 from tests.data.trees import as_float, picture
 
