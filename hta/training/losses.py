@@ -8,7 +8,7 @@ patches in all windows. The mean cross-entropy over transformations, images and 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -36,41 +36,33 @@ def plan_of_objective(config: ModelConfig, size: tuple[int, int]) -> CanvasPlan:
     plan = plan_canvases(*size, config.num_transforms)
     if config.objective != "real_fake_augmented":
         return plan
-    return replace(plan, groups=tuple(_of_class_zero(group) for group in plan.groups))
+
+    def of_class_zero(canvas: Canvas) -> Canvas:
+        return replace(canvas, windows=tuple(replace(window, index=0) for window in canvas.windows))
+
+    return replace(plan, groups=tuple(replace(g, canvases=tuple(map(of_class_zero, g.canvases))) for g in plan.groups))
 
 
-def _of_class_zero(group: CanvasGroup) -> CanvasGroup:
-    """The group with class 0 for all windows."""
-    canvases = (
-        replace(canvas, windows=tuple(replace(window, index=0) for window in canvas.windows))
-        for canvas in group.canvases
-    )
-    return replace(group, canvases=tuple(canvases))
-
-
-@dataclass(frozen=True)
 class PatchTargets:
     """The target classes of the logits at each canvas position; constant for a scale.
 
-    Attributes:
+    Args:
+        plan: the canvases.
+        num_classes: K, number of classes of the logits.
+        margin: pixels that the convolutions have removed on every side of the logits.
         num_images: N, number of images on each canvas.
+        dtype, device: of the logits.
+        kernels: compute the losses.
+
+    Attributes:
         hits: one `(G, 1, P, K)` uint8 tensor per canvas group: the number of windows of each class at each position.
         fake_hits: the same with the class "fake", the last one, for all windows.
         counts: one `(G, 1, P, 1)` tensor per group, with the data type of the statistics: the number of windows.
         total: number of patches in all windows of all images.
-        kernels: compute the losses.
     """
 
-    num_images: int
-    hits: tuple[Tensor, ...]
-    fake_hits: tuple[Tensor, ...]
-    counts: tuple[Tensor, ...]
-    total: int
-    kernels: Kernels = PLAIN_KERNELS
-
-    @classmethod
-    def of_plan(
-        cls,
+    def __init__(
+        self,
         plan: CanvasPlan,
         num_classes: int,
         margin: int,
@@ -78,38 +70,24 @@ class PatchTargets:
         dtype: torch.dtype,
         device: torch.device,
         kernels: Kernels = PLAIN_KERNELS,
-    ) -> "PatchTargets":
-        """Targets for the patches of N images.
-
-        Args:
-            plan: the canvases.
-            num_classes: K, number of classes of the logits.
-            margin: pixels that the convolutions have removed on every side of the logits.
-            num_images: N.
-            dtype: of the logits.
-            device: of the logits.
-            kernels: compute the losses.
-
-        Returns:
-            The targets, on the device.
-        """
-        hits = [_window_hits(group, num_classes, margin).flatten(1, 2).unsqueeze(1).to(device) for group in plan.groups]
-        sums = [h.sum(dim=-1, keepdim=True) for h in hits]
-        fake_hits = [F.pad(count.to(torch.uint8), (num_classes - 1, 0)) for count in sums]
-        counts = [count.to(statistics_dtype(dtype)) for count in sums]
-        total = num_images * sum(int(count.sum()) for count in sums)
-        return cls(num_images, tuple(hits), tuple(fake_hits), tuple(counts), total, kernels)
+    ):
+        self.num_images, self.kernels = num_images, kernels
+        self.hits = [_window_hits(group, num_classes, margin).to(device) for group in plan.groups]
+        sums = [hits.sum(dim=-1, keepdim=True) for hits in self.hits]
+        self.fake_hits = [F.pad(count.to(torch.uint8), (num_classes - 1, 0)) for count in sums]
+        self.counts = [count.to(statistics_dtype(dtype)) for count in sums]
+        self.total = num_images * sum(int(count.sum()) for count in sums)
 
 
 def _window_hits(group: CanvasGroup, num_classes: int, margin: int) -> Tensor:
-    """The number of windows of each class at each position of the logits: `(G, h, w, num_classes)` uint8."""
+    """The number of windows of each class at each position of the logits: `(G, 1, h * w, num_classes)` uint8."""
     height, width = (side - 2 * margin for side in group.size)
     hits = torch.zeros(len(group.canvases), height, width, num_classes, dtype=torch.uint8)
     for g, canvas in enumerate(group.canvases):
         for window in canvas.windows:
-            place = (g, *window.valid(margin), window.index)
-            hits[place] += 1
-    return hits
+            rows, columns = window.valid(margin)
+            hits[g, rows, columns, window.index] += 1
+    return hits.flatten(1, 2).unsqueeze(1)
 
 
 class _CanvasCrossEntropy(torch.autograd.Function):
@@ -148,13 +126,5 @@ def transformation_loss(logits: Sequence[Tensor], targets: PatchTargets) -> Tens
 
 
 def fake_loss(logits: Sequence[Tensor], targets: PatchTargets) -> Tensor:
-    """Cross-entropy with the class "fake", the last one, as target: the fake term of D.
-
-    Args:
-        logits: one `(G * N, K, h, w)` tensor per canvas group.
-        targets: for the same canvases.
-
-    Returns:
-        A scalar, float32 (float64 for float64 logits).
-    """
+    """Cross-entropy with the class "fake", the last one, as target, see `transformation_loss`: the fake term of D."""
     return _CanvasCrossEntropy.apply(targets, targets.fake_hits, *logits)

@@ -36,28 +36,34 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
     model, training = record.config.model, record.config.training
     kernels = choose_kernels(runtime.device, runtime.compile)
     pyramid = Pyramid.planned(model, record.image_size, record.num_images, runtime.device, runtime.dtype, kernels)
-    journal = Journal(pyramid.plan, model, training.niter, folder.path if folder else None)
-    state, start, iteration = _read_position(folder, pyramid.plan.num_scales, training.niter) if folder else ({}, 0, 0)
+    plan, num_scales = pyramid.plan, pyramid.plan.num_scales
+    journal = Journal(plan, model, training.niter, folder.path if folder else None)
+    state, start, iteration = _read_position(folder, num_scales, training.niter) if folder else ({}, 0, 0)
     if folder:
         sweep(folder.path)
         folder.load_scales(pyramid, start)
         journal.resume(start, iteration)
     logger.info(
-        "%d scales of %s px, %d transformations, %d iterations per scale, %d training image%s",
-        pyramid.plan.num_scales,
-        pyramid.plan.describe(),
-        model.num_transforms,
-        training.niter,
-        record.num_images,
-        "s" * (record.num_images > 1),
+        f"{num_scales} scales of {plan.describe()} px, {model.num_transforms} transformations, {training.niter} "
+        f"iterations per scale, {record.num_images} training image{'s' * (record.num_images > 1)}"
     )
-    levels = image_pyramid(images, pyramid.plan.sizes)
-    for n in range(start, pyramid.plan.num_scales):
+    levels = image_pyramid(images, plan.sizes)
+    for n in range(start, num_scales):
         trainer = ScaleTrainer(pyramid, levels[n], training)
         if folder and state:
             trainer.restore(state, iteration, str(folder.path / CHECKPOINT_FILE))
             state = {}
-        _train_scale(trainer, journal, folder, record.config.runtime.checkpoint_every)
+        journal.begin_scale(n, trainer.iteration)
+        try:
+            for losses in trainer.run():
+                journal.record(n, trainer.iteration - 1, losses)
+                if folder and trainer.iteration % record.config.runtime.checkpoint_every == 0:
+                    # Losses first: the checkpoint must never be ahead of them.
+                    journal.save()
+                    folder.save_checkpoint(trainer.state(), scale=n, iteration=trainer.iteration)
+            journal.save()
+        finally:
+            journal.end_scale()
         pyramid.scales.append(trainer.finish())
         if folder:
             folder.save_scale(n, trainer.scale)
@@ -66,11 +72,7 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
 
 
 def _read_position(folder: RunFolder, num_scales: int, niter: int) -> tuple[dict[str, Tensor], int, int]:
-    """The state of the scale in training, its number, and its iteration.
-
-    Raises:
-        UserError: the checkpoint is damaged, or outside the run.
-    """
+    """The state of the scale in training, its number, and its iteration, checked."""
     state, scale, iteration = folder.read_checkpoint()
     if not (0 <= scale <= num_scales and 0 <= iteration <= niter and bool(state) == (iteration > 0)):
         raise UserError(
@@ -78,18 +80,3 @@ def _read_position(folder: RunFolder, num_scales: int, niter: int) -> tuple[dict
             f"{iteration} of {niter}, {len(state)} tensors); train again with --overwrite"
         )
     return state, scale, iteration
-
-
-def _train_scale(trainer: ScaleTrainer, journal: Journal, folder: RunFolder | None, checkpoint_every: int) -> None:
-    """Train one scale to its end."""
-    journal.begin_scale(trainer.n, trainer.iteration)
-    try:
-        for losses in trainer.run():
-            journal.record(trainer.n, trainer.iteration - 1, losses)
-            if folder and trainer.iteration % checkpoint_every == 0:
-                # Losses first: the checkpoint must never be ahead of them.
-                journal.save()
-                folder.save_checkpoint(trainer.state(), scale=trainer.n, iteration=trainer.iteration)
-        journal.save()
-    finally:
-        journal.end_scale()

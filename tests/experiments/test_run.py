@@ -55,7 +55,7 @@ def discriminator_on_plan(objective, images):
     D.body.load_state_dict(plain.state_dict())
     plan = plan_of_objective(config, SHAPE)
     num_classes = D.num_classes - (objective == "transformations_only")
-    targets = PatchTargets.of_plan(plan, num_classes, D.margin, len(images), torch.float64, CPU)
+    targets = PatchTargets(plan, num_classes, D.margin, len(images), torch.float64, CPU)
     return D(plan.render(images), D.coverages(plan, len(images), CPU)), targets, plain
 
 

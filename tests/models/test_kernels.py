@@ -150,7 +150,7 @@ def test_a_discriminator_does_the_same_with_both(loss, shape):
         network = Discriminator(6, 55, 3, 5, torch.float64, kernels).double()
         network.load_state_dict(copy.deepcopy(weights))
         leaf = images.clone().requires_grad_()
-        targets = PatchTargets.of_plan(plan, 55, network.margin, 2, torch.float64, CPU, kernels)
+        targets = PatchTargets(plan, 55, network.margin, 2, torch.float64, CPU, kernels)
         value = loss(network(plan.render(leaf), network.coverages(plan, 2, CPU)), targets)
         value.backward()
         results.append([value.detach(), leaf.grad, *network.state_dict().values()])

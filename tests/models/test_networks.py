@@ -36,7 +36,7 @@ def assert_equal(network, plain, *, gradients=True):
 
 def canvas_loss(network, images, num_transforms, loss):
     plan = plan_canvases(*images.shape[-2:], num_transforms)
-    targets = PatchTargets.of_plan(plan, network.num_classes, network.margin, len(images), torch.float64, CPU)
+    targets = PatchTargets(plan, network.num_classes, network.margin, len(images), torch.float64, CPU)
     coverages = network.coverages(plan, len(images), CPU)
     return loss(network(plan.render(images), coverages), targets)
 

@@ -210,10 +210,10 @@ def test_learning_rates_drop_after_their_milestones():
     trainer = ScaleTrainer(pyramid, images_for(pyramid, 0), config)
     rates = []
     for _ in trainer.run():
-        rates.append([optimizer.param_groups[0]["lr"] for optimizer in (trainer.optimizer_d, trainer.optimizer_g)])
-    assert [rate[0] for rate in rates] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-4])
-    assert [rate[1] for rate in rates] == pytest.approx([2e-3, 2e-3, 2e-3, 2e-4, 2e-4])
-    betas = {optimizer.param_groups[0]["betas"] for optimizer in (trainer.optimizer_d, trainer.optimizer_g)}
+        rates.append([optimizer.param_groups[0]["lr"] for optimizer in trainer.optimizers.values()])
+    assert [rate[1] for rate in rates] == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4, 1e-4])
+    assert [rate[0] for rate in rates] == pytest.approx([2e-3, 2e-3, 2e-3, 2e-4, 2e-4])
+    betas = {optimizer.param_groups[0]["betas"] for optimizer in trainer.optimizers.values()}
     assert betas == {(0.5, 0.999)}
 
 
@@ -238,7 +238,7 @@ def test_a_scale_starts_from_the_one_before_where_the_widths_match():
         assert torch.equal(before[name], after[name]), name
     assert after["fixed_noise"].shape != before["fixed_noise"].shape
     # A copy: training it leaves the frozen scale alone, and optimisers start afresh.
-    assert not warm.optimizer_g.state
+    assert not warm.optimizers["optimizer_g"].state
     assert all(p.requires_grad for p in warm.scale.generator.parameters())
     assert warm.scale.generator.training
 
