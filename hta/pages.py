@@ -57,8 +57,7 @@ def write_page(path: Path, template: str, **data: Any) -> None:
 
     Args:
         path: the page; an existing one is replaced.
-        template: its path below the package.
-        data: what the template names; a name that is missing is an error.
+        template: its path below the package; every name in it that is not in `data` is an error.
 
     Raises:
         RunError: the page cannot be written.

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -59,36 +60,26 @@ class ColourScale:
         span = min(max(2 * highest - median - low, _LEAST_SPAN), _LARGEST_SPAN)
         return cls(low, min(low + span, 1.0))
 
-    def position(self, values: np.ndarray) -> np.ndarray:
-        """Positions of values on the scale, in [0, 1]."""
-        return np.clip((values - self.low) / (self.high - self.low), 0, 1)
+    def colours(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Colours in which the values of a map, of any shape, are laid over a picture.
+
+        Returns:
+            Colours, a last axis of 3 added, in [0, 255], and opacities in [0, 1], of the shape of `values`, which rise
+            steeply at first: a defect of which only the middle is conspicuous must be seen.
+        """
+        position = np.clip((values - self.low) / (self.high - self.low), 0, 1)
+        colours = matplotlib.colormaps[_COLORMAP](_FIRST_COLOUR + (1 - _FIRST_COLOUR) * position)
+        return colours[..., :3] * 255, _OPACITY * (1 - (1 - position) ** 2)
 
 
 def picture_of(image: np.ndarray) -> np.ndarray:
-    """An image `(H, W, 3)`, float32 in [0, 1], at the size of its overlay, `(h, w, 3)` uint8."""
-    return to_uint8(resize(to_tensor([image]), overlay_size(image.shape)))[0]
+    """An image `(H, W, 3)`, float32 in [0, 1], at the size of its overlay, `(h, w, 3)` uint8.
 
-
-def overlay_size(image_size: tuple[int, ...]) -> tuple[int, int]:
-    """(height, width) of an overlay: the longer side at most 512 px; the shorter of a small image is made 256 px."""
-    short, long = sorted(image_size[:2])
-    return fit(image_size, min(_LONG_SIDE, max(long, _SHORT_SIDE * long / short)))
-
-
-def map_colours(position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colours in which a map is laid over a picture.
-
-    Args:
-        position: any shape, in [0, 1], from `ColourScale.position`.
-
-    Returns:
-        Colours, a last axis of 3 added, in [0, 255], and opacities in [0, 1], of the shape of `position`, which rise
-        steeply at first: a defect of which only the middle is conspicuous must be seen.
+    The longer side is at most 512 px; a small image is enlarged to a shorter side of 256 px.
     """
-    import matplotlib
-
-    colours = matplotlib.colormaps[_COLORMAP](_FIRST_COLOUR + (1 - _FIRST_COLOUR) * position)
-    return colours[..., :3] * 255, _OPACITY * (1 - (1 - position) ** 2)
+    short, long = sorted(image.shape[:2])
+    size = fit(image.shape, min(_LONG_SIDE, max(long, _SHORT_SIDE * long / short)))
+    return to_uint8(resize(to_tensor([image]), size))[0]
 
 
 def draw_overlay(
@@ -97,17 +88,13 @@ def draw_overlay(
     """Lay a map over a picture of its image, more opaque the more anomalous, and outline the mask.
 
     Args:
-        picture: `(h, w, 3)` uint8.
+        picture: `(h, w, 3)` uint8, as the result.
         anomaly_map: of any size, in [0, 1], higher = more anomalous.
         scale: of the run.
         mask: of any size, bool; True = anomalous; None without a mask.
-
-    Returns:
-        `(h, w, 3)` uint8.
     """
     height, width = picture.shape[:2]
-    position = scale.position(upsample_map(torch.from_numpy(anomaly_map), (height, width)).numpy())
-    colours, opacities = map_colours(position)
+    colours, opacities = scale.colours(upsample_map(torch.from_numpy(anomaly_map), (height, width)).numpy())
     opacity = opacities[..., None]
     blended = np.rint(picture * (1 - opacity) + colours * opacity).astype(np.uint8)
     if mask is not None:

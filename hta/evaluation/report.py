@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hta.config import ModelConfig
-from hta.evaluation.overlays import map_colours
+from hta.evaluation.overlays import ColourScale
 from hta.evaluation.results import MAP_SUFFIX, METRIC_NAMES, OVERLAYS_FOLDER, PLAIN_SUFFIX, REPORT_FILE, ImageResult
 from hta.evaluation.scores import score_text
 from hta.files import printable
@@ -58,7 +58,7 @@ def write_report(folder: Path, document: dict[str, Any], results: Sequence[Image
         histogram=histogram,
         roc=roc,
         field=ModelConfig(**network).receptive_field,
-        stops=list(zip(*map_colours(np.linspace(0, 1, _STOPS)), strict=True)),
+        stops=list(zip(*ColourScale(0, 1).colours(np.linspace(0, 1, _STOPS)), strict=True)),
         rows=[_row(result) for result in results],
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hta.errors import UserError
-from hta.evaluation.overlays import ColourScale, draw_overlay, map_colours, overlay_size, picture_of
+from hta.evaluation.overlays import ColourScale, draw_overlay, picture_of
 
 SCALE = ColourScale(0.2, 0.6)
 
@@ -23,7 +23,7 @@ SCALE = ColourScale(0.2, 0.6)
     ],
 )
 def test_sizes(size, expected):
-    assert overlay_size(size) == expected
+    assert picture_of(np.zeros((*size, 3), dtype=np.float32)).shape == (*expected, 3)
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,15 @@ def test_the_scale_of_a_model_begins_at_what_is_normal_and_ends_above_it(peaks, 
 def test_a_scale_from_views_that_are_a_little_off_leaves_good_images_calm_and_shows_defects(shift):
     good, defects = np.linspace(0.3, 0.6, 101), np.linspace(0.6, 0.8, 101)  # peaks
     scale = ColourScale.of_normal_peaks(good + shift)
-    opacities = [map_colours(scale.position(peaks))[1] for peaks in (good, defects)]
+    opacities = [scale.colours(peaks)[1] for peaks in (good, defects)]
     assert np.median(opacities[0]) < 0.5
     assert np.median(opacities[1]) > 0.5
     assert opacities[1].min() > 0.3
 
 
 def test_values_lie_on_the_scale():
-    np.testing.assert_allclose(SCALE.position(np.array([0, 0.2, 0.3, 0.6, 1])), [0, 0, 0.25, 1, 1])
+    _, opacities = SCALE.colours(np.array([0, 0.2, 0.3, 0.6, 1]))
+    np.testing.assert_allclose(opacities, 0.75 * (1 - (1 - np.array([0, 0, 0.25, 1, 1])) ** 2))
 
 
 @pytest.mark.parametrize("bounds", [(0.5, 0.5), (0.6, 0.2), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 1)])

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -20,17 +21,10 @@ import hta
 import main_eval
 from hta.data.sample import Sample
 from hta.errors import UserError
+from hta.evaluation import results
 from hta.evaluation.overlays import THUMBNAIL_SIDE, ColourScale
 from hta.evaluation.report import crowd_at_one, draw_histogram, draw_roc, nines, picture_link, score_ticks, write_report
-from hta.evaluation.results import (
-    MAP_SUFFIX,
-    PLAIN_SUFFIX,
-    REPORT_FILE,
-    ImageResult,
-    check_target,
-    summarize,
-    write_pictures,
-)
+from hta.evaluation.results import MAP_SUFFIX, PLAIN_SUFFIX, REPORT_FILE, ImageResult
 from hta.evaluation.scorer import ImageVotes
 from hta.evaluation.thresholds import Threshold, decide, decision_words, proportion, summarize_decision
 from tests.browser import assert_quiet_and_from_disk, boxes, open_page, requested, resize_window
@@ -108,19 +102,10 @@ def test_equal_scores_and_scores_closer_than_a_float_can_divide_are_drawn():
         assert np.diff(edges).min() > 0
 
 
-@pytest.mark.parametrize(
-    ("scores", "crowd"),
-    [
-        (1 - np.array([1e-3, 1e-6, 1e-9]), True),
-        ([0.2, 0.9999, 1.0], True),
-        (1 - np.array([1e-6, 2e-6, 9e-6]), False),  # less than two decades
-        ([0.2, 0.5, 1.0], False),
-        ([0.999, 1.0, 1.001], False),
-        ([-0.1, 0.9999, 0.99999], False),
-    ],
-)
-def test_scores_that_crowd_at_one(scores, crowd):
-    assert crowd_at_one(np.asarray(scores)) == crowd
+def test_scores_that_crowd_at_one():
+    crowds = [[0.999, 1 - 1e-6, 1 - 1e-9], [0.2, 0.9999, 1.0]]
+    others = [[1 - 1e-6, 1 - 2e-6, 1 - 9e-6], [0.2, 0.5, 1.0], [0.999, 1.0, 1.001], [-0.1, 0.9999, 0.99999]]
+    assert [crowd_at_one(np.array(scores)) for scores in crowds + others] == [True] * 2 + [False] * 4
 
 
 def test_scores_that_crowd_at_one_are_drawn_by_their_distance_from_it():
@@ -134,33 +119,49 @@ def test_scores_that_crowd_at_one_are_drawn_by_their_distance_from_it():
     assert figure.axes[1].get_xlabel().endswith("by its distance from 1")
 
 
-def test_the_roc_curve_passes_through_its_steps():
+@pytest.mark.parametrize(
+    ("threshold", "point"), [(-1, (1, 1)), (0.15, (0.5, 1)), (0.45, (0.5, 0.5)), (0.6, (0, 0.5)), (2, (0, 0))]
+)
+def test_the_roc_curve_passes_through_its_steps_and_names_the_operating_point(threshold, point):
     normal, anomalous = np.array([0.1, 0.5]), np.array([0.4, 0.9])
-    axes = draw_roc(normal, anomalous, 0.3).axes[0]
-    _, curve, point = axes.lines
-    assert curve.get_xydata().tolist() == [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
-    assert point.get_xydata().tolist() == [[0.5, 1]]
-    axes = draw_roc(normal, anomalous, None).axes[0]
-    assert (len(axes.lines), len(axes.texts)) == (2, 0)
-
-
-@pytest.mark.parametrize("threshold", [-1, 0.15, 0.45, 0.6, 2])
-def test_the_name_of_the_operating_point_is_within_the_square(threshold):
-    figure = draw_roc(np.array([0.1, 0.5]), np.array([0.4, 0.9]), threshold)
+    figure = draw_roc(normal, anomalous, threshold)
     figure.canvas.draw()
     (axes,) = figure.axes
+    _, curve, marked = axes.lines
+    assert curve.get_xydata().tolist() == [[0, 0], [0, 0.5], [0.5, 0.5], [0.5, 1], [1, 1]]
+    assert marked.get_xydata().tolist() == [list(point)]
     box, square = axes.texts[0].get_window_extent(), axes.get_window_extent()
     assert square.x0 < box.x0 < box.x1 < square.x1
     assert square.y0 < box.y0 < box.y1 < square.y1
+    (axes,) = draw_roc(normal, anomalous, None).axes
+    assert (len(axes.lines), len(axes.texts)) == (2, 0)
 
 
 # --- the page as text -------------------------------------------------------------------------------------------------
 
 
-def make_document(items, scores, rejected, threshold, **changes):
-    """The content of metrics.json."""
-    return {
-        "metrics": summarize(items, scores, None),
+MODEL = {
+    "path": "TrainedModels/wall",
+    "training_images": [HOSTILE, LATIN_1],
+    "image_size": [256, 320],
+    "scales": [[25, 32], [51, 64]],
+    "hta_version": "0.1.0",
+    "config": {
+        "model": {"task": "defect", "num_transforms": 4, "num_layer": 5, "ker_size": 3},
+        "training": {"niter": 2000, "manualSeed": 0},
+    },
+}
+
+
+def write(folder, found, threshold, **changes):
+    """The report of some results, with a document as in metrics.json, and the rows in it."""
+    items, scores = [result.item for result in found], np.array([result.score for result in found])
+    peaks = None if found[0].peak is None else [result.peak for result in found]
+    rejected = decide(scores, threshold, peaks)
+    for result, word in zip(found, decision_words(rejected, len(found)), strict=True):
+        result.decision = word
+    document = {
+        "metrics": results.summarize(items, scores, None),
         "decision": summarize_decision([item.label for item in items], rejected, threshold),
         "warnings": ["test images are <brighter>"],
         "colour_scale": {"low": 0.2, "high": 0.6},
@@ -170,45 +171,11 @@ def make_document(items, scores, rejected, threshold, **changes):
         "labels_csv": None,
         "skipped": {LATIN_1: f"{LATIN_1}: truncated"},
         "scoring": {"fraction_defect": 0.05, "aggregate": "mean", "batch_size": 16, "task": "defect"},
-        "model": {
-            "path": "TrainedModels/wall",
-            "training_images": [HOSTILE, LATIN_1],
-            "image_size": [128, 128],
-            "scales": [[25, 25], [64, 64]],
-            "hta_version": "0.1.0",
-            "config": {
-                "model": {"task": "defect", "num_transforms": 4, "num_layer": 5, "ker_size": 3},
-                "training": {"niter": 2000, "manualSeed": 0},
-            },
-        },
+        "model": MODEL,
         "machine": {"device": "cpu", "dtype": "float32", "threads": 1},
         "versions": {"hta": "0.1.0", "torch": "2.0"},
-    } | changes
-
-
-def results_of(scores, labels, thumbnails, decisions=None, peaks=None, names="{}.png"):
-    """The outcome for images that have one scale, with a vote share of one half."""
-    return [
-        ImageResult(
-            Sample(Path("x"), names.format(n), labels[n]),
-            np.array([0.5]),
-            peaks[n] if peaks else None,
-            *thumbnails[n % len(thumbnails)],
-            scores[n],
-            decisions[n] if decisions else "",
-        )
-        for n in range(len(scores))
-    ]
-
-
-def page_of(folder, labels, scores, threshold=None, *, with_overlays=True, peaks=None, **changes):
-    """A report of images that look all the same, and the rows in it."""
-    threshold, scores = threshold or Threshold(None, "the model was not calibrated"), np.array(scores)
-    rejected = decide(scores, threshold, peaks)
-    small = (b"image", b"overlay" if with_overlays else None)
-    results = results_of(scores, labels, [small], decision_words(rejected, len(scores)), peaks)
-    document = make_document([result.item for result in results], scores, rejected, threshold, **changes)
-    return read(write_report(folder, document, results))
+    }
+    return read(write_report(folder, document | changes, found))
 
 
 def read(path):
@@ -216,7 +183,16 @@ def read(path):
     return page, json.loads(re.search('<script type="application/json" id="data">(.*?)</script>', page)[1])["rows"]
 
 
-def test_the_peaks_of_the_maps_stand_beside_the_decisions(tmp_path):
+def page_of(folder, labels, scores, threshold=None, *, overlay=b"overlay", peaks=None, **changes):
+    """A report of images that look all the same, and the rows in it."""
+    found = [
+        ImageResult(Sample(Path("x"), f"{n}.png", label), np.array([0.5]), peak, b"image", overlay, score)
+        for n, (label, score, peak) in enumerate(zip(labels, scores, peaks or [None] * len(scores), strict=True))
+    ]
+    return write(folder, found, threshold or Threshold(None, "the model was not calibrated"), **changes)
+
+
+def test_the_peaks_of_the_maps_are_beside_the_decisions(tmp_path):
     threshold = Threshold(None, source="calibrated", pixel_threshold=0.6, decided_by="map")
     page, rows = page_of(tmp_path, [0, 0], [0.1, 0.2], threshold, peaks=[0.71249, 0.3])
     assert [(row["decision"], row["peak"]) for row in rows] == [("reject", 0.71249), ("pass", 0.3)]
@@ -232,22 +208,24 @@ def test_the_same_results_give_the_same_bytes_and_parts_of_two_drawings_keep_apa
 
 
 def test_an_image_above_the_threshold_is_rejected(tmp_path):
-    page, rows = page_of(
-        tmp_path, [0, 0, 1, 1], [0.1, 0.3, 0.3, 0.31], Threshold(0.3, None, "calibrated", target_fpr=0.05)
-    )
+    threshold = Threshold(0.3, None, "calibrated", target_fpr=0.05)
+    page, rows = page_of(tmp_path, [0, 0, 1, 1], [0.1, 0.3, 0.3, 0.31], threshold)
     assert [row["decision"] for row in rows] == ["pass", "pass", "pass", "reject"]
     assert [row["label"] for row in rows] == ["normal", "normal", "anomalous", "anomalous"]
     assert rows[0]["link"] == "overlays/0.png.png"
     assert base64.b64decode(rows[0]["overlay"]) == b"overlay"
-    assert "about 5 % of normal images are rejected" in page
     # 0 of 2 and 1 of 2: Clopper-Pearson, 1 - 0.025 ** (1 / 2) and 1 - 0.975 ** (1 / 2)
-    assert "95 % interval 0 % to 84.2 %" in page
-    assert "95 % interval 1.3 % to 98.7 %" in page
-    assert "image AUROC" in page
-    assert '<th scope="row">normal</th><td>2</td><td>0</td><td>0 %</td>' in page
-    assert '<th scope="row">anomalous</th><td>1</td><td>1</td><td>50 %</td>' in page
+    for said in (
+        "about 5 % of normal images are rejected",
+        "95 % interval 0 % to 84.2 %",
+        "95 % interval 1.3 % to 98.7 %",
+        "image AUROC",
+        '<th scope="row">normal</th><td>2</td><td>0</td><td>0 %</td>',
+        '<th scope="row">anomalous</th><td>1</td><td>1</td><td>50 %</td>',
+        ">ROC curve, area 0.875<",
+    ):
+        assert said in page
     assert page.count("<svg") == 2
-    assert ">ROC curve, area 0.875<" in page
 
 
 def test_false_alarms_of_the_maps_are_said(tmp_path):
@@ -260,7 +238,7 @@ def test_false_alarms_of_the_maps_are_said(tmp_path):
     assert "Of the normal images" not in page
 
 
-def test_scores_near_one_are_told_from_the_threshold(tmp_path):
+def test_scores_near_one_differ_from_the_threshold(tmp_path):
     scores = [1 - 5e-10, 1 - 4e-10, 0.25, 1 - 2e-10]
     page, rows = page_of(tmp_path, [0, 0, 1, 1], scores, Threshold(1 - 3e-10, None, "given"))
     assert [row["shown"] for row in rows] == ["1 - 5.00e-10", "1 - 4.00e-10", "0.250000", "1 - 2.00e-10"]
@@ -271,7 +249,7 @@ def test_scores_near_one_are_told_from_the_threshold(tmp_path):
 
 
 def test_without_labels_and_maps_the_page_says_what_is_missing(tmp_path):
-    page, rows = page_of(tmp_path, [None, None], [0.1, 0.3], with_overlays=False, colour_scale=None)
+    page, rows = page_of(tmp_path, [None, None], [0.1, 0.3], overlay=None, colour_scale=None)
     assert [(row["decision"], row["label"], row["link"]) for row in rows] == [("", "unlabelled", None)] * 2
     assert "no image is rejected or passed: the model was not calibrated." in page
     assert "Not defined: no labels." in page
@@ -279,28 +257,15 @@ def test_without_labels_and_maps_the_page_says_what_is_missing(tmp_path):
     assert "scored without maps" in page
 
 
-def test_how_large_a_defect_must_be_is_said_in_pixels_of_the_image(tmp_path):
-    network = {"task": "defect", "num_transforms": 4, "num_layer": 5, "ker_size": 3}
-    model = {"image_size": [256, 320], "scales": [[25, 32], [51, 64]], "path": "wall", "training_images": ["a.png"]}
-    config = {"model": network, "training": {"niter": 2000, "manualSeed": 0}}
-    page, _ = page_of(tmp_path, [0], [0.1], model=model | {"config": config, "hta_version": "0.1.0"})
-    text = page.replace("\xa0", " ").replace("\xd7", "x")
-    # 256 / 51 = 5.02; 11 px there are 55.2 px; at the coarsest scale 256 / 25 * 11 = 112.6
-    for said in ("5.0 x 5.0 px", "10.0 px", "11 x 11 px", "55 px of the image", "113 px at the coarsest"):
-        assert said in text
-
-
-def test_names_and_warnings_are_text(tmp_path):
+def test_names_are_text_the_least_defect_is_in_pixels_of_the_image_and_colours_are_those_of_overlays(tmp_path):
     page, _ = page_of(tmp_path, [None], [0.1])
     assert "<img src=x" not in page
-    assert "&lt;img src=x onerror" in page
-    assert r"caf\xe9 #1?%41.png: truncated" in page
-    assert "test images are &lt;brighter&gt;" in page
+    for said in ("&lt;img src=x onerror", r"caf\xe9 #1?%41.png: truncated", "test images are &lt;brighter&gt;"):
+        assert said in page
     assert "wall: results on parts &amp; more" in page
-
-
-def test_the_colour_scale_shows_what_is_laid_over_the_images(tmp_path):
-    page, _ = page_of(tmp_path, [0], [0.1])
+    # 256 / 51 = 5.02; 11 px there are 55.2 px; at the coarsest scale 256 / 25 * 11 = 112.6
+    for said in ("5.0 x 5.0 px", "10.0 px", "11 x 11 px", "55 px of the image", "113 px at the coarsest"):
+        assert said in page.replace("\xa0", " ").replace("\xd7", "x")
     stops = re.findall(r"rgb\([\d ]+/ [\d.]{5}\)", page)
     assert (stops[0], stops[10], len(stops)) == ("rgb(87 16 110 / 0.000)", "rgb(252 255 164 / 0.750)", 22)
     assert stops[5].endswith("/ 0.562)")  # 3/4 of 1 - (1 - 1/2) ** 2
@@ -308,33 +273,34 @@ def test_the_colour_scale_shows_what_is_laid_over_the_images(tmp_path):
     assert "<span>0.200</span><span>0.400</span><span>0.600</span>" in page
 
 
-def votes_of(anomaly_map):
-    return ImageVotes(np.array([0.5]), anomaly_map, (8, 8))
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def write_pictures(folder, pictures, anomaly_map, name="{}.png", mask=None):
+    """What comes of pictures that all have the same map, or none."""
+    votes = ImageVotes(np.array([0.5]), anomaly_map, (8, 8))
+    samples = [Sample(picture, name.format(n), mask=mask) for n, picture in enumerate(pictures)]
+    scored = ((sample, votes, sample.source) for sample in samples)
+    return results.write_pictures(scored, folder, None if anomaly_map is None else SCALE, None, False)
+
+
+def pixels_of(jpeg):
+    return np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
 
 
 def test_the_image_is_beside_its_overlay(tmp_path):
     picture = np.full((40, 30, 3), 200, dtype=np.uint8)
-    votes = votes_of(np.ones((8, 8), dtype=np.float32))
-    write_pictures([(Sample(Path("x"), f"bad/{LATIN_1}"), votes, picture)], tmp_path, SCALE, None, False)
+    write_pictures(tmp_path, [picture], np.ones((8, 8), dtype=np.float32), f"bad/{LATIN_1}")
     for suffix, equal in ((PLAIN_SUFFIX, True), (MAP_SUFFIX, False)):
         with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(picture_link(f"bad/{LATIN_1}", suffix)))) as image:
             assert (np.abs(np.asarray(image).astype(int) - picture).max() <= 2) == equal
 
 
 def test_the_results_folder_knows_the_report(tmp_path):
-    target = tmp_path / "results"
-    target.mkdir()
-    (target / REPORT_FILE).touch()
-    check_target(target, tmp_path / "images", overwrite=True)
+    (tmp_path / REPORT_FILE).touch()
+    results.check_target(tmp_path, tmp_path / "images", overwrite=True)
     with pytest.raises(UserError, match="--overwrite"):
-        check_target(target, tmp_path / "images", overwrite=False)
-
-
-# --- thumbnails -------------------------------------------------------------------------------------------------------
-
-
-def pixels_of(jpeg):
-    return np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
+        results.check_target(tmp_path, tmp_path / "images", overwrite=False)
 
 
 def test_thumbnails_show_image_map_and_outline(tmp_path):
@@ -342,8 +308,7 @@ def test_thumbnails_show_image_map_and_outline(tmp_path):
     anomaly_map, mask = np.zeros((32, 64), dtype=np.float32), np.zeros((256, 512), dtype=bool)
     anomaly_map[:, 32:], mask[64:192, 64:192] = 1, True
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    sample = Sample(picture, "a.png", 1, mask=tmp_path / "mask.png")
-    (result,) = write_pictures([(sample, votes_of(anomaly_map), picture)], tmp_path, SCALE, None, False)
+    (result,) = write_pictures(tmp_path, [picture], anomaly_map, mask=tmp_path / "mask.png")
     image, overlay = pixels_of(result.thumbnail), pixels_of(result.overlay)
     assert image.shape == overlay.shape == (THUMBNAIL_SIDE // 2, THUMBNAIL_SIDE, 3)
     assert np.abs(image - 90).max() <= 2
@@ -354,22 +319,19 @@ def test_thumbnails_show_image_map_and_outline(tmp_path):
     assert not outlined[22, 16:28].any()
 
 
-@pytest.mark.parametrize("with_maps", [True, False])
-def test_results_and_thumbnails_are_in_order(tmp_path, with_maps):
-    votes = votes_of(np.zeros((8, 8), dtype=np.float32) if with_maps else None)
-    pictures = [np.full((64, 64, 3), 10 * n, dtype=np.uint8) for n in range(20)]
-    scored = ((Sample(Path("x"), f"{n}.png"), votes, picture) for n, picture in enumerate(pictures))
-    results = write_pictures(scored, tmp_path, SCALE if with_maps else None, None, False)
-    np.testing.assert_allclose([pixels_of(r.thumbnail).mean() for r in results], 10 * np.arange(20), atol=1.5)
-    assert [result.item.relative for result in results] == [f"{n}.png" for n in range(20)]
-    assert {(result.peak, result.overlay is not None) for result in results} == {(0 if with_maps else None, with_maps)}
+@pytest.mark.parametrize("anomaly_map", [None, np.zeros((8, 8), dtype=np.float32)])
+def test_results_and_thumbnails_are_in_order(tmp_path, anomaly_map):
+    found = write_pictures(tmp_path, [np.full((64, 64, 3), 10 * n, dtype=np.uint8) for n in range(20)], anomaly_map)
+    np.testing.assert_allclose([pixels_of(r.thumbnail).mean() for r in found], 10 * np.arange(20), atol=1.5)
+    assert [result.item.relative for result in found] == [f"{n}.png" for n in range(20)]
+    expected = (None, False) if anomaly_map is None else (0, True)
+    assert {(result.peak, result.overlay is not None) for result in found} == {expected}
 
 
 def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "overlays").touch()
-    scored = [(Sample(Path("x"), "a.png"), votes_of(np.zeros((8, 8), np.float32)), np.zeros((8, 8, 3), np.uint8))]
     with pytest.raises(OSError, match="overlays"):
-        write_pictures(scored, tmp_path, SCALE, None, False)
+        write_pictures(tmp_path, [np.zeros((8, 8, 3), np.uint8)], np.zeros((8, 8), np.float32))
 
 
 # --- the page in a browser ----------------------------------------------------------------------------------------
@@ -378,17 +340,13 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
     """A report of 400 images of noise, which JPEG is worst at, with maps of noise."""
-    rng = np.random.default_rng(0)
-    folder, sample = tmp_path_factory.mktemp("large"), Sample(Path("x"), "a.png")
-    noise = rng.integers(0, 256, (20, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), dtype=np.uint8)
-    scored = [(sample, votes_of(rng.random((64, 64), dtype=np.float32)), picture) for picture in noise]
-    kept = [
-        (result.thumbnail, result.overlay) for result in write_pictures(scored, folder / "pictures", SCALE, None, False)
-    ]
-    threshold, scores, labels = Threshold(0.5, None, "given"), rng.random(400), [0, 1] * 200
-    results = results_of(scores, labels, kept, names="test/some kind of defect/{:06d}.png")
-    document = make_document([result.item for result in results], scores, decide(scores, threshold), threshold)
-    return write_report(folder, document, results)
+    rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("large")
+    pictures = rng.integers(0, 256, (20, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), dtype=np.uint8)
+    kept = write_pictures(folder / "pictures", pictures, rng.random((64, 64), dtype=np.float32))
+    items = [Sample(Path("x"), f"test/some kind of defect/{n:06d}.png", n % 2) for n in range(400)]
+    found = [replace(kept[n % 20], item=item, peak=None, score=rng.random()) for n, item in enumerate(items)]
+    write(folder, found, Threshold(0.5, None, "given"))
+    return folder / REPORT_FILE
 
 
 def test_2000_images_would_stay_below_30_mb(large):
@@ -482,7 +440,7 @@ def test_the_table_sorts_by_keyboard(page):
 @pytest.mark.parametrize("decided_by", ["map", "score"])
 def test_first_come_the_images_that_are_most_anomalous_by_what_decides(chromium, tmp_path, decided_by):
     threshold = Threshold(0.25, source="calibrated", target_fpr=0.05, pixel_threshold=0.6, decided_by=decided_by)
-    given = dict(labels=[0] * 3, scores=[0.1, 0.2, 0.3], threshold=threshold, with_overlays=False)
+    given = dict(labels=[0] * 3, scores=[0.1, 0.2, 0.3], threshold=threshold, overlay=None)
     page_of(tmp_path, **given, peaks=[0.9, 0.0956, 0.5])
     open_page(chromium, tmp_path / REPORT_FILE)
     first = {"map": ["0.png", "2.png", "1.png"], "score": ["2.png", "1.png", "0.png"]}[decided_by]
@@ -492,7 +450,7 @@ def test_first_come_the_images_that_are_most_anomalous_by_what_decides(chromium,
 
 
 def test_without_maps_there_is_no_column_for_them(chromium, tmp_path):
-    page_of(tmp_path, [0] * 3, [0.1, 0.3, 0.2], with_overlays=False)
+    page_of(tmp_path, [0] * 3, [0.1, 0.3, 0.2], overlay=None)
     open_page(chromium, tmp_path / REPORT_FILE)
     assert column(chromium, 2) == ["1.png", "2.png", "0.png"]
     assert not chromium.find_elements("css selector", "[data-key=peak]")
