@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,22 +91,6 @@ _ONLY_RANDOM_SAMPLES = {"gen_start_scale", "scale_h", "scale_v"}
 _ALSO_RANDOM_SAMPLES = {"mode", "input_name", "models_dir", "name", "overwrite", "num_samples", "manualSeed"}
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the training images come from.
-
-    Attributes:
-        name: default name of the model.
-        read: takes the settings, and returns the images, `(H, W, 3)` float32 in [0, 1], their names, and the settings
-            completed with what the images determine.
-        test_words: arguments with which main_eval.py scores similar images.
-    """
-
-    name: str
-    read: Callable[[Config], tuple[Iterable["np.ndarray"], list[str], Config]]
-    test_words: list[str]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the script and return its exit status."""
     return run_command(
@@ -132,26 +116,20 @@ def _command(argv: Sequence[str] | None) -> None:
     options, samples = parts[InputOptions], parts[SampleOptions]
     config = Config(parts[ModelConfig], parts[TrainingConfig], parts[RuntimeConfig])
     allowed = _ONLY_RANDOM_SAMPLES | _ALSO_RANDOM_SAMPLES | {f.name for f in fields(RuntimeConfig)}
-    idle = set(given) - allowed if samples.mode == "random_samples" else set(given) & _ONLY_RANDOM_SAMPLES
-    if idle:
-        raise UserError(f"--{min(idle)}: has no effect with --mode {samples.mode}; leave it out")
-    if samples.mode == "random_samples":
+    draws = samples.mode == "random_samples"
+    idle = set(given) - allowed if draws else set(given) & _ONLY_RANDOM_SAMPLES
+    _refuse(sorted(idle), given, f"has no effect with --mode {samples.mode}; leave it out")
+    if draws:
         _draw_random_samples(options, samples, config)
     else:
-        _train(_source(options, parts[DatasetOptions], given), options, samples, config, given)
+        _train(options, parts[DatasetOptions], samples, config, given)
 
 
-def _source(options: InputOptions, benchmark: DatasetOptions, given: dict[str, Any]) -> Source:
-    """Image files or a data set; options of the one are refused with the other."""
-    if benchmark.dataset is None:
-        names, reason = [f.name for f in fields(DatasetOptions)], "has no effect without --dataset; leave it out"
-    else:
-        names = ["input_name", "input_dir", "size_image"]
-        reason = "contradicts --dataset, whose protocol defines the training images; leave out one of them"
+def _refuse(names: Sequence[str], given: dict[str, Any], reason: str) -> None:
+    """Refuse the first of some options that was given."""
     for name in names:
         if name in given:
             raise UserError(f"--{name}: {reason}")
-    return _own_images(options) if benchmark.dataset is None else _images_of_dataset(options, benchmark)
 
 
 def _require_input_name(options: InputOptions) -> None:
@@ -159,69 +137,75 @@ def _require_input_name(options: InputOptions) -> None:
         raise UserError("--input_name is missing: name an image of the normal state, such as --input_name brick.png")
 
 
-def _own_images(options: InputOptions) -> Source:
-    """Image files, or a folder of them."""
+def _default_name(options: InputOptions, data: DatasetOptions, given: dict[str, Any]) -> str:
+    """The name of a model without --name; options of image files are refused with a data set, and the reverse."""
+    if data.dataset is not None:
+        reason = "contradicts --dataset, whose protocol defines the training images; leave out one of them"
+        _refuse(["input_name", "input_dir", "size_image"], given, reason)
+        return default_model_name(data, options.num_images or 1)
+    _refuse([f.name for f in fields(DatasetOptions)], given, "has no effect without --dataset; leave it out")
     _require_input_name(options)
-    from hta.data.folders import find_training_images, load_training_images, locate
+    from hta.data.folders import locate
 
-    paths = find_training_images(options.input_name, Path(options.input_dir), options.num_images)
     named = locate(options.input_name[0], Path(options.input_dir))
-    return Source(
-        named.resolve().name if named.is_dir() else named.stem,
-        lambda config: (load_training_images(paths, options.size_image), [path.name for path in paths], config),
-        ["--test_dir", "YOUR_TEST_FOLDER"],
-    )
+    return named.resolve().name if named.is_dir() else named.stem
 
 
-def _images_of_dataset(options: InputOptions, benchmark: DatasetOptions) -> Source:
-    """Images of a data set, chosen and prepared by the paper's protocol."""
-    num_images = options.num_images or 1
-    name = default_model_name(benchmark, num_images)
+def _read_images(
+    options: InputOptions, data: DatasetOptions, config: Config
+) -> tuple[Iterable["np.ndarray"], list[str], Config]:
+    """The training images, `(H, W, 3)` float32 in [0, 1], their names, and the settings with what they determine."""
+    if data.dataset is None:
+        from hta.data.folders import find_training_images, load_training_images
 
-    def read(config: Config) -> tuple[Iterable["np.ndarray"], list[str], Config]:
-        from hta.data.benchmark import select
+        paths = find_training_images(options.input_name, Path(options.input_dir), options.num_images)
+        return load_training_images(paths, options.size_image), [path.name for path in paths], config
+    from hta.data.benchmark import select
 
-        # Only the 4 rotations are prepared differently, which does not depend on whether the set is gray.
-        selection = select(benchmark, num_images, config.resolved(is_gray=False).model.num_transforms)
-        # The set decides, not the images drawn: one from CIFAR10 may happen to be gray.
-        settled = config.resolved(is_gray=selection.benchmark.spec.is_gray)
-        return selection.training_images(), selection.training_ids(), settled
-
-    words = [(f"--{option}", str(getattr(benchmark, option))) for option in ("dataset", "data_root", "pos_class")]
-    return Source(name, read, [word for pair in words for word in pair])
+    # Only the 4 rotations are prepared differently, which does not depend on whether the set is gray.
+    selection = select(data, options.num_images or 1, config.resolved(is_gray=False).model.num_transforms)
+    # The set decides, not the images drawn: one from CIFAR10 may happen to be gray.
+    resolved = config.resolved(is_gray=selection.benchmark.spec.is_gray)
+    return selection.training_images(), selection.training_ids(), resolved
 
 
 def _train(
-    source: Source, options: InputOptions, samples: SampleOptions, config: Config, given: dict[str, Any]
+    options: InputOptions, data: DatasetOptions, samples: SampleOptions, config: Config, given: dict[str, Any]
 ) -> None:
     """Train, and say what was learnt."""
     from hta import runs
     from hta.models.storage import RunFolder
 
-    folder = RunFolder(Path(options.models_dir) / _checked_name(source.name if options.name is None else options.name))
+    default_name = _default_name(options, data, given)
+    folder = RunFolder(Path(options.models_dir) / _checked_name(default_name if options.name is None else options.name))
     if options.resume:
         runs.check_resumable(folder)
         # "auto" asks for nothing: the run has a precision already.
         given = {name: value for name, value in given.items() if (name, value) != ("precision", "auto")}
         config = _settings_of_run(folder, config, given)
-    training_set = runs.prepare(*source.read(config))
+    training_set = runs.prepare(*_read_images(options, data, config))
     if options.dry_run:
         if options.resume:
-            runs.check_same_run(folder, training_set, tuple(given))
+            runs.check_same_run(folder, training_set, given)
         else:
             runs.check_vacant(folder, overwrite=options.overwrite)
         _print_plan(folder, training_set)
         return
     if options.resume:
-        run = runs.resumed_run(folder, training_set, tuple(given))
+        run = runs.resumed_run(folder, training_set, given)
     else:
         run = runs.new_run(folder, training_set, overwrite=options.overwrite)
     with run as training_set:
         model, shares = runs.train_run(folder, training_set, samples.num_samples)
     # Last: if the reader of the output is gone, the model is finished nevertheless.
     _report(model, folder, shares)
-    elsewhere = ["--models_dir", options.models_dir] if options.models_dir != InputOptions.models_dir else []
-    words = ["python", "main_eval.py", "--input_name", folder.path.name, *elsewhere, *source.test_words]
+    words = ["python", "main_eval.py", "--input_name", folder.path.name]
+    if options.models_dir != InputOptions.models_dir:
+        words += ["--models_dir", options.models_dir]
+    if data.dataset is None:
+        words += ["--test_dir", "YOUR_TEST_FOLDER"]
+    else:
+        words += ["--dataset", data.dataset, "--data_root", data.data_root, "--pos_class", str(data.pos_class)]
     print(f"next: {printable(shlex.join(words))}")
 
 

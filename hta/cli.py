@@ -32,24 +32,14 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage and exiting.
-
-        Raises:
-            UserError: always, with argparse's message.
-        """
+        """Raise argparse's message as a UserError, instead of printing the usage and exiting."""
         raise UserError(f"{message.removeprefix('argument ')}; see --help")
 
 
 def add_settings(parser: argparse.ArgumentParser, title: str, cls: type, exclude: Collection[str] = ()) -> None:
-    """Add a group of options, one for each field of a dataclass of settings.
+    """Add a group of options, one for each field of the dataclass of settings `cls`, except those in `exclude`.
 
     Options that are not given are absent from the namespace, which distinguishes "given" from "default".
-
-    Args:
-        parser: to add the group to.
-        title: of the group in the help.
-        cls: a dataclass whose fields were made by `hta.settings.option`.
-        exclude: fields that do not apply to this script.
     """
     group = parser.add_argument_group(title)
     for f in dataclasses.fields(cls):
@@ -71,14 +61,10 @@ def _help_text(f: dataclasses.Field) -> str:
     """The help text of a field with its range and default."""
     limits = describe_range(f.metadata)
     unit = f" {f.metadata['unit']}" if f.metadata["unit"] else ""
-    default = (
-        ""
-        if f.default in (None, (), "", dataclasses.MISSING)
-        else f"default {f.default}{unit}{f.metadata['default_note']}"
-    )
+    has_default = f.default not in (None, (), "", dataclasses.MISSING)
+    default = f"default {f.default}{unit}{f.metadata['default_note']}" if has_default else ""
     notes = "; ".join(note for note in (limits, default) if note)
-    text = f.metadata["text"] + (f" ({notes})" if notes else "")
-    return text.replace("%", "%%")
+    return (f.metadata["text"] + (f" ({notes})" if notes else "")).replace("%", "%%")
 
 
 def take_settings(cls: type, given: dict[str, Any]) -> Any:
@@ -87,11 +73,7 @@ def take_settings(cls: type, given: dict[str, Any]) -> Any:
     Raises:
         UserError: a value out of range.
     """
-    names = {f.name for f in dataclasses.fields(cls)}
-    values = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in given.items() if name in names
-    }
-    return cls(**values)
+    return cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given})
 
 
 def run_command(
@@ -107,7 +89,7 @@ def run_command(
         command: the script's work; takes the arguments.
         argv: the arguments; None means those of the process.
         interrupted: what Ctrl-C leaves behind, for the message.
-        out_of_memory: what to do if memory runs out, for the message.
+        out_of_memory: the remedy if memory runs out, for the message.
 
     Returns:
         The exit status: 0 for success, 1 for a failed run, 2 for a mistake of the user, 130 for Ctrl-C, 141 if the
@@ -128,7 +110,9 @@ def run_command(
     except OSError as error:
         if error.errno is None:  # not from the operating system
             raise
-        return _failed(_system_error(error), (UserError if error.errno in _BAD_PATH else RunError).exit_status)
+        reason = error.strerror or str(error)
+        message = reason if error.filename is None else f"{error.filename}: {reason}; check the path"
+        return _failed(message, (UserError if error.errno in _BAD_PATH else RunError).exit_status)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -143,12 +127,6 @@ def _failed(message: str, status: int) -> int:
     """Print an error as one line and return the exit status."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
     return status
-
-
-def _system_error(error: OSError) -> str:
-    """The message for an error of the operating system that no other check has caught."""
-    reason = error.strerror or str(error)
-    return reason if error.filename is None else f"{error.filename}: {reason}; check the path"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

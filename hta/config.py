@@ -1,15 +1,13 @@
-"""All settings of a run with their defaults: frozen dataclasses that validate themselves and convert to and from JSON.
+"""All settings of a run with their defaults, in frozen dataclasses that validate themselves.
 
-Each field carries its help text, range, unit and choices as metadata; the command lines are built from them. A setting
-that depends on the task is None, "not given", until `Config.resolved` fills in the paper's choice.
+A setting that depends on the task is None, "not given", until `Config.resolved` fills in the paper's choice.
 """
 
-import dataclasses
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from hta.errors import UserError
-from hta.settings import Checked, from_mapping, option, require_keys
+from hta.settings import Checked, option
 
 MAX_WIDTH = 128
 """Upper limit of the number of channels of a network (paper, section 3.2)."""
@@ -173,41 +171,20 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def resolved(self, *, is_gray: bool) -> "Config":
-        """Fill in the settings that depend on the task and the images (paper, section 4).
+        """Fill in `num_transforms` and `niter`, which depend on the task and the images (paper, section 4).
 
         Args:
             is_gray: whether all pixels of all training images have R = G = B.
-
-        Returns:
-            The settings with `num_transforms` and `niter`.
         """
         m, niter = self.model.num_transforms, self.training.niter
         if m is None:
             m = 4 if self.model.task == "defect" else 42 if is_gray else 54
-        if niter is None:
-            niter = _ITERATIONS[m]
+        niter = _ITERATIONS[m] if niter is None else niter
         return replace(self, model=replace(self.model, num_transforms=m), training=replace(self.training, niter=niter))
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain dictionaries, ready for JSON."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: Any, source: str) -> "Config":
-        """Build from the output of `to_dict`.
-
-        Args:
-            data: the dictionaries.
-            source: file name for error messages.
-
-        Raises:
-            UserError: an unknown or missing key, or a value out of range.
-        """
-        require_keys(data, set(_PARTS), source)
-        return cls(**{name: from_mapping(part, data[name], source) for name, part in _PARTS.items()})
-
-
-_PARTS: dict[str, type] = {"model": ModelConfig, "training": TrainingConfig, "runtime": RuntimeConfig}
+        return asdict(self)
 
 
 def default_config(**settings) -> Config:
@@ -216,9 +193,10 @@ def default_config(**settings) -> Config:
     Raises:
         UserError: an unknown setting, or a value out of range.
     """
-    owners = {f.name: part for part, cls in _PARTS.items() for f in fields(cls)}
+    parts = {"model": ModelConfig, "training": TrainingConfig, "runtime": RuntimeConfig}
+    owners = {f.name: part for part, cls in parts.items() for f in fields(cls)}
     unknown = sorted(set(settings) - set(owners))
     if unknown:
         raise UserError(f"{', '.join(unknown)}: no such setting; choose from {', '.join(sorted(owners))}")
-    chosen = {part: {name: value for name, value in settings.items() if owners[name] == part} for part in _PARTS}
-    return Config(**{part: cls(**chosen[part]) for part, cls in _PARTS.items()})
+    chosen = {part: {name: value for name, value in settings.items() if owners[name] == part} for part in parts}
+    return Config(**{part: cls(**chosen[part]) for part, cls in parts.items()})

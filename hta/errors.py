@@ -1,7 +1,6 @@
-"""The errors that users of hta see.
+"""The errors that users of hta see: one line that names the argument or file, and the remedy.
 
-Each message is one line that names the argument or file and says what to do about it. The scripts print it to stderr
-and exit with the error's `exit_status`; library callers catch `HtaError`.
+The scripts print it to stderr and exit with the error's `exit_status`; library callers catch `HtaError`.
 """
 
 
@@ -18,7 +17,4 @@ class UserError(HtaError):
 
 
 class RunError(HtaError):
-    """A valid run that could not continue (disk full, loss not finite); exit status 1.
-
-    Everything saved before, including the last checkpoint, is intact.
-    """
+    """A valid run that could not continue (disk full, loss not finite); what was saved is intact; exit status 1."""

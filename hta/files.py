@@ -32,11 +32,7 @@ _SETTLED_S = 3600  # the file of a younger workshop may not be locked yet
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file in one step: under a temporary name beside it, then renamed.
-
-    Args:
-        path: the file; an existing one is replaced.
-        data: its whole content.
+    """Write a file, or replace it, in one step: under a temporary name beside it, then renamed.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written; what was there before is intact.
@@ -56,11 +52,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_figure(figure: "Figure", path: Path) -> None:
-    """Write a matplotlib figure as PNG at its own resolution; the same figure gives the same bytes.
-
-    Args:
-        figure: the drawing; its `dpi` sets the resolution.
-        path: the file; an existing one is replaced.
+    """Write a matplotlib figure as PNG at its own `dpi`, atomically; the same figure gives the same bytes.
 
     Raises:
         RunError: the file cannot be written; what was there before is intact.
@@ -86,33 +78,32 @@ def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """
     place = Path(os.path.realpath(path))
     try:
-        with _parents(place), _workshop(place) as workshop:
-            fresh = workshop / _NEW
-            fresh.mkdir()
-            yield fresh
-            _move_into_place(workshop, place, replace=replace)
+        with _workshop(place) as workshop:
+            new, old = workshop / _NEW, workshop / _OLD
+            new.mkdir()
+            yield new
+            try:
+                if replace and place.exists():
+                    place.rename(old)
+                new.rename(place)
+            finally:
+                if old.exists() and not place.exists():  # stopped between the two renames, by Ctrl-C for example
+                    with suppress(OSError):
+                        old.rename(place)
     except OSError as error:
         raise cannot_write(path, error) from error
 
 
 @contextmanager
-def _parents(place: Path) -> Iterator[None]:
-    """Create the parent folders of a place, and remove those again that are empty at the end."""
+def _workshop(place: Path) -> Iterator[Path]:
+    """A temporary folder beside a place, marked as in use, in parent folders that are created as needed.
+
+    It outlasts the block only if it holds the sole old copy, and new parents only if they are not empty.
+    """
+    workshop = _unused(place.parent)
     missing = [parent for parent in place.parents if not parent.exists()]
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
-        for parent in missing:
-            with suppress(OSError):  # not empty
-                parent.rmdir()
-
-
-@contextmanager
-def _workshop(place: Path) -> Iterator[Path]:
-    """A temporary folder beside a place, marked as in use; it outlasts the block only if it holds the sole old copy."""
-    workshop = _unused(place.parent)
-    try:
         workshop.mkdir()
         if HAS_LOCKS:
             _sweep_dead(place.parent)
@@ -121,33 +112,18 @@ def _workshop(place: Path) -> Iterator[Path]:
                 try_lock(mark)
             yield workshop
     finally:
-        if place.exists() or not (workshop / _OLD).exists():
+        if not (workshop / _OLD).exists() or place.exists():
             shutil.rmtree(workshop, ignore_errors=True)
-
-
-def _move_into_place(workshop: Path, place: Path, *, replace: bool) -> None:
-    """Swap the new folder of a workshop with the one at its place, if there is one and it may be replaced."""
-    old = workshop / _OLD
-    try:
-        if replace and place.exists():
-            place.rename(old)
-        (workshop / _NEW).rename(place)
-    finally:
-        if old.exists() and not place.exists():  # stopped between the two renames, by Ctrl-C for example
-            with suppress(OSError):
-                old.rename(place)
+        for parent in missing:
+            with suppress(OSError):  # not empty
+                parent.rmdir()
 
 
 def check_replaceable(path: Path, named: str, remedy: str) -> None:
-    """Refuse to replace a folder that contains the current working directory.
-
-    Args:
-        path: the folder.
-        named: the argument or folder, for the message.
-        remedy: what to do instead, for the message.
+    """Refuse to replace a folder, `named` so in the message, that contains the current working directory.
 
     Raises:
-        UserError: the working directory is in the folder.
+        UserError: it does; the message ends in the remedy.
     """
     if Path.cwd().is_relative_to(os.path.realpath(path)):
         raise UserError(f"{named}: contains your current working directory and cannot be replaced; {remedy}")

@@ -1,17 +1,18 @@
 """A training run from start to finish: prepared, started or resumed, trained, checked and finished."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hta import files
-from hta.config import NUM_SAMPLES, Config
+from hta.config import NUM_SAMPLES, Config, RuntimeConfig
 from hta.errors import UserError
 from hta.evaluation import calibration, results
 from hta.files import check_replaceable, printable
@@ -27,39 +28,27 @@ from hta.training.report import write_train_page
 from hta.training.samples import SAMPLES_FOLDER, draw_samples, write_samples
 from hta.training.trainer import train_pyramid
 
+# Most training images for a precision: in bfloat16, a generator's input cannot represent higher image numbers.
 _MAX_IMAGES = {torch.bfloat16: 256}
-"""Most training images for a precision: in bfloat16, a generator's input cannot represent higher image numbers."""
 
-_DESKTOP_FILES = r"(.+/)?(\.DS_Store|Thumbs\.db)"
+# Paths in a run folder that the scripts write, or desktops of their own accord; all of them may be replaced.
 _OWN_FILES = re.compile(
     "|".join(module.OWN_FILES for module in (storage, progress, report, samples, calibration, results))
-    + f"|(results/)?{files.OWN_FILES}|{_DESKTOP_FILES}"
+    + rf"|(results/)?{files.OWN_FILES}|(.+/)?(\.DS_Store|Thumbs\.db)"
 )
-"""Paths in a run folder that the scripts write, or desktops of their own accord; all of them may be replaced."""
-
 # Settings that a resumed run may change, since they do not affect its result.
 _CHANGEABLE = ("device", "not_cuda", "threads", "checkpoint_every")
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """Training images with their settings, ready to train on.
-
-    Attributes:
-        record: of the run.
-        images: `(N, 3, h, w)` float32 in [-1, 1], at the working size.
-    """
+class TrainingSet(NamedTuple):
+    """The record of a run, and its training images: `(N, 3, h, w)` float32 in [-1, 1], at the working size."""
 
     record: RunRecord
     images: Tensor
 
 
 def check_image_count(num_images: int, runtime: Runtime) -> None:
-    """Refuse more training images than the precision supports.
-
-    Raises:
-        UserError: too many images.
-    """
+    """Refuse more training images than the precision supports, with a UserError."""
     most = _MAX_IMAGES.get(runtime.dtype, num_images)
     if num_images > most:
         raise UserError(
@@ -76,9 +65,6 @@ def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config
         sources: their names.
         config: the settings.
 
-    Returns:
-        The training set.
-
     Raises:
         UserError: images of different sizes, a scale plan that does not fit them, too many images for the precision, or
             a device that does not exist.
@@ -91,14 +77,11 @@ def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config
         if not resized:
             size, plan = (height, width), plan_of(config.model, (height, width))
         elif (height, width) != size:
-            raise UserError(
-                f"{source}: {width} x {height} px, but the first image has {size[1]} x {size[0]} px; give images of "
-                "one size"
-            )
+            one = f"but the first image has {size[1]} x {size[0]} px; give images of one size"
+            raise UserError(f"{source}: {width} x {height} px, {one}")
         gray = gray and is_gray(image)
         resized.append(resize(to_tensor([image]), plan.working_size))
-    record = RunRecord(config.resolved(is_gray=gray), tuple(sources), size, gray)
-    return TrainingSet(record, torch.cat(resized))
+    return TrainingSet(RunRecord(tuple(sources), size, gray, config.resolved(is_gray=gray)), torch.cat(resized))
 
 
 def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
@@ -119,21 +102,14 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
     if not folder.exists:
         raise UserError(f"{path}: exists and is not a model of hta; give another --name")
     if not overwrite:
-        raise UserError(f"{path}: {_describe_state(folder)}; give another --name, or --overwrite to replace it")
+        raise UserError(
+            f"{path}: contains {_describe_state(folder)}; give another --name, or --overwrite to replace it"
+        )
     check_overwritable(folder, "give another --name")
 
 
 def check_overwritable(folder: RunFolder, remedy: str, part: str = "") -> None:
-    """Refuse to replace a run folder, or a folder in it, with files of the user or with the working directory in it.
-
-    Args:
-        folder: of the run.
-        remedy: what to do instead, for the message.
-        part: the folder in it; by default the run folder itself.
-
-    Raises:
-        UserError: names the first such file, or the working directory.
-    """
+    """Refuse to replace a run folder, or its subfolder `part`, with files of the user or the working directory in it."""
     paths = (path.relative_to(folder.path).as_posix() for path in (folder.path / part).rglob("*"))
     foreign = sorted(path for path in paths if not _OWN_FILES.fullmatch(path))
     if foreign:
@@ -150,42 +126,32 @@ def _describe_state(folder: RunFolder) -> str:
     try:
         folder.read_record()
     except UserError:
-        return "contains a model that this version of hta cannot read"
-    return "contains a trained model" if folder.finished else "contains an unfinished run, which --resume continues"
+        return "a model that this version of hta cannot read"
+    return "a trained model" if folder.finished else "an unfinished run, which --resume continues"
 
 
 @contextmanager
 def new_run(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = False) -> Iterator[TrainingSet]:
     """Create the run folder of a new training, with a first checkpoint, and lock it during the block.
 
-    Args:
-        folder: its place.
-        training_set: images and settings.
-        overwrite: replace an existing run, unless another process trains it.
-
-    Yields:
-        The training set, with the precision that "auto" means here: a run that is resumed on another machine must not
-        change it midway.
-
-    Raises:
-        UserError: as `check_vacant`, or another process trains there.
-        RunError: the folder cannot be written.
+    Yields the training set with the precision that "auto" means here: a run that is resumed on another machine must not
+    change it midway.
     """
     check_vacant(folder, overwrite=overwrite)
-    record = training_set.record
-    precision = "bfloat16" if resolve(record.config.runtime).dtype == torch.bfloat16 else "float32"
-    runtime = replace(record.config.runtime, precision=precision)
-    record = replace(record, config=replace(record.config, runtime=runtime))
-    with folder.created(record, training_set.images, replace=overwrite):
-        yield TrainingSet(record, training_set.images)
+    runtime = training_set.record.config.runtime
+    precision = "bfloat16" if resolve(runtime).dtype == torch.bfloat16 else "float32"
+    stored = _with_runtime(training_set.record, replace(runtime, precision=precision))
+    with folder.created(stored, training_set.images, replace=overwrite):
+        yield TrainingSet(stored, training_set.images)
+
+
+def _with_runtime(record: RunRecord, runtime: RuntimeConfig) -> RunRecord:
+    """A record with other runtime settings."""
+    return replace(record, config=replace(record.config, runtime=runtime))
 
 
 def check_resumable(folder: RunFolder) -> None:
-    """Refuse to resume without an unfinished run.
-
-    Raises:
-        UserError: there is no run, or it is finished.
-    """
+    """Refuse to resume where there is no run, or a finished one, with a UserError."""
     if not folder.exists:
         raise UserError(
             f"{folder.path}: nothing to resume here; start without --resume, or check --name and --models_dir"
@@ -195,37 +161,16 @@ def check_resumable(folder: RunFolder) -> None:
 
 
 @contextmanager
-def resumed_run(folder: RunFolder, training_set: TrainingSet, given: Sequence[str]) -> Iterator[TrainingSet]:
-    """Lock an unfinished run during the block.
-
-    Args:
-        folder: of the run; `check_resumable` has accepted it.
-        training_set: images and settings of now.
-        given: names of the settings that were given explicitly.
-
-    Yields:
-        The training set of the run, with the runtime settings of now.
-
-    Raises:
-        UserError: as `check_same_run`, or another process trains there.
-    """
+def resumed_run(folder: RunFolder, training_set: TrainingSet, given: Collection[str]) -> Iterator[TrainingSet]:
+    """Lock an unfinished run during the block; arguments and result are those of `check_same_run`."""
     with folder.locked():
         yield check_same_run(folder, training_set, given)
 
 
-def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Sequence[str]) -> TrainingSet:
-    """Refuse to resume a run with other settings or images than it was started with.
+def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Collection[str]) -> TrainingSet:
+    """Refuse to resume a run with other settings, of those that were `given` explicitly, or with other images.
 
-    Args:
-        folder: of the run.
-        training_set: images and settings of now.
-        given: names of the settings that were given explicitly; the others are those of the run.
-
-    Returns:
-        The training set of the run, with the runtime settings of now.
-
-    Raises:
-        UserError: names the first difference; or as `check_resumable`.
+    Returns the training set of the run, with the runtime settings of now.
     """
     check_resumable(folder)
     record, now = folder.read_record(), training_set.record.config
@@ -242,15 +187,14 @@ def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Sequence
             f"{', '.join(training_set.record.sources)}: not the training images of the run in {folder.path}; give the "
             "same images to resume, or another --name"
         )
-    return replace(training_set, record=replace(record, config=replace(record.config, runtime=now.runtime)))
+    return TrainingSet(_with_runtime(record, now.runtime), training_set.images)
 
 
 def train_run(folder: RunFolder, training_set: TrainingSet, num_samples: int = NUM_SAMPLES) -> tuple[Model, np.ndarray]:
     """Train from the folder's checkpoint to the end, and leave everything that belongs to a finished run.
 
     Args:
-        folder: of the run, locked by `new_run` or `resumed_run`.
-        training_set: from these.
+        folder, training_set: from `new_run` or `resumed_run`.
         num_samples: random samples to draw.
 
     Returns:

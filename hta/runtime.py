@@ -7,6 +7,7 @@ import os
 import platform
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ from hta.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_MALLOC_TRIM_THRESHOLD = -1
-_MALLOC_MMAP_THRESHOLD = -3
+_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD = -1, -3
 _KEEP_BYTES = 1 << 30
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
@@ -43,12 +43,8 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def resolve_device(config: RuntimeConfig) -> torch.device:
-    """The device that the settings ask for.
-
-    Raises:
-        UserError: it does not exist, or is neither a CPU nor CUDA.
-    """
+def _resolve_device(config: RuntimeConfig) -> torch.device:
+    """The device that the settings ask for, or a UserError."""
     if config.not_cuda:
         if config.device is not None and not config.device.startswith("cpu"):
             raise UserError(f"--device {config.device} contradicts --not_cuda: give one of the two")
@@ -71,50 +67,34 @@ def has_native_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
     capabilities = torch.backends.cpu.get_capabilities() if hasattr(torch.backends.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or _cpuinfo_bfloat16())
+    # The operating system knows where an old torch does not.
+    return any(capabilities.get(name) or name in _cpuinfo() for name in ("avx512_bf16", "amx_bf16"))
 
 
-def _cpuinfo_bfloat16() -> bool:
-    """The same according to the operating system, for versions of torch that do not know."""
+def _cpuinfo() -> str:
+    """What Linux says about the processor; empty elsewhere."""
     try:
-        with open("/proc/cpuinfo") as stream:  # noqa: PTH123 (not a user's file)
-            flags = stream.read()
-            return "avx512_bf16" in flags or "amx_bf16" in flags
+        return Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc keep freed memory: each step allocates new activations, and fresh pages cost more than the maths."""
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_MALLOC_MMAP_THRESHOLD, _KEEP_BYTES)
-    libc.mallopt(_MALLOC_TRIM_THRESHOLD, _KEEP_BYTES)
+        return ""
 
 
 def resolve(config: RuntimeConfig) -> Runtime:
     """The device and precision that the settings mean on this machine; has no side effects.
 
     Raises:
-        UserError: as `resolve_device`.
+        UserError: the device does not exist, or is neither a CPU nor CUDA.
     """
-    device = resolve_device(config)
+    device = _resolve_device(config)
     wants_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_native_bfloat16(device))
     return Runtime(device, torch.bfloat16 if wants_bfloat16 else torch.float32, config.compile)
 
 
 def set_up(config: RuntimeConfig) -> Runtime:
-    """Resolve device and precision, and configure threads, determinism and memory allocation of the whole process.
-
-    Args:
-        config: the settings.
-
-    Returns:
-        The resolved device and precision.
+    """`resolve`, and configure threads, determinism and memory allocation of the whole process.
 
     Raises:
-        UserError: as `resolve_device`.
+        UserError: the device does not exist, or is neither a CPU nor CUDA.
     """
     runtime = resolve(config)
     if runtime.device.type == "cpu" and config.device is None and not config.not_cuda:
@@ -123,7 +103,11 @@ def set_up(config: RuntimeConfig) -> Runtime:
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-    _keep_freed_memory()
+    if platform.libc_ver()[0] == "glibc":
+        # Keep freed memory: each step allocates new activations, and fresh pages cost more than the maths.
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_MALLOC_MMAP_THRESHOLD, _KEEP_BYTES)
+        libc.mallopt(_MALLOC_TRIM_THRESHOLD, _KEEP_BYTES)
     if runtime.device.type == "cuda":
         # float32 convolutions in float32, not in the shorter TF32 that is the default on a GPU.
         torch.backends.cudnn.allow_tf32 = False
@@ -131,12 +115,9 @@ def set_up(config: RuntimeConfig) -> Runtime:
 
 
 def seeded_generator(*keys: int | str) -> torch.Generator:
-    """A new CPU generator whose stream depends on the keys only.
+    """A new generator whose stream depends on the keys only, such as a seed, a purpose and an index.
 
     Noise is always drawn on the CPU, so that a seed gives the same noise on every device.
-
-    Args:
-        keys: such as a seed, a purpose and an index.
     """
     digest = hashlib.sha256("/".join(map(str, keys)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
@@ -145,8 +126,9 @@ def seeded_generator(*keys: int | str) -> torch.Generator:
 def describe_machine(runtime: Runtime) -> dict[str, Any]:
     """Processor, cores, threads, device and floating-point type, as a result records them."""
     on_cuda = runtime.device.type == "cuda"
+    models = [line.split(":", 1)[1].strip() for line in _cpuinfo().splitlines() if line.startswith("model name")]
     return {
-        "cpu": _cpu_model(),
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
         "cores": available_cores(),
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(runtime.device) if on_cuda else "cpu",
@@ -157,12 +139,3 @@ def describe_machine(runtime: Runtime) -> dict[str, Any]:
 def describe_versions() -> dict[str, str]:
     """Versions of hta, Python and the packages that the numbers depend on."""
     return {"hta": __version__, "python": platform.python_version()} | {p: metadata.version(p) for p in _PACKAGES}
-
-
-def _cpu_model() -> str:
-    try:
-        with open("/proc/cpuinfo") as stream:  # noqa: PTH123 (not a user's file)
-            names = [line.split(":", 1)[1].strip() for line in stream if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -3,29 +3,30 @@
 Each field carries its help text, range, unit and choices as metadata; the command lines are built from them.
 """
 
+import json
 import math
 import operator
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from hta.errors import UserError
+
+_LIMITS = {"low": operator.ge, "high": operator.le, "above": operator.gt, "below": operator.lt}
 
 
 def option(
     default: Any, text: str, *, low=None, high=None, above=None, below=None, choices=None, unit="", default_note=""
 ) -> Any:
-    """A dataclass field that knows its command-line help and its valid values.
+    """A dataclass field with its command-line help `text`, its valid values and their unit.
 
     Args:
         default: the value if none is given; None means "not given" and is then valid, whatever the field's type.
-        text: help for the command line.
         low, high: inclusive bounds.
         above, below: exclusive bounds.
-        choices: the only valid values.
-        unit: of the value, for the help.
         default_note: appended to the default in the help.
     """
     bounds = dict(low=low, high=high, above=above, below=below, choices=choices)
@@ -34,12 +35,11 @@ def option(
 
 def describe_range(metadata: Mapping[str, Any]) -> str:
     """The valid values of a field in words, such as "0 < value <= 1"; empty if there is no limit."""
-    if metadata["choices"]:
-        return "one of " + ", ".join(str(c) for c in metadata["choices"])
-    left = f"{metadata['low']} <= " if metadata["low"] is not None else ""
-    left = f"{metadata['above']} < " if metadata["above"] is not None else left
-    right = f" <= {metadata['high']}" if metadata["high"] is not None else ""
-    right = f" < {metadata['below']}" if metadata["below"] is not None else right
+    m = {name: value for name, value in metadata.items() if value is not None}
+    if "choices" in m:
+        return "one of " + ", ".join(map(str, m["choices"]))
+    left = f"{m['above']} < " if "above" in m else f"{m['low']} <= " if "low" in m else ""
+    right = f" < {m['below']}" if "below" in m else f" <= {m['high']}" if "high" in m else ""
     return f"{left}value{right}" if left or right else ""
 
 
@@ -51,14 +51,13 @@ def field_type(owner: type, name: str) -> type:
     return typing.get_origin(hint) or hint
 
 
-def _in_range(value: Any, m: Mapping[str, Any]) -> bool:
+def _in_range(value: Any, metadata: Mapping[str, Any]) -> bool:
     """Whether a value is within the bounds and choices of its field."""
-    if m["choices"] is not None:
-        return value in m["choices"]
+    if metadata.get("choices") is not None:
+        return value in metadata["choices"]
     if isinstance(value, float) and not math.isfinite(value):
         return False
-    limits = (("low", operator.ge), ("high", operator.le), ("above", operator.gt), ("below", operator.lt))
-    return all(m[name] is None or compare(value, m[name]) for name, compare in limits)
+    return all(metadata.get(name) is None or holds(value, metadata[name]) for name, holds in _LIMITS.items())
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,8 @@ class Checked:
             value, kind = getattr(self, f.name), field_type(type(self), f.name)
             if value is None and f.default is None:
                 continue
-            if kind is float and type(value) is int:
-                value = float(value)
+            if (type(value), kind) in ((int, float), (list, tuple)):
+                value = kind(value)
                 object.__setattr__(self, f.name, value)
             right_type = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
             if not right_type or not _in_range(value, f.metadata):
@@ -83,11 +82,28 @@ class Checked:
                 raise UserError(f"--{f.name} {value}: must be {wanted}")
 
 
+def read_json(path: Path, version: int) -> dict[str, Any]:
+    """The object in a JSON file, without its `format_version`.
+
+    Raises:
+        UserError: the file cannot be read, is not JSON, or has another format version.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from error
+    found = data.pop("format_version", None) if isinstance(data, dict) else None
+    if found != version:
+        wanted = f"this version of hta reads format {version}: use the one that wrote the file"
+        raise UserError(f"{path}: has format {found}, but {wanted}")
+    return data
+
+
 def require_keys(data: Any, keys: set[str], source: str) -> None:
     """Require a JSON object with exactly these keys.
 
     Raises:
-        UserError: no object, or unknown or missing keys; names the file.
+        UserError: no object, or unknown or missing keys; names the file, `source`.
     """
     if not isinstance(data, dict):
         raise UserError(f"{source}: not a JSON object where the keys {', '.join(sorted(keys))} are expected")
@@ -98,13 +114,15 @@ def require_keys(data: Any, keys: set[str], source: str) -> None:
 
 
 def from_mapping(cls: type, data: Any, source: str) -> Any:
-    """Build one dataclass of settings from a JSON object.
+    """Build a dataclass of settings, and those in it, from a JSON object.
 
     Raises:
-        UserError: an unknown or missing key, or a value out of range.
+        UserError: an unknown or missing key, or a value out of range; names the file, `source`.
     """
     require_keys(data, {f.name for f in fields(cls)}, source)
+    kinds = {name: field_type(cls, name) for name in data}
+    nested = {name: from_mapping(kind, data[name], source) for name, kind in kinds.items() if is_dataclass(kind)}
     try:
-        return cls(**data)
+        return cls(**data | nested)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error

@@ -1,6 +1,6 @@
 """Saving and loading of models: safetensors and JSON only, so that loading a file can never run code.
 
-A run folder holds
+A run folder contains
 
     config.json                  the record of the run: format version, settings, names of the training images
     training_images.safetensors  the training images at the working size
@@ -11,10 +11,10 @@ A run folder holds
 import json
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import safetensors
 import safetensors.torch
@@ -27,7 +27,7 @@ from hta.errors import UserError
 from hta.files import HAS_LOCKS, new_folder, sweep, try_lock, write_atomically
 from hta.models.pyramid import Pyramid, Scale
 from hta.runtime import Runtime, seeded_generator
-from hta.settings import require_keys
+from hta.settings import Checked, from_mapping, read_json
 
 FORMAT_VERSION = 2
 
@@ -43,21 +43,21 @@ OWN_FILES = r"config\.json|(checkpoint|training_images|scale_\d+)\.safetensors|\
 
 
 @dataclass(frozen=True)
-class RunRecord:
+class RunRecord(Checked):
     """The record of a run: all that a run folder holds besides tensors.
 
     Attributes:
-        config: all settings, resolved.
         sources: file names of the training images.
         image_size: (height, width) of the training images before resizing, pixels.
         is_gray: whether all their pixels have R = G = B.
+        config: all settings, resolved.
         hta_version: version of hta that wrote the record.
     """
 
-    config: Config
     sources: tuple[str, ...]
     image_size: tuple[int, int]
     is_gray: bool
+    config: Config
     hta_version: str = __version__
 
     @property
@@ -65,73 +65,15 @@ class RunRecord:
         """N, the number of training images (shots)."""
         return len(self.sources)
 
-    def to_json(self) -> str:
-        """The content of config.json."""
-        data = {
-            "format_version": FORMAT_VERSION,
-            "hta_version": self.hta_version,
-            "sources": list(self.sources),
-            "image_size": list(self.image_size),
-            "is_gray": self.is_gray,
-            "config": self.config.to_dict(),
-        }
-        return json.dumps(data, indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str, source: str) -> "RunRecord":
-        """Build from the output of `to_json`.
-
-        Args:
-            text: the JSON.
-            source: file name for error messages.
-
-        Raises:
-            UserError: invalid JSON, another format version, or unexpected keys or values.
-        """
-        try:
-            data = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{source}: not valid JSON ({error}); {_REMEDY}") from error
-        version = data.get("format_version") if isinstance(data, dict) else None
-        if version != FORMAT_VERSION:
-            raise UserError(
-                f"{source}: model format {version}, but this version of hta reads format {FORMAT_VERSION}; train "
-                "again with --overwrite, or use the version of hta that wrote it"
-            )
-        require_keys(data, {"format_version", "hta_version", "sources", "image_size", "is_gray", "config"}, source)
-        sources, size = data["sources"], data["image_size"]
-        if not (isinstance(sources, list) and sources and all(isinstance(name, str) for name in sources)):
-            raise UserError(f"{source}: sources must be a list of file names; {_REMEDY}")
-        if not (isinstance(size, list) and len(size) == 2 and all(map(_is_side, size))):
-            raise UserError(f"{source}: image_size must be [height, width]; {_REMEDY}")
-        for name, kind in (("is_gray", bool), ("hta_version", str)):
-            if not isinstance(data[name], kind):
-                raise UserError(f"{source}: {name} must be of type {kind.__name__}; {_REMEDY}")
-        config = Config.from_dict(data["config"], source)
-        if None in (config.model.num_transforms, config.training.niter):
-            raise UserError(f"{source}: num_transforms and niter must be numbers; {_REMEDY}")
-        return cls(config, tuple(sources), tuple(size), data["is_gray"], data["hta_version"])
-
-
-def _is_side(value: Any) -> bool:
-    return type(value) is int and 0 < value < 2**31
-
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors to a safetensors file, atomically.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
+    """Write tensors to a safetensors file, atomically; raises a RunError if that fails."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_atomically(path, safetensors.torch.save(plain, metadata))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file.
-
-    Returns:
-        The tensors, on the CPU, and the file's metadata.
+    """Read the tensors, on the CPU, and the metadata of a safetensors file.
 
     Raises:
         UserError: the file is missing, truncated, or not a safetensors file.
@@ -145,16 +87,12 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not a complete safetensors file ({error}); {_REMEDY}") from error
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one run.
+
+    Whatever reads raises a UserError for a file that is missing, damaged or of another model; whatever writes raises a
+    RunError if it cannot, and leaves what was there before intact.
 
     Attributes:
         path: the folder.
@@ -184,41 +122,36 @@ class RunFolder:
 
         Args:
             record: of the run.
-            images: `(N, 3, h, w)` float32 training images at the working size.
-            replace: whether to replace an existing run, unless another process trains it.
-
-        Raises:
-            UserError: another process trains the run here.
-            RunError: the folder cannot be written, or is taken.
+            images: `(N, 3, h, w)` float32 in [-1, 1], the training images at the working size.
+            replace: whether to replace an existing run, unless another process trains it (UserError).
         """
         # Decided only once: a run that another process creates from now on is not replaced.
         replaced = replace and self.exists
-        old_lock = self.locked() if replaced else nullcontext()
+        data = {"format_version": FORMAT_VERSION, "hta_version": record.hta_version} | asdict(record)
         with ExitStack() as new_lock:
-            with old_lock, new_folder(self.path, replace=replaced) as fresh:
-                new_lock.enter_context(self._locked(fresh))
-                write_atomically(fresh / CONFIG_FILE, record.to_json().encode())
+            with self.locked() if replaced else nullcontext(), new_folder(self.path, replace=replaced) as fresh:
+                new_lock.enter_context(self.locked(fresh))
+                write_atomically(fresh / CONFIG_FILE, (json.dumps(data, indent=2) + "\n").encode())
                 save_tensors(fresh / IMAGES_FILE, {"images": images})
                 RunFolder(fresh).save_checkpoint({}, scale=0, iteration=0)
             yield
 
-    def locked(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def locked(self, folder: Path | None = None) -> Iterator[None]:
         """Keep other processes from training here; a killed process leaves no lock behind.
 
         Windows has no such locks: there it is up to the user not to train twice in one folder.
 
+        Args:
+            folder: the folder to lock if it will only have been moved here by the end of the block.
+
         Raises:
             UserError: another process trains here.
         """
-        return self._locked(self.path)
-
-    @contextmanager
-    def _locked(self, folder: Path) -> Iterator[None]:
-        """Lock a folder that is at its place, `self.path`, or will have been moved there by the end of the block."""
         if not HAS_LOCKS:
             yield
             return
-        file = folder / LOCK_FILE
+        file = (folder or self.path) / LOCK_FILE
         with file.open("w") as stream:
             if not try_lock(stream) or not _is_at(stream, file):
                 raise UserError(f"{self.path}: another process is training this model; wait, or give another --name")
@@ -230,20 +163,22 @@ class RunFolder:
                     file.unlink(missing_ok=True)
 
     def read_record(self) -> RunRecord:
-        """The run's record.
-
-        Raises:
-            UserError: config.json is damaged or of another format.
-        """
+        """The run's record."""
         path = self.path / CONFIG_FILE
-        return RunRecord.from_json(_read_text(path), str(path))
+        try:
+            record = from_mapping(RunRecord, read_json(path, FORMAT_VERSION), str(path))
+            if not record.sources or not all(isinstance(name, str) for name in record.sources):
+                raise UserError(f"{path}: sources must be a list of file names")
+            if len(record.image_size) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in record.image_size):
+                raise UserError(f"{path}: image_size must be [height, width]")
+            if None in (record.config.model.num_transforms, record.config.training.niter):
+                raise UserError(f"{path}: num_transforms and niter must be numbers")
+        except UserError as error:
+            raise UserError(f"{error}; {_REMEDY}") from error
+        return record
 
     def read_images(self) -> Tensor:
-        """The training images at the working size, `(N, 3, h, w)` float32 in [-1, 1].
-
-        Raises:
-            UserError: the file is missing or damaged, or a pixel is not finite.
-        """
+        """The training images at the working size, `(N, 3, h, w)` float32 in [-1, 1]."""
         path = self.path / IMAGES_FILE
         tensors, _ = load_tensors(path)
         images = tensors.get("images")
@@ -253,25 +188,11 @@ class RunFolder:
         return images
 
     def save_checkpoint(self, tensors: dict[str, Tensor], *, scale: int, iteration: int) -> None:
-        """Replace the checkpoint.
-
-        Args:
-            tensors: state of the scale in training; empty before its first iteration.
-            scale: number of that scale.
-            iteration: number of iterations completed at that scale.
-
-        Raises:
-            RunError: the file cannot be written; the previous checkpoint is intact.
-        """
-        position = {"scale": str(scale), "iteration": str(iteration)}
-        save_tensors(self.path / CHECKPOINT_FILE, tensors, position)
+        """Replace the checkpoint by the state of a scale after some iterations; it has no tensors before the first."""
+        save_tensors(self.path / CHECKPOINT_FILE, tensors, {"scale": str(scale), "iteration": str(iteration)})
 
     def read_checkpoint(self) -> tuple[dict[str, Tensor], int, int]:
-        """The checkpoint's tensors, scale and iteration.
-
-        Raises:
-            UserError: the file is missing or damaged.
-        """
+        """The checkpoint's tensors, scale and iteration."""
         path = self.path / CHECKPOINT_FILE
         tensors, metadata = load_tensors(path)
         try:
@@ -285,19 +206,11 @@ class RunFolder:
         (self.path / CHECKPOINT_FILE).unlink(missing_ok=True)
 
     def save_scale(self, n: int, scale: Scale) -> None:
-        """Write a trained scale.
-
-        Raises:
-            RunError: the file cannot be written.
-        """
+        """Write a trained scale."""
         save_tensors(self.scale_file(n), scale_tensors(scale))
 
     def load_scales(self, pyramid: Pyramid, count: int) -> None:
-        """Fill a pyramid with its first `count` trained scales.
-
-        Raises:
-            UserError: a file is missing, truncated, or belongs to another model.
-        """
+        """Fill a pyramid with its first `count` trained scales."""
         for n in range(count):
             scale = pyramid.new_scale(n, seeded_generator("placeholder"))
             path = self.scale_file(n)
@@ -306,20 +219,14 @@ class RunFolder:
             pyramid.scales.append(scale)
 
     def load_pyramid(self, runtime: Runtime) -> tuple[RunRecord, Pyramid]:
-        """Load the whole trained model.
-
-        Raises:
-            UserError: there is no model here, its training is unfinished, or a file is damaged.
-        """
+        """Load the whole trained model; a UserError says if there is none here, or an unfinished one."""
         if not self.exists:
-            raise UserError(
-                f"{self.path}: no model here; train one with main_train.py, or check --input_name and --models_dir"
-            )
+            remedy = "train one with main_train.py, or check --input_name and --models_dir"
+            raise UserError(f"{self.path}: no model here; {remedy}")
         record = self.read_record()
         if not self.finished:
-            raise UserError(
-                f"{self.path}: the training of this model is unfinished; finish it with main_train.py --resume"
-            )
+            remedy = "finish it with main_train.py --resume"
+            raise UserError(f"{self.path}: the training of this model is unfinished; {remedy}")
         model = record.config.model
         pyramid = Pyramid.planned(model, record.image_size, record.num_images, runtime.device, runtime.dtype)
         self.load_scales(pyramid, pyramid.plan.num_scales)
@@ -346,22 +253,15 @@ def scale_tensors(scale: Scale) -> dict[str, Tensor]:
 def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None:
     """Copy the output of `scale_tensors` into a scale; other tensors are ignored.
 
-    Args:
-        scale: modified in place.
-        tensors: from a scale of the same shape.
-        source: file name for error messages.
-
     Raises:
-        UserError: a tensor is missing, has another shape or type, or is not finite.
+        UserError: a tensor is missing, has another shape or type, or is not finite; names the file, `source`.
     """
     for name, place in scale_tensors(scale).items():
         value = tensors.get(name)
         if value is None or value.shape != place.shape or value.dtype != place.dtype:
             found = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
-            raise UserError(
-                f"{source}: {name} is {found}, but the model needs {tuple(place.shape)} {place.dtype}; the file "
-                f"belongs to another model: {_REMEDY}"
-            )
+            wanted = f"the model needs {tuple(place.shape)} {place.dtype}"
+            raise UserError(f"{source}: {name} is {found}, but {wanted}; the file belongs to another model: {_REMEDY}")
         _require_finite(name, value, source)
         place.copy_(value)
 
