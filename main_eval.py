@@ -116,11 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_command, argv, interrupted, out_of_memory="give a smaller --batch_size")
 
 
-def entry_point() -> None:
-    """Run as an installed command."""
-    sys.exit(main())
-
-
 def _command(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="main_eval.py", description=__doc__)
     for title, cls in GROUPS.items():
@@ -267,4 +262,4 @@ def _report(evaluation: Evaluation, document: dict[str, Any], ranking: np.ndarra
 
 
 if __name__ == "__main__":
-    entry_point()
+    sys.exit(main())

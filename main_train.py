@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from hta.models.storage import RunFolder
     from hta.runs import TrainingSet
 
+_NO_NAME = "--input_name is missing: name an image of the normal state, such as --input_name brick.png"
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary folders have longer names
 
 
@@ -101,11 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def entry_point() -> None:
-    """Run as an installed command."""
-    sys.exit(main())
-
-
 def _command(argv: Sequence[str] | None) -> None:
     parser = Parser(prog="main_train.py", description=__doc__)
     for title, cls in GROUPS.items():
@@ -132,11 +128,6 @@ def _refuse(names: Sequence[str], given: dict[str, Any], reason: str) -> None:
             raise UserError(f"--{name}: {reason}")
 
 
-def _require_input_name(options: InputOptions) -> None:
-    if not options.input_name:
-        raise UserError("--input_name is missing: name an image of the normal state, such as --input_name brick.png")
-
-
 def _default_name(options: InputOptions, data: DatasetOptions, given: dict[str, Any]) -> str:
     """The name of a model without --name; options of image files are refused with a data set, and the reverse."""
     if data.dataset is not None:
@@ -144,7 +135,8 @@ def _default_name(options: InputOptions, data: DatasetOptions, given: dict[str, 
         _refuse(["input_name", "input_dir", "size_image"], given, reason)
         return default_model_name(data, options.num_images or 1)
     _refuse([f.name for f in fields(DatasetOptions)], given, "has no effect without --dataset; leave it out")
-    _require_input_name(options)
+    if not options.input_name:
+        raise UserError(_NO_NAME)
     from hta.data.folders import locate
 
     named = locate(options.input_name[0], Path(options.input_dir))
@@ -214,11 +206,9 @@ def _settings_of_run(folder: "RunFolder", config: Config, given: dict[str, Any])
     kept = folder.read_record().config
     if "device" in given or "not_cuda" in given:
         kept = replace(kept, runtime=replace(kept.runtime, device=None, not_cuda=False))
-
-    def override(before, now):
-        return replace(before, **{name: getattr(now, name) for name in given if hasattr(now, name)})
-
-    return Config(*(override(getattr(kept, f.name), getattr(config, f.name)) for f in fields(Config)))
+    parts = {f.name: getattr(config, f.name) for f in fields(Config)}
+    chosen = {part: {name: getattr(now, name) for name in given if hasattr(now, name)} for part, now in parts.items()}
+    return Config(**{part: replace(getattr(kept, part), **chosen[part]) for part in parts})
 
 
 def _checked_name(name: str) -> str:
@@ -239,10 +229,8 @@ def _print_plan(folder: "RunFolder", training_set: "TrainingSet") -> None:
     record = training_set.record
     plan = plan_of(record.config.model, record.image_size)
     print(json.dumps(record.config.to_dict(), indent=2))
-    print(
-        f"{len(record.sources)} training image(s) of {record.image_size[1]} x {record.image_size[0]} px: "
-        f"{printable(', '.join(record.sources))}"
-    )
+    (height, width), names = record.image_size, printable(", ".join(record.sources))
+    print(f"{record.num_images} training image(s) of {width} x {height} px: {names}")
     print(f"{plan.num_scales} scales of {plan.describe()} px, networks of {' '.join(map(str, plan.widths))} channels")
     print(f"{record.config.model.num_transforms} transformations, {record.config.training.niter} iterations per scale")
     runtime = resolve(record.config.runtime)
@@ -267,12 +255,19 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
     """Draw samples from a trained model, into a folder of their own."""
     if not samples.num_samples:
         raise UserError("--num_samples 0: leaves nothing to draw; give 1 or more")
-    name = _name_of_model(options)
+    names = options.input_name if options.name is None else (options.name, *options.input_name)
+    if len(names) > 1:
+        raise UserError(f"--input_name {names[-1]}: samples are drawn from one model; give one name")
+    if not names:
+        raise UserError(_NO_NAME)
+    if not names[0]:
+        raise UserError("--name or --input_name: is empty; give the name of a trained model")
     from hta import runs
-    from hta.model import find_model, load
+    from hta.model import load
     from hta.training.samples import draw_samples, write_samples
 
-    model, folder = load(name, options.models_dir, config.runtime), find_model(name, options.models_dir)
+    model = load(names[0], options.models_dir, config.runtime)
+    folder = model.saved_folder
     runs.check_image_count(model.record.num_images, model.runtime)
     finest = model.pyramid.plan.num_scales - 1
     if samples.gen_start_scale > finest:
@@ -291,17 +286,5 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
     print(f"{samples.num_samples} samples: {printable(place)}")
 
 
-def _name_of_model(options: InputOptions) -> str:
-    """The one model to draw samples from."""
-    names = options.input_name if options.name is None else (options.name, *options.input_name)
-    if not names:
-        _require_input_name(options)
-    if len(names) > 1:
-        raise UserError(f"--input_name {names[-1]}: samples are drawn from one model; give one name")
-    if not names[0]:
-        raise UserError("--name or --input_name: is empty; give the name of a trained model")
-    return names[0]
-
-
 if __name__ == "__main__":
-    entry_point()
+    sys.exit(main())

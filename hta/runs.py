@@ -109,7 +109,7 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
 
 
 def check_overwritable(folder: RunFolder, remedy: str, part: str = "") -> None:
-    """Refuse to replace a run folder, or its subfolder `part`, with files of the user or the working directory in it."""
+    """Refuse to replace a run folder, or its subfolder `part`, with the working directory or files of others in it."""
     paths = (path.relative_to(folder.path).as_posix() for path in (folder.path / part).rglob("*"))
     foreign = sorted(path for path in paths if not _OWN_FILES.fullmatch(path))
     if foreign:

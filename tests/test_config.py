@@ -7,6 +7,7 @@ import pytest
 
 from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig, default_config
 from hta.errors import UserError
+from hta.settings import from_mapping
 
 
 def test_json_round_trip():
@@ -15,8 +16,8 @@ def test_json_round_trip():
         TrainingConfig(niter=7, lr_d=1e-3, manualSeed=5),
         RuntimeConfig(device="cpu", threads=2, precision="float32", deterministic=True),
     )
-    assert Config.from_dict(json.loads(json.dumps(config.to_dict())), "config.json") == config
-    assert Config.from_dict(json.loads(json.dumps(Config().to_dict())), "config.json") == Config()
+    assert from_mapping(Config, json.loads(json.dumps(config.to_dict())), "config.json") == config
+    assert from_mapping(Config, json.loads(json.dumps(Config().to_dict())), "config.json") == Config()
 
 
 def with_change(part, change):
@@ -43,7 +44,7 @@ def with_change(part, change):
 )
 def test_a_file_with_other_keys_or_values_is_refused(data, words):
     with pytest.raises(UserError) as caught:
-        Config.from_dict(data, "folder/config.json")
+        from_mapping(Config, data, "folder/config.json")
     message = str(caught.value)
     assert message.startswith("folder/config.json: ")
     assert all(word in message for word in words)

@@ -728,7 +728,7 @@ def _edited(before, after):
         (_truncated("training_images.safetensors"), ("training_images.safetensors", "not a complete")),
         (_of_another_model("scale_1.safetensors"), ("scale_1.safetensors", "another model")),
         (_of_another_model("training_images.safetensors"), ("training_images.safetensors", "another model")),
-        (_truncated("calibration.json"), ("calibration.json", "not valid JSON", "remove the file")),
+        (_truncated("calibration.json"), ("calibration.json", "cannot be read as JSON", "remove the file")),
         (_one_tensor_less, ("scale_1.safetensors", "discriminator.body.tail.bias is missing")),
         (_edited('"nfc": 4', '"nfc": 5'), ("scale_0.safetensors", "another model")),
         (_plant_pickle, ("scale_0.safetensors", "not a complete")),

@@ -19,7 +19,7 @@ from hta.evaluation.thresholds import NormalVotes
 from hta.evaluation.views import ViewRule
 from hta.files import write_atomically
 from hta.models.storage import IMAGES_FILE, RunFolder
-from hta.settings import require_keys
+from hta.settings import read_json, require_keys
 
 CALIBRATION_FILE = "calibration.json"
 OWN_FILES = r"calibration\.json"
@@ -93,16 +93,8 @@ def kept_calibration(folder: RunFolder, num_scales: int) -> Calibration | None:
 
 def _parse(path: Path, model: str, num_scales: int) -> Calibration:
     """Read the statistics of the model with the fingerprint `model`, or raise a UserError."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    version = data.get("format_version") if isinstance(data, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path}: calibration format {version}, this version reads {FORMAT_VERSION}")
-    require_keys(data, {"format_version", "model", "mirrored", "precision", *_NUMBERS}, str(path))
+    data = read_json(path, FORMAT_VERSION)
+    require_keys(data, {"model", "mirrored", "precision", *_NUMBERS}, str(path))
     mirrored, precision = data["mirrored"], data["precision"]
     if data["model"] != model:
         raise UserError(f"{path}: belongs to another model")

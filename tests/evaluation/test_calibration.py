@@ -154,14 +154,14 @@ def test_a_model_without_the_file_is_calibrated(models):
 ROWS, NOT_STATISTICS = [[0.5, 0.5, 0.5], [0.4, 0.4, 0.4]], "not the statistics of a model of 3 scales"
 # The file becomes these bytes, gets these values, or is a folder; or a file of this name is the other model's.
 DAMAGES = {
-    "empty": (b"", "not valid JSON"),
-    "truncated": (b'{"format_version": 3, "fraction', "not valid JSON"),
+    "empty": (b"", "cannot be read as JSON"),
+    "truncated": (b'{"format_version": 3, "fraction', "cannot be read as JSON"),
     "not text": (b"\xff\xfe\x00", "cannot be read"),
-    "nested without end": (b"[" * 200_000, "not valid JSON"),
+    "nested without end": (b"[" * 200_000, "cannot be read as JSON"),
     "a folder": (None, "cannot be read"),
-    "a list": (b"[1, 2]", "calibration format None"),
-    "another format": (dict(format_version=2), "calibration format 2"),
-    "no format": (dict(format_version=None), "calibration format None"),
+    "a list": (b"[1, 2]", "has format None"),
+    "another format": (dict(format_version=2), "has format 2"),
+    "no format": (dict(format_version=None), "has format None"),
     "a key less": (dict(peaks=None), "missing key peaks"),
     "a key more": (dict(extra=1), "unknown key extra"),
     "another model's": (CALIBRATION_FILE, "belongs to another model"),

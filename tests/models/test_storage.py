@@ -17,7 +17,7 @@ from hta.models.storage import RunFolder, RunRecord, load_tensors, restore_scale
 from hta.runtime import set_up
 
 MODEL = ModelConfig(num_transforms=4, min_size=14, max_size=22, nfc=4)
-RECORD = RunRecord(Config(MODEL).resolved(is_gray=False), ("a.png", "b.png"), (20, 24), is_gray=False)
+RECORD = RunRecord(("a.png", "b.png"), (20, 24), False, Config(MODEL).resolved(is_gray=False))
 
 
 @pytest.fixture
@@ -68,45 +68,43 @@ def test_a_run_folder_holds_safetensors_and_json_alone(folder):
     assert [path.name for path in folder.path.parent.iterdir()] == ["wall"]
 
 
-def test_the_record_survives_json():
-    again = RunRecord.from_json(RECORD.to_json(), "config.json")
-    assert again == RECORD
-    assert again.num_images == 2
-
-
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda d: d.update(format_version=1), ("model format 1", "reads format 2")),
-        (lambda d: d.pop("format_version"), ("model format None",)),
+        (lambda d: d.update(format_version=1), ("format 1", "reads format 2")),
+        (lambda d: d.pop("format_version"), ("format None",)),
         (lambda d: d.update(sources=[]), ("sources",)),
+        (lambda d: d.update(sources=["a.png", 7]), ("sources",)),
         (lambda d: d.update(sources="a.png"), ("sources",)),
         (lambda d: d.update(image_size=[20]), ("image_size",)),
         (lambda d: d.update(image_size=[20, True]), ("image_size",)),
         (lambda d: d.update(more=1), ("unknown key more",)),
         (lambda d: d.pop("is_gray"), ("missing key is_gray",)),
-        (lambda d: d.update(is_gray="false"), ("is_gray must be of type bool",)),
-        (lambda d: d.update(hta_version=1), ("hta_version must be of type str",)),
+        (lambda d: d.update(is_gray="false"), ("is_gray false: must be a value of type bool",)),
+        (lambda d: d.update(hta_version=1), ("hta_version 1: must be a value of type str",)),
         (lambda d: d.update(image_size=[20, 10**400]), ("image_size",)),
         (lambda d: d["config"]["model"].update(nfc="many"), ("--nfc many",)),
         (lambda d: d["config"]["model"].update(num_transforms=None), ("num_transforms and niter must be numbers",)),
         (lambda d: d["config"]["training"].update(niter=None), ("num_transforms and niter must be numbers",)),
     ],
 )
-def test_another_record_is_refused(change, words):
-    data = json.loads(RECORD.to_json())
+def test_another_record_is_refused(folder, change, words):
+    path = folder.path / "config.json"
+    data = json.loads(path.read_text())
     change(data)
-    with pytest.raises(UserError) as caught:
-        RunRecord.from_json(json.dumps(data), "wall/config.json")
+    path.write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"train again with --overwrite$") as caught:
+        folder.read_record()
     message = str(caught.value)
-    assert message.startswith("wall/config.json: ")
+    assert message.startswith(f"{path}: ")
     assert all(word in message for word in words)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "7", "[" * 200_000])
-def test_what_is_no_record_is_refused(text):
-    with pytest.raises(UserError, match=r"config\.json"):
-        RunRecord.from_json(text, "config.json")
+def test_what_is_no_record_is_refused(folder, text):
+    (folder.path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json: .*; restore the file"):
+        folder.read_record()
 
 
 class _Planted:

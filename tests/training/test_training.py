@@ -303,7 +303,7 @@ def train_in_memory(seed):
     model = ModelConfig(min_size=13, max_size=max(SIZE), scale_factor=0.8, nfc=4)
     config = Config(model, TrainingConfig(niter=1, manualSeed=seed)).resolved(is_gray=False)
     images = torch.rand(2, 3, *SIZE, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    return train_pyramid(images, RunRecord(config, ("a.png", "b.png"), SIZE, False), Runtime(CPU, torch.float32))
+    return train_pyramid(images, RunRecord(("a.png", "b.png"), SIZE, False, config), Runtime(CPU, torch.float32))
 
 
 def test_a_whole_pyramid_in_memory_for_which_the_seed_alone_decides():
