@@ -24,7 +24,7 @@ class Benchmark:
     test: Sequence[Sample]
 
     def training_candidates(self, pos_class: str | int) -> list[Sample]:
-        """Return a class's training images in data-set order; refuse a class that has none on the disk, or is unknown."""
+        """Return a class's training images in data-set order; refuse an unknown class and one without images here."""
         name = self.spec.class_name(pos_class)
         candidates = [sample for sample in self.train if name in sample.classes]
         if not candidates:
