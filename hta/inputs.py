@@ -4,10 +4,11 @@ Images that do not look like the training images are counted: their scores are o
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -26,7 +27,8 @@ from hta.settings import Checked, option
 
 logger = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
+progress_bar = partial(tqdm, unit="image", disable=None, dynamic_ncols=True)
+"""Takes images, a text and their number, and shows on a terminal how many are done while they are consumed."""
 
 _PIXEL_TOLERANCE = 0.02  # of [-1, 1]: versions of Pillow and OpenCV may differ by this much
 _LISTED = 10  # unreadable files that a message names before it only counts them
@@ -69,15 +71,9 @@ class InputOptions(Checked):
 class Source:
     """The images to score and where they come from.
 
-    Attributes:
-        images: the images to score.
-        name: of the results folder, by default.
-        folder: the folder or image that holds them, in which results must not be written; None for a data set.
-        about: their description in metrics.json.
-        available: number of images before `--test_limit`.
-        compared: whether they should look like the training images; those of a data set are prepared alike, and other
-            classes may look different.
-        warnings: reasons why the model may not fit them.
+    Results must not be written in `folder`, which holds the images; it is None for a data set, whose images need not
+    look like the training images. `name` is that of the results folder by default, `about` goes into metrics.json,
+    `available` counts the images before `--test_limit`, and `warnings` say why the model may not fit them.
     """
 
     images: Sequence[Sample]
@@ -85,57 +81,36 @@ class Source:
     folder: Path | None
     about: dict[str, Any]
     available: int
-    compared: bool = True
     warnings: Sequence[str] = ()
 
 
-def open_model(options: InputOptions, data: DatasetOptions, runtime: RuntimeConfig, given: dict[str, Any]) -> Model:
-    """Load the requested model for the requested task.
-
-    Args:
-        options: which model and images.
-        data: the data set, if any.
-        runtime: device, precision and threads.
-        given: the options on the command line.
+def open_input(
+    options: InputOptions, data: DatasetOptions, runtime: RuntimeConfig, given: Container[str]
+) -> tuple[Model, Source]:
+    """Load the requested model for the requested task, and find the images to score; none is read yet.
 
     Raises:
-        UserError: there is no such model, it is damaged, or options contradict each other.
+        UserError: there is no such model or no image, the model is damaged or does not belong to the data set, or
+            options, of which `given` has the names on the command line, contradict each other.
     """
-    _refuse_mixture(data, given)
-    name = options.input_name
     if data.dataset is None:
-        for missing in ("input_name", "test_dir"):
-            if not getattr(options, missing):
-                raise UserError(f"--{missing} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
-    elif not name:
-        name = default_model_name(data, options.num_images or 1)
-    return replace(load(name, options.models_dir, runtime), task=options.task or "")
-
-
-def _refuse_mixture(data: DatasetOptions, given: dict[str, Any]) -> None:
-    """Refuse options of a folder together with a data set, and the other way round.
-
-    Raises:
-        UserError: names the first such option.
-    """
-    of_dataset = (*(f.name for f in fields(DatasetOptions)), "num_images", "test_limit")
-    if data.dataset is None:
-        names, reason = of_dataset, "has no effect without --dataset; give the data set, or leave it out"
+        idle = [*(f.name for f in fields(DatasetOptions)), "num_images", "test_limit"]
+        reason, required = (
+            "has no effect without --dataset; give the data set, or leave it out",
+            ["input_name", "test_dir"],
+        )
     else:
-        names = ("test_dir", "labels_csv", "good_dir")
+        idle, required = ["test_dir", "labels_csv", "good_dir"], []
         reason = "contradicts --dataset, whose protocol defines what to score; leave out one of them"
-    stray = next((name for name in names if name in given), None)
-    if stray is not None:
-        raise UserError(f"--{stray}: {reason}")
-
-
-def find_images(model: Model, options: InputOptions, data: DatasetOptions, given: dict[str, Any]) -> Source:
-    """Find the images to score; none is read yet. Arguments as in `open_model`.
-
-    Raises:
-        UserError: there is none, or the model does not belong to the data set.
-    """
-    return _of_folder(options) if data.dataset is None else _of_dataset(model, options, data, given)
+    for name in idle:
+        if name in given:
+            raise UserError(f"--{name}: {reason}")
+    for name in required:
+        if not getattr(options, name):
+            raise UserError(f"--{name} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
+    name = options.input_name or default_model_name(data, options.num_images or 1)
+    model = replace(load(name, options.models_dir, runtime), task=options.task or "")
+    return model, _of_folder(options) if data.dataset is None else _of_dataset(model, options, data, given)
 
 
 def _of_folder(options: InputOptions) -> Source:
@@ -147,26 +122,22 @@ def _of_folder(options: InputOptions) -> Source:
     return Source(items, located.name if located.is_dir() else located.stem, test_dir, about, len(items))
 
 
-def _of_dataset(model: Model, options: InputOptions, data: DatasetOptions, given: dict[str, Any]) -> Source:
+def _of_dataset(model: Model, options: InputOptions, data: DatasetOptions, given: Container[str]) -> Source:
     """Test images of a data set, labelled and prepared by the paper's protocol."""
     selection = _selection_of(model, options, data, given)
     name = selection.benchmark.spec.name
     dataset = {"name": name, "pos_class": selection.pos_class, "test_limit": options.test_limit}
-    return Source(
-        images=selection.test_samples(options.test_limit),
-        name=f"{name}_{selection.pos_class}",
-        folder=None,
-        about={"test_dir": data.data_root, "labels_csv": None, "dataset": dataset},
-        available=len(selection.test_samples()),
-        compared=False,
-        warnings=_doubts(model, selection, options.task),
-    )
+    images, available = selection.test_samples(options.test_limit), len(selection.test_samples())
+    about = {"test_dir": data.data_root, "labels_csv": None, "dataset": dataset}
+    doubts = _doubts(model, selection, options.task)
+    return Source(images, f"{name}_{selection.pos_class}", None, about, available, doubts)
 
 
-def _selection_of(model: Model, options: InputOptions, data: DatasetOptions, given: dict[str, Any]) -> Selection:
+def _selection_of(model: Model, options: InputOptions, data: DatasetOptions, given: Container[str]) -> Selection:
     """The run of the protocol that a model belongs to."""
     sources, num_transforms = model.record.sources, model.record.config.model.num_transforms
-    named = options.input_name and not {"num_images", "index_download", "random_images_download"} & set(given)
+    chosen = any(name in given for name in ("num_images", "index_download", "random_images_download"))
+    named = options.input_name and not chosen
     selection = select(data, options.num_images or 1, num_transforms, sources if named else None)
     if not named and selection.training_ids() != list(sources):
         raise UserError(
@@ -179,114 +150,79 @@ def _selection_of(model: Model, options: InputOptions, data: DatasetOptions, giv
 def _doubts(model: Model, selection: Selection, task: str | None) -> list[str]:
     """Why a model may not fit this run of the protocol."""
     spec, own_task = selection.benchmark.spec, model.record.config.model.task
-    doubts = []
-    if not _is_trained_on(model, selection):
+    doubts, common_task = [], default_task(spec.name)
+    if len(selection.training) != model.record.num_images or not all(
+        model.was_trained_on(image, _PIXEL_TOLERANCE) for image in selection.training_images()
+    ):
         doubts.append(f"the model was not trained on images of {spec.title} as the protocol prepares them")
     elif not set(selection.training) <= set(selection.benchmark.training_candidates(selection.pos_class)):
         doubts.append(f"the model was trained on images of another class than {selection.pos_class}")
-    if task is None and own_task != default_task(spec.name):
+    if task is None and own_task != common_task:
         doubts.append(
-            f"the model's task is {own_task}, that of {spec.title} {default_task(spec.name)}: --task "
-            f"{default_task(spec.name)} uses its fraction of the patches"
+            f"the model's task is {own_task}, that of {spec.title} {common_task}: --task {common_task} uses its "
+            "fraction of the patches"
         )
     return doubts
 
 
-def _is_trained_on(model: Model, selection: Selection) -> bool:
-    """Whether the model's training images equal, up to rounding, those of the same names in the data set."""
-    if len(selection.training) != model.record.num_images:
-        return False
-    return all(model.was_trained_on(image, _PIXEL_TOLERANCE) for image in selection.training_images())
-
-
 def score_good(
     model: Model, options: InputOptions, scored: Sequence[Sample], scoring: ScoringConfig, *, with_maps: bool
-) -> NormalVotes:
-    """Let the model vote on the images of `--good_dir`, to derive a threshold from them.
-
-    Args:
-        model: the model.
-        options: with the folder.
-        scored: the test images; neither they nor copies of them may be among the good images.
-        scoring: how they are scored.
-        with_maps: whether there will be maps to decide by.
+) -> NormalVotes | None:
+    """Let the model vote on the images of `--good_dir` that it was not trained on; None without the option.
 
     Raises:
-        UserError: there are too few, one cannot be read, one is a test image, or no threshold would use them.
+        UserError: there are too few, one cannot be read or is a copy of a `scored` one, or no threshold would use them.
     """
+    if options.good_dir is None:
+        return None
     if not with_maps and (scoring.threshold is not None or scoring.aggregate == "minmax"):
         by = "--threshold" if scoring.threshold is not None else "--aggregate minmax"
         raise UserError(f"--good_dir: {by} and --no_maps leave no threshold to make; leave out one of them")
-    items = _good_images(model, options, scored)
-    check_enough(len(items), scoring.target_fpr, GOOD_IMAGES)
-    bar = progress_bar(items, "scoring good images", len(items))
-    return model.score_good((item.read() for item in bar), scoring, with_maps=with_maps)
-
-
-def _good_images(model: Model, options: InputOptions, scored: Sequence[Sample]) -> list[Sample]:
-    """The images of `--good_dir` that can be read and were not trained on."""
     if not options.good_dir:
         raise UserError("--good_dir: is empty; give a folder, or leave it out")
-    folder = Path(options.good_dir)
-    found = find_good_images(folder, scored)
-    unreadable = find_unreadable(found, skip=options.skip_unreadable)
-    good = []
-    for item in (item for item in found if item.relative not in unreadable):
+    folder, good = Path(options.good_dir), []
+    for item in readable(find_good_images(folder, scored), skip=options.skip_unreadable)[0]:
         if model.was_trained_on(item.read()):
             logger.info("--good_dir: %s is left out, the model was trained on it", item.relative)
         else:
             good.append(item)
     refuse_copies(folder, good, scored)
-    return good
+    check_enough(len(good), scoring.target_fpr, GOOD_IMAGES)
+    bar = progress_bar(good, "scoring good images", len(good))
+    return model.score_good((item.read() for item in bar), scoring, with_maps=with_maps)
 
 
-def find_unreadable(items: Sequence[Sample], *, skip: bool) -> dict[str, str]:
-    """Read every image and mask once.
-
-    Args:
-        items: the images.
-        skip: whether those that cannot be read may be left out.
-
-    Returns:
-        The names of those to leave out, each with the reason.
+def readable(items: Sequence[Sample], *, skip: bool) -> tuple[list[Sample], dict[str, str]]:
+    """Read every image and mask once; returns those that can be read, and why the others cannot, by their names.
 
     Raises:
-        UserError: there are some and `skip` is off, or none is left.
+        UserError: some cannot be read and `skip` is off, or none can.
     """
     reasons = check_readable(progress_bar(items, "checking", len(items)))
     if reasons and not (skip and len(reasons) < len(items)):
-        lines = list(reasons.values())
+        lines, all_bad = list(reasons.values()), len(reasons) == len(items)
         more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
-        all_bad = len(reasons) == len(items)
         remedy = "none is left to score" if all_bad else "give --skip_unreadable to continue without them"
         raise UserError(f"{'; '.join(lines[:_LISTED])}{more}; {remedy}")
     for reason in reasons.values():
         logger.warning("left out: %s", reason)
-    return reasons
-
-
-def progress_bar(images: Iterable[_T], text: str, count: int) -> Iterable[_T]:
-    """Show on a terminal how many of `count` images are done while they are consumed."""
-    return tqdm(images, text, count, unit="image", disable=None, dynamic_ncols=True)
+    return [item for item in items if item.relative not in reasons], reasons
 
 
 class InputComparison:
     """Counts the images that plainly differ from the training images, by kind of difference.
 
-    Args:
-        training_images: `(N, 3, h, w)` in [-1, 1], at the working size.
-        image_size: (height, width) of the training images themselves.
+    Takes the training images, `(N, 3, h, w)` in [-1, 1], at the working size, and their own size (height, width).
     """
 
     def __init__(self, training_images: Tensor, image_size: tuple[int, int]):
         brightness = (training_images.double().mean(dim=(1, 2, 3)) + 1) / 2
         self._darkest, self._brightest = float(brightness.min()), float(brightness.max())
-        self._image_size, self._working_size = image_size, tuple(training_images.shape[-2:])
+        self._image_size, (height, width) = image_size, training_images.shape[-2:]
+        self._working_size = height, width
         # Both True and False if some training images are gray and some are not.
-        self._gray = {
-            bool((image.amax(dim=0) - image.amin(dim=0) <= _GRAY_TOLERANCE).all()) for image in training_images
-        }
-        height, width = self._working_size
+        ranges = training_images.amax(dim=1) - training_images.amin(dim=1)
+        self._gray = set((ranges <= _GRAY_TOLERANCE).flatten(1).all(dim=1).tolist())
         trained_on, found = ("gray", "in colour") if True in self._gray else ("in colour", "gray")
         self._counts = {
             f"{found}, the training images {trained_on}": 0,

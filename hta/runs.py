@@ -208,7 +208,7 @@ def train_run(folder: RunFolder, training_set: TrainingSet, num_samples: int = N
     seed = model.record.config.training.manualSeed
     pyramid = model.pyramid
     write_samples(folder.path / SAMPLES_FOLDER, draw_samples(pyramid, num_samples, seed), pyramid.reconstruct())
-    shares = model.training_vote_shares()
+    shares = model.scorer.shares(model.training_images)[0]
     write_train_page(folder.path, model.record, pyramid, model.training_images, shares, seed)
     model.keep_calibration()
     folder.finish()

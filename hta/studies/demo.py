@@ -9,7 +9,7 @@ The photograph was taken at an angle: its joints lean away from the middle and i
 The crops are cut from the rectified wall, as an inspection camera in front of it would see it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,26 +55,6 @@ class DemoOptions(Checked):
     overwrite: bool = option(False, "replace the images")
 
 
-@dataclass(frozen=True)
-class PlannedCrop:
-    """A test image: its folder below `test`, its number there, and its upper left corner in the texture."""
-
-    kind: str
-    number: int
-    top: int
-    left: int
-
-    @property
-    def image_file(self) -> str:
-        """Path of the image below the output folder."""
-        return f"{TEST_FOLDER}/test/{self.kind}/{self.number:03d}.png"
-
-    @property
-    def mask_file(self) -> str:
-        """Path of the mask below the output folder (defective crops only)."""
-        return f"{TEST_FOLDER}/ground_truth/{self.kind}/{self.number:03d}_mask.png"
-
-
 @cache
 def brick_wall() -> np.ndarray:
     """Return the rectified wall of `skimage.data.brick()` (CC0), `(512, 434)` uint8."""
@@ -93,15 +73,14 @@ def cut(top: int, left: int) -> np.ndarray:
     return brick_wall()[top : top + CROP_SIZE, left : left + CROP_SIZE].copy()
 
 
-def plan_crops(options: DemoOptions) -> list[PlannedCrop]:
-    """Draw the positions of the test crops: anywhere in the wall, without overlap with the training crop.
+def plan_crops(options: DemoOptions) -> list[tuple[str, int, int, int]]:
+    """Draw the test crops: anywhere in the wall, without overlap with the training crop.
 
-    Returns:
-        The good crops, then those of each kind of defect.
+    Returns kind, number, top and left of each: first the "good" ones, then those of each kind of defect.
     """
     rng = np.random.default_rng(options.seed)
     counts = {"good": options.num_good} | dict.fromkeys(DEFECTS, options.num_per_defect)
-    return [PlannedCrop(kind, number, *_draw_corner(rng)) for kind, count in counts.items() for number in range(count)]
+    return [(kind, number, *_draw_corner(rng)) for kind, count in counts.items() for number in range(count)]
 
 
 def _draw_corner(rng: np.random.Generator) -> tuple[int, int]:
@@ -113,14 +92,9 @@ def _draw_corner(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def draw_scratch(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a straight scratch with a bright and a dark edge, 3 px wide, across the joints.
+    """Draw a straight scratch with a bright and a dark edge, 3 px wide, across the joints of a crop (H, W), uint8.
 
-    Args:
-        clean: crop (H, W), uint8.
-        rng: source of position and direction.
-
-    Returns:
-        The painted values (H, W), float, and the region (H, W), bool, to which they apply.
+    Returns the painted values (H, W), float, and the region (H, W), bool, to which they apply.
     """
     rows, columns = np.indices(clean.shape)
     # Mostly sideways: the long joints of the wall are vertical, and a scratch along one would hide in it.
@@ -138,15 +112,7 @@ def draw_scratch(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
 def draw_stain(
     clean: np.ndarray, rng: np.random.Generator, sides: tuple[int, int] = (18, 20)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draw a soft elliptical stain, which blends the covered area into its mean.
-
-    Args:
-        clean, rng: as for `draw_scratch`.
-        sides: smallest and largest height and width, px.
-
-    Returns:
-        As for `draw_scratch`.
-    """
+    """Draw a soft elliptical stain, `sides` px high and wide, which blends what it covers into its mean."""
     rows, columns = np.indices(clean.shape)
     middle_row, middle_column = rng.integers(16, CROP_SIZE - 16, size=2)
     half_height, half_width = rng.uniform(sides[0] / 2, sides[1] / 2, size=2)
@@ -159,7 +125,7 @@ def draw_stain(
 def draw_displaced(
     clean: np.ndarray, rng: np.random.Generator, sides: tuple[int, int] = (15, 18)
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Copy a square piece of the crop, rotated by 90 degrees, to another place; arguments as for `draw_stain`."""
+    """Copy a square piece of the crop, `sides` px wide, to another place, rotated by 90 degrees."""
     side = int(rng.integers(sides[0], sides[1] + 1))
     (top, left), (source_top, source_left) = rng.integers(4, CROP_SIZE - side - 4, size=(2, 2))
     painted, region = clean.astype(np.float64), np.zeros(clean.shape, dtype=bool)
@@ -173,16 +139,10 @@ DEFECTS: dict[str, Drawer] = {"displaced": draw_displaced, "scratch": draw_scrat
 
 
 def plant_defect(clean: np.ndarray, draw: Drawer, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Plant one defect in a clean crop.
+    """Plant one defect in a clean crop (H, W), uint8.
 
-    Args:
-        clean: crop (H, W), uint8.
-        draw: draws the defect, such as a value of `DEFECTS`.
-        rng: source of all random numbers.
-
-    Returns:
-        The defective crop (H, W), uint8, within the range of the clean one, and its mask, uint8: 255 exactly where
-        the two differ, else 0.
+    Returns the defective crop, within the range of the clean one, and its mask, uint8: 255 exactly where the two
+    differ, else 0.
     """
     drawings = [draw(clean, rng) for _ in range(PLACES_TRIED)]
     painted, region = max(drawings, key=lambda drawing: _visibility(clean, *drawing))
@@ -202,51 +162,39 @@ def _visibility(clean: np.ndarray, painted: np.ndarray, region: np.ndarray) -> f
 
 
 def build_demo(options: DemoOptions) -> dict[str, np.ndarray]:
-    """Make all images of the demo.
-
-    Returns:
-        Arrays (H, W), uint8, by their path below the output folder, in the order of writing.
-    """
+    """Make all images of the demo, (H, W) uint8, by their path below the output folder, in the order of writing."""
     files = {TRAINING_FILE: cut(*TRAINING_CORNER)}
-    for index, crop in enumerate(plan_crops(options)):
-        image = cut(crop.top, crop.left)
-        if crop.kind in DEFECTS:
+    for index, (kind, number, top, left) in enumerate(plan_crops(options)):
+        image = cut(top, left)
+        if kind in DEFECTS:
+            mask_file = f"{TEST_FOLDER}/ground_truth/{kind}/{number:03d}_mask.png"
             rng = np.random.default_rng([options.seed, index])
-            image, files[crop.mask_file] = plant_defect(image, DEFECTS[crop.kind], rng)
-        files[crop.image_file] = image
+            image, files[mask_file] = plant_defect(image, DEFECTS[kind], rng)
+        files[f"{TEST_FOLDER}/test/{kind}/{number:03d}.png"] = image
     return files
 
 
-def baseline_scores(training_image: np.ndarray, test_images: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Score images by two trivial rules that a detector must beat.
-
-    Args:
-        training_image: (H, W) or (H, W, 3), any real dtype.
-        test_images: N images of the same shape and range.
-
-    Returns:
-        Two arrays (N,), float64, higher = more anomalous: `mean_intensity`, the absolute difference of the mean
-        intensities, and `mse`, the mean squared difference.
-    """
-    differences = np.asarray(test_images, dtype=np.float64) - np.asarray(training_image, dtype=np.float64)
-    per_image = differences.reshape(len(differences), -1)
-    return {"mean_intensity": np.abs(per_image.mean(axis=1)), "mse": np.square(per_image).mean(axis=1)}
-
-
 def baseline_aurocs(files: dict[str, np.ndarray]) -> dict[str, float]:
-    """Compute the image AUROC of each of `baseline_scores` on the images of `build_demo` (0.5 = chance)."""
-    images = {path: image for path, image in files.items() if path.startswith(f"{TEST_FOLDER}/test/")}
-    labels = [Path(path).parent.name != "good" for path in images]
-    scores = baseline_scores(files[TRAINING_FILE], list(images.values()))
+    """The image AUROC, on the images of `build_demo`, of two trivial rules that a detector must beat (0.5 = chance).
+
+    `mean_intensity` scores an image by how much its mean differs from that of the training image, `mse` by the mean
+    squared difference of the two.
+    """
+    tested = {path: image for path, image in files.items() if path.startswith(f"{TEST_FOLDER}/test/")}
+    labels = [Path(path).parent.name != "good" for path in tested]
+    differences = np.array(list(tested.values()), dtype=np.float64) - files[TRAINING_FILE]
+    scores = {
+        "mean_intensity": np.abs(differences.mean(axis=(1, 2))),
+        "mse": np.square(differences).mean(axis=(1, 2)),
+    }
     return {name: float(roc_auc_score(labels, values)) for name, values in scores.items()}
 
 
 def write_demo(files: dict[str, np.ndarray], out: Path, overwrite: bool) -> None:
-    """Write the images of `build_demo` below `out`; other files there are not touched.
+    """Write images by their path below `out`; other files there are not touched.
 
     Raises:
-        UserError: a folder of the images is a file, or one of the images exists and `overwrite` is False; nothing is
-            written.
+        UserError: a folder is a file, or an image exists and `overwrite` is False; nothing is written.
         RunError: a file or folder cannot be written.
     """
     targets = {out / path: image for path, image in files.items()}

@@ -12,7 +12,6 @@ from itertools import cycle, islice
 import numpy as np
 from scipy.ndimage import distance_transform_edt
 
-from hta.config import ScoringConfig
 from hta.model import Model
 from hta.settings import Checked, option
 from hta.studies.demo import DemoOptions, cut, draw_displaced, draw_stain, plan_crops, plant_defect
@@ -34,46 +33,25 @@ class PlantedOptions(Checked):
 
 
 def plant(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Make good crops of the wall with one defect each, and their masks.
-
-    Args:
-        count: number of crops.
-        seed: of all random numbers.
-
-    Returns:
-        `count` pairs of `(128, 128)` uint8 image and bool mask.
-    """
+    """Make good crops of the wall, `(128, 128)` uint8, with one defect each, and their bool masks."""
     rng = np.random.default_rng(seed)
-    crops = [crop for crop in plan_crops(DemoOptions(seed=seed)) if crop.kind == "good"]
+    crops = [corner for kind, _, *corner in plan_crops(DemoOptions(seed=seed)) if kind == "good"]
     pairs = []
-    for crop, draw in islice(zip(cycle(crops), cycle(DRAWERS), strict=False), count):
-        image, mask = plant_defect(cut(crop.top, crop.left), draw, rng)
+    for corner, draw in islice(zip(cycle(crops), cycle(DRAWERS), strict=False), count):
+        image, mask = plant_defect(cut(*corner), draw, rng)
         pairs.append((image, mask > 0))
     return pairs
 
 
 def peak_hits(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], reach: float) -> tuple[int, float]:
-    """Count the maps whose maximum is within `reach` px of the mask.
+    """Count the anomaly maps `(H, W)` whose maximum is within `reach` px of the mask, bool, of the same size.
 
-    Args:
-        maps: anomaly maps `(H, W)`, higher = more anomalous.
-        masks: bool, of the same sizes.
-        reach: in pixels of the maps.
-
-    Returns:
-        The count, and the share of an image within `reach` px of the mask, mean over the masks: the rate by chance.
+    Returns the number, and the rate by chance: the mean share of an image within `reach` px of its mask.
     """
     distances = [distance_transform_edt(~mask) for mask in masks]
     peaks = [np.unravel_index(np.argmax(anomaly_map), anomaly_map.shape) for anomaly_map in maps]
     hits = sum(bool(distance[peak] <= reach) for distance, peak in zip(distances, peaks, strict=True))
     return hits, float(np.mean([(distance <= reach).mean() for distance in distances]))
-
-
-def measure(model: Model, count: int, seed: int) -> tuple[int, float]:
-    """Plant `count` defects and look for them at the model's working size; returns as `peak_hits`."""
-    images, masks = zip(*plant(count, seed), strict=True)
-    maps = [votes.anomaly_map for votes in model.stream(images, ScoringConfig()) if votes.anomaly_map is not None]
-    return peak_hits(maps, [_shrink(mask, model.pyramid.plan.working_size) for mask in masks], REACH_PX)
 
 
 def _shrink(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -85,8 +63,10 @@ def _shrink(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def run(options: PlantedOptions, model: Model) -> Iterator[str]:
-    """Plant defects, and report how many maps met them."""
-    hits, chance = measure(model, options.plants, options.seed)
+    """Plant defects, and report how many maps met them at the model's working size."""
+    images, masks = zip(*plant(options.plants, options.seed), strict=True)
+    maps = [votes.anomaly_map for votes in model.stream(images) if votes.anomaly_map is not None]
+    hits, chance = peak_hits(maps, [_shrink(mask, model.pyramid.plan.working_size) for mask in masks], REACH_PX)
     yield (
         f"the map's maximum lies within {REACH_PX} px of the defect in {hits} of {options.plants} images "
         f"(a random pixel: {chance:.0%})"

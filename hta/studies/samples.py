@@ -32,17 +32,13 @@ def radial_power(images: Tensor) -> Tensor:
     height, width = power.shape
     rows, columns = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width
     ring = torch.hypot(rows[:, None], columns[None]).round().long().flatten()
-    total = torch.zeros(int(ring.max()) + 1)
-    counts = total.scatter_add(0, ring, torch.ones(ring.shape))
-    last = min(height, width) // 2
-    return (total.scatter_add(0, ring, power.flatten()) / counts)[1 : last + 1]
+    return (torch.bincount(ring, power.flatten()) / torch.bincount(ring))[1 : min(height, width) // 2 + 1]
 
 
 def spectrum_ratios(samples: Tensor, images: Tensor, noise: Tensor) -> tuple[float, float]:
     """How many times closer the power spectrum of samples is to that of images than the spectrum of noise is.
 
-    Returns:
-        The ratio of the mean relative errors, and that of the mean squared logarithms, over rings of equal frequency.
+    Over rings of equal frequency: the ratio of the mean relative errors, and that of the mean squared logarithms.
     """
     sampled, real, white = (radial_power(batch) for batch in (samples, images, noise))
 

@@ -9,9 +9,10 @@ rejected (recall), with exact 95 % intervals: decided by the scores and, if the 
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,43 +58,36 @@ class ThresholdOptions(Checked):
 def candidates(model: Model, count: int, seed: int) -> Iterator[tuple[str, torch.Tensor]]:
     """Make images that could substitute for other normal images, from the training images alone.
 
-    Yields:
-        The name of a candidate, and its `(B, 3, h, w)` images in [-1, 1].
+    Yields the name of a candidate, and its `(B, 3, h, w)` images in [-1, 1].
     """
     images, config = model.training_images, model.record.config.model
-    recognition = model.scorer.recognition
     own = view_rule(config.task, config.num_transforms)
     yield "training images", images
     yield "reconstructions", model.pyramid.reconstruct().clamp(-1, 1)
+    index = torch.arange(count) % len(images)
     for start in range(min(2, model.pyramid.plan.num_scales)):
-        yield f"random samples from scale {start} on", _samples(model, count, seed, start)
+        generator = seeded_generator("study", seed)
+
+        def noise(n: int, size: tuple[int, int], generator=generator) -> torch.Tensor:
+            return fresh_noise(n, count, size, generator)
+
+        samples = model.pyramid.sample(noise, index, gen_start_scale=start)
+        yield f"random samples from scale {start} on", samples.clamp(-1, 1).cpu()
     for name, value in asdict(ALL_CHANGES).items():
         yield f"{name} alone, strength 3.5", draw_views(images, count, 3.5, seed, Changes(**{name: value}))
     for mirrored in (False, True):
         for strength in STRENGTHS:
             rule = ViewRule(strength, mirrored)
-            mark = " (the product's)" if rule == own else ""
-            name = f"{'mirrored' if mirrored else 'views'}, strength {strength:g}{mark}"
-            yield name, rule.draw(images, count, seed, recognition)
+            name = f"{'mirrored' if mirrored else 'views'}, strength {strength:g}"
+            yield name + " (the product's)" * (rule == own), rule.draw(images, count, seed, model.scorer.recognition)
 
 
-def _samples(model: Model, count: int, seed: int, start: int) -> torch.Tensor:
-    generator = seeded_generator("study", seed)
-
-    def noise(n: int, size: tuple[int, int]) -> torch.Tensor:
-        return fresh_noise(n, count, size, generator)
-
-    index = torch.arange(count) % model.record.num_images
-    return model.pyramid.sample(noise, index, gen_start_scale=start).clamp(-1, 1).cpu()
-
-
-@dataclass(frozen=True)
-class Results:
-    """The results of main_eval.py.
+class Results(NamedTuple):
+    """The results of main_eval.py with the aggregate "mean" on N images.
 
     Attributes:
         labels: `(N,)`, 1 = anomalous.
-        scores: `(N,)` anomaly scores, aggregate "mean".
+        scores: `(N,)` anomaly scores.
         peaks: `(N,)` maxima of the maps, written at the working size; None without maps.
         fraction: share of the patches that voted.
     """
@@ -117,27 +111,19 @@ def _lines(name: str, votes: NormalVotes, results: Results, target_fpr: float) -
     for by, (of_candidate, of_images) in found.items():
         threshold = float(np.quantile(of_candidate, 1 - target_fpr))
         counts = confusion(results.labels, of_images > threshold)
-        false_alarms = _percent(proportion(counts["false_positives"], int((results.labels == 0).sum())))
-        recall = _percent(proportion(counts["true_positives"], int(results.labels.sum())))
-        yield f"{name:40} {by:5} {score_text(threshold):>12}  {false_alarms:24}{recall}"
-
-
-def _percent(value: dict) -> str:
-    low, high = value["interval_95"]
-    return f"{value['value']:6.1%} ({low:.1%} to {high:.1%})"
+        rates = []
+        for rejected, label in (("false_positives", 0), ("true_positives", 1)):
+            rate = proportion(counts[rejected], int((results.labels == label).sum()))
+            rates.append("{:6.1%} ({:.1%} to {:.1%})".format(rate["value"], *rate["interval_95"]))
+        yield f"{name:40} {by:5} {score_text(threshold):>12}  {rates[0]:24}{rates[1]}"
 
 
 def leave_one_out(model: Model, fraction: float) -> NormalVotes:
-    """Score each training image with a model of the others, trained with the same settings.
-
-    Args:
-        model: of N >= 2 images.
-        fraction: share of the patches that vote.
-    """
-    images, record, votes = model.training_images, model.record, []
+    """Score each of N >= 2 training images with a model of the others, trained with the same settings."""
+    images, sources, votes = model.training_images, model.record.sources, []
     for n in range(len(images)):
         others = [i for i in range(len(images)) if i != n]
-        part = replace(record, sources=tuple(record.sources[i] for i in others))
+        part = replace(model.record, sources=tuple(sources[i] for i in others))
         pyramid = train_pyramid(images[others], part, model.runtime)
         votes.append(_votes(Scorer(pyramid), images[n : n + 1], fraction))
     return NormalVotes(np.concatenate([one.shares for one in votes]), np.concatenate([one.peaks for one in votes]))
@@ -162,21 +148,16 @@ def read_results(folder: Path, working_size: tuple[int, int]) -> Results:
         raise UserError(f"--results {folder}: needs normal and anomalous images with labels")
     if aggregate != "mean":
         raise UserError(f"--results {folder}: scored with --aggregate {aggregate}; score again with --aggregate mean")
-    peaks = _peaks([folder / MAPS_FOLDER / f"{row['path']}.png" for row in rows], working_size)
-    return Results(np.array(labels).astype(int), scores, peaks, fraction)
+    peaks = [_peak(folder / MAPS_FOLDER / f"{row['path']}.png", working_size) for row in rows]
+    return Results(np.array(labels).astype(int), scores, None if None in peaks else np.array(peaks), fraction)
 
 
-def _peaks(files: Sequence[Path], working_size: tuple[int, int]) -> np.ndarray | None:
-    """The maxima of maps, `(N,)` in [0, 1]; None if a map is missing or of another size."""
-    peaks = []
-    for file in files:
-        if not file.exists():
-            return None
-        with Image.open(file) as levels:
-            if levels.size != working_size[::-1]:
-                return None
-            peaks.append(np.asarray(levels).max() / (LEVELS - 1))
-    return np.array(peaks)
+def _peak(file: Path, working_size: tuple[int, int]) -> float | None:
+    """The maximum of a map, in [0, 1]; None if it is missing or of another size."""
+    if not file.exists():
+        return None
+    with Image.open(file) as levels:
+        return None if levels.size != working_size[::-1] else np.asarray(levels).max() / (LEVELS - 1)
 
 
 def run(options: ThresholdOptions, model: Model) -> Iterator[str]:

@@ -376,7 +376,7 @@ def test_a_trained_folder_holds_the_page_and_a_new_training_replaces_it(tmp_path
     assert RunFolder(folder).finished
     names = ["curves.png", "train.html"]
     first = [(folder / name).read_bytes() for name in names]
-    write_train_page(folder, own.record, own.pyramid, own.training_images, own.training_vote_shares(), 0)
+    write_train_page(folder, own.record, own.pyramid, own.training_images, own.scorer.shares(own.training_images)[0], 0)
     assert [(folder / name).read_bytes() for name in names] == first
     hta.train([np.zeros((19, 22, 3), np.uint8)], own.record.config, folder=folder, overwrite=True)
     assert all((folder / name).read_bytes() != content for name, content in zip(names, first, strict=True))
