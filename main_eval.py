@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hta import __version__
+from hta import __version__, inputs
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import RuntimeConfig, ScoringConfig
-from hta.data.sample import Sample
 from hta.data.specs import DatasetOptions
 from hta.errors import UserError
 from hta.evaluation import results, thresholds
@@ -30,7 +29,6 @@ from hta.evaluation.pixel_metrics import PixelMetrics
 from hta.evaluation.report import write_report
 from hta.evaluation.scores import check_aggregate, score_text
 from hta.files import new_folder, printable
-from hta.inputs import InputComparison, InputOptions, Source, open_input, progress_bar, readable, score_good
 from hta.model import Model
 from hta.settings import Checked, option
 
@@ -57,7 +55,7 @@ class OutputOptions(Checked):
 
 
 GROUPS = {
-    "input": InputOptions,
+    "input": inputs.InputOptions,
     "data set instead of --test_dir": DatasetOptions,
     "output": OutputOptions,
     "scoring": ScoringConfig,
@@ -70,7 +68,7 @@ class Evaluation:
     """What is to be done, all of it checked; `scale` has the colours of the overlays, None without maps."""
 
     model: Model
-    source: Source
+    source: inputs.Source
     scoring: ScoringConfig
     threshold: thresholds.Threshold
     scale: ColourScale | None
@@ -95,15 +93,15 @@ def _command(argv: Sequence[str] | None) -> None:
 
 def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     """Load the model and check everything, before anything is written."""
-    options, output, scoring = parts[InputOptions], parts[OutputOptions], parts[ScoringConfig]
-    model, source = open_input(options, parts[DatasetOptions], parts[RuntimeConfig], given)
+    options, output, scoring = parts[inputs.InputOptions], parts[OutputOptions], parts[ScoringConfig]
+    model, source = inputs.open_input(options, parts[DatasetOptions], parts[RuntimeConfig], given)
     target = Path(output.out) if output.out else model.saved_folder.path / RESULTS_FOLDER / source.name
     good_dir = Path(options.good_dir) if options.good_dir else None
     results.check_target(target, source.folder, overwrite=output.overwrite, good_dir=good_dir)
-    items, skipped = readable(source.images, skip=options.skip_unreadable)
+    items, skipped = inputs.readable(source.images, skip=options.skip_unreadable)
     check_aggregate(scoring.aggregate, len(items))
     scoring = replace(scoring, fraction_defect=model.fraction(scoring))
-    good = score_good(model, options, items, scoring, with_maps=not output.no_maps)
+    good = inputs.score_good(model, options, items, scoring, with_maps=not output.no_maps)
     threshold = model.threshold(scoring, with_maps=not output.no_maps, good=good)
     peaks = (good or model.calibration(scoring)).peaks
     scale = None if peaks is None or output.no_maps else ColourScale.of_normal_peaks(peaks)
@@ -120,11 +118,11 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     """
     model, source, threshold, scale = evaluation.model, evaluation.source, evaluation.threshold, evaluation.scale
     items, labels = source.images, [item.label for item in source.images]
-    comparison = InputComparison(model.training_images, model.record.image_size)
+    traits: list[inputs.Traits] = []
     with new_folder(evaluation.target, replace=True) as folder:
         start = time.perf_counter()
         pixels = PixelMetrics() if scale and any(item.mask is not None for item in items) else None
-        stream = _scored(evaluation, comparison)
+        stream = _scored(evaluation, traits)
         rows = results.write_pictures(stream, folder, scale, pixels, evaluation.output.full_size_maps)
         seconds = time.perf_counter() - start
         peaks = None if scale is None else np.array([row.peak for row in rows])
@@ -133,7 +131,9 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
         for row, score, word in zip(rows, scores, thresholds.decision_words(rejected, len(scores)), strict=True):
             row.score, row.decision = float(score), word
         alarms = thresholds.pixel_false_alarms(labels, peaks, threshold.pixel_threshold)
-        warnings = [*source.warnings, *(comparison.warnings() if source.folder is not None else ())]
+        warnings = list(source.warnings)
+        if source.folder is not None:
+            warnings += inputs.differences(traits, model.training_images, model.record.image_size)
         unknown = sum(not results.has_known_pixels(item) for item in items)
         if pixels is not None and unknown:
             warnings.append(f"{unknown} anomalous images have no mask: the pixel metrics leave them out")
@@ -151,13 +151,13 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     return document, scores if peaks is None or threshold.decided_by == "score" else peaks
 
 
-def _scored(evaluation: Evaluation, comparison: InputComparison) -> Iterator[results.Scored]:
-    """Pass the images one after the other to the model; yields each with its votes and its picture."""
+def _scored(evaluation: Evaluation, traits: list[inputs.Traits]) -> Iterator[results.Scored]:
+    """Pass the images one after the other to the model; yields each with its votes and picture, and keeps `traits`."""
     items = evaluation.source.images
     pictures: deque[np.ndarray] = deque()  # of images that are read and not yet scored
 
     def observe(image: np.ndarray) -> None:
-        comparison.add(image)
+        traits.append(inputs.traits_of(image))
         pictures.append(picture_of(image))
 
     stream = evaluation.model.stream(
@@ -165,9 +165,9 @@ def _scored(evaluation: Evaluation, comparison: InputComparison) -> Iterator[res
         evaluation.scoring,
         with_maps=evaluation.scale is not None,
         observe=observe,
-        warn=evaluation.source.folder is None,  # otherwise the comparison warns
+        warn=evaluation.source.folder is None,  # otherwise `differences` warns
     )
-    for item, votes in zip(items, progress_bar(stream, "scoring", len(items)), strict=True):
+    for item, votes in zip(items, inputs.progress_bar(stream, "scoring", len(items)), strict=True):
         yield item, votes, pictures.popleft()
 
 

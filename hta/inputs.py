@@ -209,45 +209,42 @@ def readable(items: Sequence[Sample], *, skip: bool) -> tuple[list[Sample], dict
     return [item for item in items if item.relative not in reasons], reasons
 
 
-class InputComparison:
-    """Counts the images that plainly differ from the training images, by kind of difference.
+Traits = tuple[bool, float, tuple[int, int]]
 
-    Takes the training images, `(N, 3, h, w)` in [-1, 1], at the working size, and their own size (height, width).
+
+def traits_of(image: np.ndarray) -> Traits:
+    """Of an image, `(H, W, 3)` float32 in [0, 1], whether it is gray, its mean brightness, and its size (H, W)."""
+    return is_gray(image), float(image.mean(dtype=np.float64)), image.shape[:2]
+
+
+def differences(traits: Sequence[Traits], training_images: Tensor, image_size: tuple[int, int]) -> list[str]:
+    """How many test images plainly differ from the training images, one line per kind of difference.
+
+    Args:
+        traits: of the test images, from `traits_of`.
+        training_images: `(N, 3, h, w)` in [-1, 1], at the working size.
+        image_size: (height, width) of the training images themselves.
     """
-
-    def __init__(self, training_images: Tensor, image_size: tuple[int, int]):
-        brightness = (training_images.double().mean(dim=(1, 2, 3)) + 1) / 2
-        self._darkest, self._brightest = float(brightness.min()), float(brightness.max())
-        self._image_size, (height, width) = image_size, training_images.shape[-2:]
-        self._working_size = height, width
-        # Both True and False if some training images are gray and some are not.
-        ranges = training_images.amax(dim=1) - training_images.amin(dim=1)
-        self._gray = set((ranges <= _GRAY_TOLERANCE).flatten(1).all(dim=1).tolist())
-        trained_on, found = ("gray", "in colour") if True in self._gray else ("in colour", "gray")
-        self._counts = {
-            f"{found}, the training images {trained_on}": 0,
-            f"much darker than the training images (mean brightness below {self._darkest:.2f})": 0,
-            f"much brighter than the training images (mean brightness above {self._brightest:.2f})": 0,
-            f"smaller than the model's working size of {width} x {height} px (width x height)": 0,
-            f"of another aspect ratio than the training images, and squeezed to {width} x {height} px": 0,
-        }
-        self._images = 0
-
-    def add(self, image: np.ndarray) -> None:
-        """Compare a test image, `(H, W, 3)` float32 in [0, 1]."""
-        height, width = image.shape[:2]
-        brightness = float(image.mean(dtype=np.float64))
-        differences = (
-            is_gray(image) not in self._gray,
-            brightness < self._darkest - _BRIGHTNESS_TOLERANCE,
-            brightness > self._brightest + _BRIGHTNESS_TOLERANCE,
-            height < self._working_size[0] or width < self._working_size[1],
-            has_other_aspect((height, width), self._image_size),
-        )
-        self._images += 1
-        for text, differs in zip(self._counts, differences, strict=True):
-            self._counts[text] += differs
-
-    def warnings(self) -> list[str]:
-        """One line per kind of difference, with the number of images that have it."""
-        return [f"{count} of {self._images} test images are {text}" for text, count in self._counts.items() if count]
+    height, width = training_images.shape[-2:]
+    brightness = (training_images.double().mean(dim=(1, 2, 3)) + 1) / 2
+    darkest, brightest = float(brightness.min()), float(brightness.max())
+    # Both True and False if some training images are gray and some are not.
+    ranges = training_images.amax(dim=1) - training_images.amin(dim=1)
+    grays = set((ranges <= _GRAY_TOLERANCE).flatten(1).all(dim=1).tolist())
+    trained_on, found = ("gray", "in colour") if True in grays else ("in colour", "gray")
+    kinds = {
+        f"{found}, the training images {trained_on}": [gray not in grays for gray, _, _ in traits],
+        f"much darker than the training images (mean brightness below {darkest:.2f})": [
+            mean < darkest - _BRIGHTNESS_TOLERANCE for _, mean, _ in traits
+        ],
+        f"much brighter than the training images (mean brightness above {brightest:.2f})": [
+            mean > brightest + _BRIGHTNESS_TOLERANCE for _, mean, _ in traits
+        ],
+        f"smaller than the model's working size of {width} x {height} px (width x height)": [
+            size[0] < height or size[1] < width for _, _, size in traits
+        ],
+        f"of another aspect ratio than the training images, and squeezed to {width} x {height} px": [
+            has_other_aspect(size, image_size) for _, _, size in traits
+        ],
+    }
+    return [f"{sum(has)} of {len(has)} test images are {kind}" for kind, has in kinds.items() if any(has)]

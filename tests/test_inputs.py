@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from hta.images import to_tensor
-from hta.inputs import InputComparison
+from hta.inputs import differences, traits_of
 from hta.model import has_other_aspect
 
 
@@ -21,10 +21,7 @@ def coloured(value=0.5, height=40, width=60):
 def lines(images, *, gray=(True, True), training=(0.4, 0.6)):
     kinds = [flat if is_gray else coloured for is_gray in gray]
     tensors = to_tensor([kind(value, 20, 30) for kind, value in zip(kinds, training, strict=True)])
-    comparison = InputComparison(tensors, (40, 60))
-    for image in images:
-        comparison.add(image)
-    return comparison.warnings()
+    return differences([traits_of(image) for image in images], tensors, (40, 60))
 
 
 def test_images_like_the_training_images_are_not_spoken_of():

@@ -1,12 +1,9 @@
 """Makes the demo images: one training crop of a real brick wall, and a test folder of other crops with planted defects.
 
-`python -m hta.studies demo` writes `Input/Images/brick.png` and, in the layout of MVTec, `Input/Test/brick/`. All
-random numbers come from one seed. The defects are visible to a person, cover at most 2 % of the area and stay within
-the range of values of their crop, so that neither the mean intensity nor the mean squared error to the training image
-finds them; the AUROC of both is printed.
-
-The photograph was taken at an angle: its joints lean away from the middle and its bricks get smaller towards one end.
-The crops are cut from the rectified wall, as an inspection camera in front of it would see it.
+`python -m hta.studies demo` writes `Input/Images/brick.png` and, in the layout of MVTec, `Input/Test/brick/`. The
+defects are visible to a person, cover at most 2 % of the area and stay within the range of values of their crop, so
+that neither the mean intensity nor the mean squared error to the training image finds them; the AUROC of both is
+printed. The photograph was taken at an angle: the crops are cut from the rectified wall.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,11 +24,7 @@ from hta.settings import Checked, option
 CROP_SIZE = 128
 # The homography from the rectified wall to the photograph, both in px from the centre: the one that makes the vertical
 # joints most upright, measured by the variance of the column means.
-RECTIFY = (
-    (0.999771, 0.021386, 0.0),
-    (-0.021386, 0.999771, 0.0),
-    (0.000050476, -0.000664815, 1.0),
-)
+RECTIFY = ((0.999771, 0.021386, 0.0), (-0.021386, 0.999771, 0.0), (0.000050476, -0.000664815, 1.0))
 # The part of the rectified wall that is in the photograph: first row and column from its centre, then height and width.
 WALL_CORNER, WALL_SIZE = (-301, -219), (512, 434)
 # In the middle of the wall; the mean of this crop, 111.3, is the median over all crops.
@@ -109,9 +102,7 @@ def draw_scratch(clean: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarra
     return np.where(beside < 0.3, bright, dark), region
 
 
-def draw_stain(
-    clean: np.ndarray, rng: np.random.Generator, sides: tuple[int, int] = (18, 20)
-) -> tuple[np.ndarray, np.ndarray]:
+def draw_stain(clean: np.ndarray, rng: np.random.Generator, sides=(18, 20)) -> tuple[np.ndarray, np.ndarray]:
     """Draw a soft elliptical stain, `sides` px high and wide, which blends what it covers into its mean."""
     rows, columns = np.indices(clean.shape)
     middle_row, middle_column = rng.integers(16, CROP_SIZE - 16, size=2)
@@ -122,9 +113,7 @@ def draw_stain(
     return clean + strength * (clean[region].mean() - clean), region
 
 
-def draw_displaced(
-    clean: np.ndarray, rng: np.random.Generator, sides: tuple[int, int] = (15, 18)
-) -> tuple[np.ndarray, np.ndarray]:
+def draw_displaced(clean: np.ndarray, rng: np.random.Generator, sides=(15, 18)) -> tuple[np.ndarray, np.ndarray]:
     """Copy a square piece of the crop, `sides` px wide, to another place, rotated by 90 degrees."""
     side = int(rng.integers(sides[0], sides[1] + 1))
     (top, left), (source_top, source_left) = rng.integers(4, CROP_SIZE - side - 4, size=(2, 2))
@@ -144,8 +133,13 @@ def plant_defect(clean: np.ndarray, draw: Drawer, rng: np.random.Generator) -> t
     Returns the defective crop, within the range of the clean one, and its mask, uint8: 255 exactly where the two
     differ, else 0.
     """
-    drawings = [draw(clean, rng) for _ in range(PLACES_TRIED)]
-    painted, region = max(drawings, key=lambda drawing: _visibility(clean, *drawing))
+
+    def visibility(drawing: tuple[np.ndarray, np.ndarray]) -> float:
+        """How much a drawing changes the structure: its mean absolute change minus the shift of the mean."""
+        change = (drawing[0] - clean)[drawing[1]]
+        return float(np.abs(change).mean() - np.abs(change.mean()))
+
+    painted, region = max((draw(clean, rng) for _ in range(PLACES_TRIED)), key=visibility)
     low, high = int(clean.min()), int(clean.max())
     values = np.clip(np.rint(painted), low, high).astype(np.uint8)
     # A painted pixel may happen to keep its old value. Changing it by one grey level, which is invisible, keeps the
@@ -153,12 +147,6 @@ def plant_defect(clean: np.ndarray, draw: Drawer, rng: np.random.Generator) -> t
     one_off = np.where(values < high, values + 1, values - 1)
     values = np.where(values == clean, one_off, values)
     return np.where(region, values, clean).astype(np.uint8), np.where(region, 255, 0).astype(np.uint8)
-
-
-def _visibility(clean: np.ndarray, painted: np.ndarray, region: np.ndarray) -> float:
-    """How much a drawing changes the structure: its mean absolute change minus the shift of the mean."""
-    change = (painted - clean)[region]
-    return float(np.abs(change).mean() - np.abs(change.mean()))
 
 
 def build_demo(options: DemoOptions) -> dict[str, np.ndarray]:
@@ -183,10 +171,7 @@ def baseline_aurocs(files: dict[str, np.ndarray]) -> dict[str, float]:
     tested = {path: image for path, image in files.items() if path.startswith(f"{TEST_FOLDER}/test/")}
     labels = [Path(path).parent.name != "good" for path in tested]
     differences = np.array(list(tested.values()), dtype=np.float64) - files[TRAINING_FILE]
-    scores = {
-        "mean_intensity": np.abs(differences.mean(axis=(1, 2))),
-        "mse": np.square(differences).mean(axis=(1, 2)),
-    }
+    scores = {"mean_intensity": np.abs(differences.mean(axis=(1, 2))), "mse": np.square(differences).mean(axis=(1, 2))}
     return {name: float(roc_auc_score(labels, values)) for name, values in scores.items()}
 
 
