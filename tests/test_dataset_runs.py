@@ -17,11 +17,9 @@ import main_eval
 import main_train
 from hta import runs
 from hta.config import RuntimeConfig
-from hta.data.benchmark import draw_images, select
-from hta.data.folders import find_test_images
+from hta.data.benchmark import draw_images
 from hta.data.loaders import load_dataset
 from hta.data.preparation import clahe
-from hta.data.specs import DatasetOptions
 from hta.experiments.__main__ import main as experiments
 from hta.images import resize, to_tensor
 from hta.models.pyramid import plan_of
@@ -113,17 +111,14 @@ def place(fashion, tmp_path, monkeypatch):
 @pytest.fixture
 def pictures(place):
     """The gray pictures of both splits of the tiny FashionMNIST, uint8."""
-    header = 16
-    raw = (place / "data/FashionMNIST/raw/train-images-idx3-ubyte").read_bytes()[header:]
-    return np.frombuffer(raw, np.uint8).reshape(-1, 28, 28)
+    raw = (place / "data/FashionMNIST/raw/train-images-idx3-ubyte").read_bytes()
+    return np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 28, 28)
 
 
 def raises_one_line(capsys, status, *words):
     assert status == 2
-    error = capsys.readouterr().err
-    line = [text for text in error.splitlines() if text.startswith("error: ")]
-    assert len(line) == 1
-    assert all(word in line[0] for word in words), line[0]
+    (line,) = [text for text in capsys.readouterr().err.splitlines() if text.startswith("error: ")]
+    assert all(word in line for word in words), line
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -138,20 +133,12 @@ def test_a_model_is_of_the_images_that_index_download_takes(place, pictures):
     assert_images(TrainingSet(model.record, model.training_images), images)
 
 
-def test_random_draws_are_those_of_the_runner(place, planned):
-    draw = ["--num_images", "2", "--random_images_download", "--index_download", "3"]
-    name, training_set = planned(*FASHION, *draw)
-    expected = draw_images(load_dataset("fashionmnist", "data"), "sandals", 2, 3).training_ids()
-    assert (name, list(training_set.record.sources)) == ("fashionmnist_sandals_2shot_draw3", expected)
-
-
 def test_training_images_in_colour_go_through_clahe_and_the_set_settles_the_transformations(tmp_path, planned):
     tree = make_tree(tmp_path / "tree")
     gray = np.random.default_rng(1).integers(0, 256, (20, 20), dtype=np.uint8)
     Image.fromarray(gray).save(tree / "train/bee/1.png")
-    name, training_set = planned(
-        "--dataset", "folder", "--data_root", tree, "--pos_class", "bee", "--index_download", "2"
-    )
+    options = ["--dataset", "folder", "--data_root", tree, "--pos_class", "bee", "--index_download", "2"]
+    name, training_set = planned(*options)
     assert_images(training_set, [clahe(prepared(gray, Image.Resampling.BICUBIC))])
     # This one image is gray, its data set is not.
     assert training_set.record.is_gray
@@ -298,25 +285,6 @@ def test_masks_are_prepared_like_their_images(tmp_path, monkeypatch):
         assert Path(f"{dataset}/maps/{below}test/contamination/000.png.png").is_file()
 
 
-def test_a_mask_file_means_the_same_in_a_folder_and_in_a_data_set(tmp_path):
-    folder = mvtec_class(tmp_path, "bottle")
-    written = np.zeros((40, 40, 4), np.uint8)
-    written[:10, :, :3] = 1  # the largest level of a label image
-    written[30:, :, 1] = 255  # another colour than white
-    written[..., 3] = 255
-    written[20:30] = (255, 255, 255, 0)  # transparent
-    Image.fromarray(written).save(folder / "ground_truth/contamination/000_mask.png")
-    options = DatasetOptions(dataset="defects", data_root=str(folder), pos_class="bottle")
-    selection = select(options, 1)
-    prepared = {image.relative: image for image in selection.test_samples()}
-    (item,) = [item for item in find_test_images(folder) if item.defect == "contamination"]
-    assert item.read_mask().mean() == 1 / 2
-    mask = prepared[item.relative].read_mask()
-    assert mask.mean() == 1 / 2
-    assert mask[:32].all()
-    assert mask[96:].all()
-
-
 def test_a_model_of_other_images_is_told(place, caplog):
     assert evaluate("--input_name", NAME, *FASHION[:-1], "sneaker", "--no_maps") == 0
     assert document_of()["warnings"] == ["the model was trained on images of another class than sneaker"]
@@ -372,7 +340,3 @@ def test_mistakes_are_one_line_and_write_nothing(place, capsys, script, argument
         if script in (name, "both"):
             raises_one_line(capsys, command(*arguments), *words)
     assert sorted(Path().rglob("*")) == before
-
-
-def test_random_samples_still_need_a_name(place, capsys):
-    raises_one_line(capsys, main_train.main(["--mode", "random_samples"]), "--input_name is missing")

@@ -18,14 +18,10 @@ PIXELS = np.zeros((4, 4), np.uint8)
 
 
 def make_benchmark(train_labels, test_labels, spec: BenchmarkSpec) -> Benchmark:
-    splits = (("train", train_labels), ("test", test_labels))
-    return Benchmark(
-        spec,
-        *(
-            [Sample(PIXELS, f"{split}/{i}", classes=(spec.classes[label],)) for i, label in enumerate(labels)]
-            for split, labels in splits
-        ),
-    )
+    def samples(split, labels):
+        return [Sample(PIXELS, f"{split}/{i}", classes=(spec.classes[label],)) for i, label in enumerate(labels)]
+
+    return Benchmark(spec, samples("train", train_labels), samples("test", test_labels))
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +141,9 @@ def test_defects_are_scored_for_their_own_class_alone_and_grouped_by_kind():
     assert {s.defect for s in Selection(benchmark, spec.classes[2], ()).test_samples()} == {None, "crack"}
 
 
-@pytest.mark.parametrize("limit", [0, -3])
-def test_an_empty_part_is_an_error(interleaved, limit):
-    with pytest.raises(UserError, match="--test_limit"):
-        chosen(interleaved, "cat", limit)
+def test_an_empty_part_is_an_error(interleaved):
+    with pytest.raises(UserError, match="--test_limit 0"):
+        chosen(interleaved, "cat", 0)
 
 
 def test_images_of_one_run_in_data_set_order(tmp_path):
