@@ -76,10 +76,9 @@ def chart_style() -> AbstractContextManager[None]:
 
 
 def inline_svg(figure: Figure, name: str, about: str) -> Markup:
-    """A figure as part of a page, in the page's font and colours.
+    """A figure that was drawn in `chart_style` as part of a page, in the page's font and colours.
 
     Args:
-        figure: drawn in `chart_style`.
         name: unique in the page; the names of the drawing's parts begin with it.
         about: what it shows, for those who cannot see it.
     """

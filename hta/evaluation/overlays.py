@@ -42,7 +42,7 @@ class ColourScale:
 
     @classmethod
     def of_normal_peaks(cls, peaks: np.ndarray) -> "ColourScale":
-        """Choose the scale for a model from the highest map values of normal images, before the first test image.
+        """Choose a model's scale from the highest map values, `(V,)`, of normal images, before the first test image.
 
         It begins at their lower quartile, which a normal image reaches at its worst place, and ends above their 95th
         percentile by as much as that exceeds the median, so that a good image hardly looks defective.
@@ -51,9 +51,6 @@ class ColourScale:
         too high, of views that were changed too much, must not leave defects without colour: hence the quartile instead
         of the median, and a largest span. Peaks that are too low, or all equal, must not make every image glow: hence a
         least span.
-
-        Args:
-            peaks: `(V,)` in [0, 1], the maximum of the map of each normal image.
         """
         quartile, median, highest = (float(value) for value in np.percentile(peaks, [25, 50, 95]))
         low = min(quartile, 1 - _LEAST_SPAN)

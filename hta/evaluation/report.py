@@ -90,9 +90,6 @@ def picture_link(relative: str, suffix: str) -> str:
     return quote(os.fsencode(f"{OVERLAYS_FOLDER}/{relative}{suffix}"))
 
 
-# --- charts -----------------------------------------------------------------------------------------------------------
-
-
 def _charts(results: Sequence[ImageResult], threshold: float | None) -> tuple[str, str | None]:
     """The distributions of the scores, and the ROC curve; None where that is not defined."""
     by_group = {name: [r.score for r in results if r.item.label == label] for label, name in _GROUPS.items()}

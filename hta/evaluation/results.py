@@ -30,11 +30,8 @@ from hta.evaluation.scorer import ImageVotes
 from hta.files import check_replaceable, write_atomically
 from hta.image_files import jpeg_of, write_png
 
-SCORES_FILE = "scores.csv"
-METRICS_FILE = "metrics.json"
-MAPS_FOLDER = "maps"
-OVERLAYS_FOLDER = "overlays"
-REPORT_FILE = "report.html"
+SCORES_FILE, METRICS_FILE, REPORT_FILE = "scores.csv", "metrics.json", "report.html"
+MAPS_FOLDER, OVERLAYS_FOLDER = "maps", "overlays"
 OWN_FILES = r"results(/[^/]+(/(scores\.csv|metrics\.json|report\.html|(maps|overlays)(/.+)?))?)?"
 """Pattern of the paths in a run folder that an evaluation writes."""
 
@@ -53,13 +50,11 @@ METRIC_NAMES = {
 """The metrics of metrics.json by their names for people, in the order of reports."""
 
 BOOTSTRAP_SEED = 0
-
 _PLAIN_QUALITY = 90
 _THUMBNAIL_QUALITY = 70  # noise, the worst picture, then takes 5 kB: 2,000 pairs stay below 30 MB, base64 included
 _MOST_PENDING = 8  # images that may wait to be written
 _CONTENTS = {SCORES_FILE, METRICS_FILE, MAPS_FOLDER, OVERLAYS_FOLDER, REPORT_FILE}
-_IMAGE_METRICS = ("image_auroc", "map_auroc", "average_precision", "f1_max")
-_PIXEL_METRICS = ("pixel_auroc", "pixel_f1_max", "aupro")
+_IMAGE_METRICS, _PIXEL_METRICS = list(METRIC_NAMES)[:4], list(METRIC_NAMES)[4:]
 
 
 def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_dir: Path | None = None) -> None:

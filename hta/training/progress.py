@@ -26,20 +26,12 @@ LOSSES = tuple(f.name for f in fields(IterationLosses))
 """The columns of metrics.csv after scale and iteration."""
 
 _HEADER = ("scale", "iteration", *LOSSES)
-# The first iterations of a scale warm up caches and allocators; the estimate is made from the next ones.
-_WARM_UP, _TIMED = 2, 5
-# What an iteration costs whatever its size, in multiplications of one layer: fitted to seconds at 25 ... 64 px.
-_FIXED_COST = 9e7
+_WARM_UP, _TIMED = 2, 5  # iterations that warm up caches and allocators, and the next ones, which are timed
+_FIXED_COST = 9e7  # of an iteration of any size, in multiplications of one layer: fitted to seconds at 25 ... 64 px
 
 
 class Journal:
-    """Keeps the losses of a run, and shows its progress.
-
-    Args:
-        plan, config: of the model.
-        niter: iterations per scale.
-        folder: of the run, where metrics.csv is kept; None keeps the losses in memory.
-    """
+    """Keeps the losses of a run, `niter` iterations per scale, in its folder if it has one, and shows its progress."""
 
     def __init__(self, plan: ScalePlan, config: ModelConfig, niter: int, folder: Path | None = None):
         self.rows: list[tuple] = []

@@ -30,8 +30,7 @@ OWN_FILES = r"train\.html|curves\.png"
 """Pattern of the files in a run folder that this module writes."""
 
 NUM_SAMPLES = 4  # random samples per scale
-# A vote share below this many times chance says that little was learnt.
-NEAR_CHANCE = 1.5
+NEAR_CHANCE = 1.5  # a vote share below this many times chance says that little was learnt
 
 # What keeps the page small whatever was trained: thumbnails, reconstructions per scale, points per curve and scale,
 # pixels of all pictures of the scales together.
@@ -39,8 +38,7 @@ _MOST_THUMBNAILS, _MOST_RECONSTRUCTIONS, _MOST_POINTS = 24, 4, 300
 _PIXEL_BUDGET = 1_000_000
 # Longer sides, px: of a thumbnail, of the largest picture, of the largest lossless picture; as displayed.
 _THUMBNAIL_SIDE, _LARGEST_SIDE, _LOSSLESS_SIDE, _SHOWN_SIDE = 64, 192, 64, 136
-# Up to this many training images are shown larger: the longer side, px.
-_FEW_SIDES = {1: 256, 4: 160}
+_FEW_SIDES = {1: 256, 4: 160}  # up to so few training images are shown larger: the longer side, px
 _MARGIN = 0.03  # of a scale's column in the curves, on either side
 
 
@@ -61,13 +59,13 @@ def write_train_page(
         RunError: a file cannot be written.
     """
     model, training = record.config.model, record.config.training
-    path, losses = folder / PAGE_FILE, read_losses(folder / METRICS_FILE)
+    losses = read_losses(folder / METRICS_FILE)
     with chart_style():
         figure = _curves_figure(pyramid.plan.sizes, training.niter, losses)
         curves = inline_svg(figure, "curves", "curves of all losses over the iterations, one column per scale")
         write_figure(figure, folder / CURVES_FILE)
     write_page(
-        path,
+        folder / PAGE_FILE,
         "training/train_template.html",
         name=folder.resolve().name,
         record=record,
@@ -81,14 +79,11 @@ def write_train_page(
         near_chance=NEAR_CHANCE / model.num_transforms,
         scales=list(_scales(pyramid, images, vote_shares, seed)),
     )
-    return path
+    return folder / PAGE_FILE
 
 
 def _curves_figure(sizes: Sequence[tuple[int, int]], niter: int, rows: Sequence[tuple]) -> Figure:
-    """Draw every loss over the iterations, a column per scale: cross-entropies above, squared error below.
-
-    `sizes` are (height, width) of the scales, `niter` their iterations, and `rows` as `read_losses` gives them.
-    """
+    """The losses of `read_losses` by iteration, a column per scale: cross-entropies above, squared error below."""
     width = 3.2 * len(sizes)
     figure = Figure(figsize=(width, 5), dpi=100)
     upper, lower = figure.subplots(2, sharex=True)
