@@ -1,6 +1,8 @@
-"""Score images with a trained model: python main_eval.py --input_name brick --test_dir Input/Test/brick
+"""Score images with a trained model:
+    python main_eval.py --input_name brick --test_dir Input/Test/brick
 
-Or those of a data set, by the paper's protocol: python main_eval.py --dataset mnist --data_root DIR --pos_class 8
+Score the test images of a data set, as in the paper:
+    python main_eval.py --dataset mnist --data_root DIR --pos_class 8
 """
 
 import json
@@ -43,10 +45,14 @@ _MOST_ANOMALOUS = 5
 class OutputOptions(Checked):
     """What is written."""
 
-    out: str | None = option(None, "results folder; by default results/<name of test_dir> in the model's folder")
+    out: str | None = option(
+        None, "folder for the results; by default results/<name of test_dir> in the model's folder"
+    )
     overwrite: bool = option(False, "replace existing results")
-    no_maps: bool = option(False, "scores only, no maps and overlays")
-    full_size_maps: bool = option(False, "write the maps at the size of their images, not at the model's working size")
+    no_maps: bool = option(False, "write only scores, no anomaly maps and no overlays")
+    full_size_maps: bool = option(
+        False, "write the maps at the size of their images instead of the model's working size"
+    )
 
     def __post_init__(self):
         super().__post_init__()

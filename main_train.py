@@ -1,6 +1,8 @@
-"""Train a model on one or a few normal images: python main_train.py --input_name brick.png
+"""Train a model on one or a few normal images:
+    python main_train.py --input_name brick.png
 
-Or on images of a data set, by the paper's protocol: python main_train.py --dataset mnist --data_root DIR --pos_class 8
+Train on images of a data set, as in the paper:
+    python main_train.py --dataset mnist --data_root DIR --pos_class 8
 """
 
 # torch, and everything that needs it, is imported where it is used: --help and wrong options respond without delay.
@@ -37,29 +39,32 @@ class InputOptions(Checked):
     """Which images to train on, and where to write the model."""
 
     input_name: tuple[str, ...] = option(
-        (), "a file in --input_dir or a path; for several shots, several files or a folder"
+        (),
+        "the training image: a file in --input_dir or a path; for several training images, several files or a folder",
     )
-    input_dir: str = option("Input/Images", "folder that is searched first for names without a path")
+    input_dir: str = option("Input/Images", "folder that is searched first for file names without a path")
     num_images: int | None = option(
         None,
-        "number of training images: of a folder, which must contain that many, the first by name (by default all); of "
-        "a --dataset (by default 1)",
+        "number of training images to take: from a folder, which must contain that many, the first by name (by default "
+        "all); from a --dataset, as --index_download says (by default 1)",
         low=1,
     )
-    size_image: int | None = option(None, "first resize all images to this shorter side", low=11, unit="px")
+    size_image: int | None = option(
+        None, "first resize all images so that their shorter side has this length", low=11, unit="px"
+    )
     name: str | None = option(
         None,
-        "name of the model; by default that of the first file without its suffix, that of the folder, or one made from "
-        "--dataset and its options",
+        "name of the model; by default the name of the first file without its suffix, the name of the folder, or a "
+        "name made from --dataset and its options",
     )
-    models_dir: str = option("TrainedModels", "folder of the models")
+    models_dir: str = option("TrainedModels", "folder that holds the models")
     overwrite: bool = option(
         False,
-        "replace an existing model with its samples and results, or with --mode random_samples existing samples; "
-        "folders with any other files are never replaced",
+        "replace an existing model together with its samples and results or, with --mode random_samples, existing "
+        "samples; folders that hold any other files are never replaced",
     )
     resume: bool = option(False, "continue an interrupted run")
-    dry_run: bool = option(False, "print the settings and the scales, and write nothing")
+    dry_run: bool = option(False, "print the settings and the scales without training or writing anything")
 
     def __post_init__(self):
         super().__post_init__()
@@ -72,12 +77,16 @@ class SampleOptions(Checked):
     """Random samples, after training or from an existing model."""
 
     mode: str = option(
-        "train", "random_samples draws samples from a trained model", choices=("train", "random_samples")
+        "train", "train a model, or draw random samples from a trained one", choices=("train", "random_samples")
     )
-    num_samples: int = option(NUM_SAMPLES, "number of random samples; 0 for none after training", low=0, high=100_000)
-    gen_start_scale: int = option(0, "first scale with fresh noise; coarser scales reconstruct", low=0)
-    scale_h: float = option(1.0, "factor of the width of random samples", low=0.1, high=16)
-    scale_v: float = option(1.0, "factor of the height of random samples", low=0.1, high=16)
+    num_samples: int = option(
+        NUM_SAMPLES, "number of random samples to draw; 0 draws none after training", low=0, high=100_000
+    )
+    gen_start_scale: int = option(
+        0, "first scale with fresh noise; coarser scales reconstruct the training image", low=0
+    )
+    scale_h: float = option(1.0, "factor by which to multiply the width of random samples", low=0.1, high=16)
+    scale_v: float = option(1.0, "factor by which to multiply the height of random samples", low=0.1, high=16)
 
 
 GROUPS = {

@@ -34,16 +34,18 @@ class ModelConfig(Checked):
     )
     num_transforms: int = option(
         None,
-        "number of transformations M that the discriminators classify; by default 4 for defects, and 54 (colour) or 42 "
-        "(gray images) for the class task",
+        "number of transformations M that the discriminators classify; by default 4 for defects, and for the "
+        "class task 54 with colour images or 42 with gray ones",
         choices=(54, 42, 4),
     )
     min_size: int = option(25, "shorter side of the coarsest scale", low=11, unit="px")
     max_size: int = option(64, "longer side of the finest scale; smaller images are not enlarged", low=11, unit="px")
-    scale_factor: float = option(0.75, "nominal size ratio of adjacent scales", above=0, below=1)
-    nfc: int = option(32, "channels at the coarsest scale, doubled every four scales up to 128", low=1, high=MAX_WIDTH)
-    ker_size: int = option(3, "side of the convolution kernels, odd", low=3, high=9, unit="px")
-    num_layer: int = option(5, "convolutions per network", low=2, high=10)
+    scale_factor: float = option(0.75, "nominal ratio between the sizes of adjacent scales", above=0, below=1)
+    nfc: int = option(
+        32, "number of channels at the coarsest scale; doubles every four scales, up to 128", low=1, high=MAX_WIDTH
+    )
+    ker_size: int = option(3, "side of the convolution kernels, an odd number", low=3, high=9, unit="px")
+    num_layer: int = option(5, "number of convolutions per network", low=2, high=10)
 
     def __post_init__(self):
         super().__post_init__()
@@ -93,37 +95,43 @@ class TrainingConfig(Checked):
     """How each scale is trained (paper, section 4)."""
 
     niter: int = option(
-        None, "iterations per scale; by default 1000 with 54 transformations, 500 with 42 and 2000 with 4", low=1
+        None,
+        "number of iterations per scale; by default 1000 with 54 transformations, 500 with 42 and 2000 with 4",
+        low=1,
     )
     lr_g: float = option(5e-4, "learning rate of the generators", above=0)
     lr_d: float = option(5e-4, "learning rate of the discriminators", above=0)
-    beta1: float = option(0.5, "Adam's first beta", low=0, below=1)
-    gamma: float = option(0.1, "factor applied to the learning rates at their milestones", above=0, high=1)
-    milestone_d: int = option(500, "iterations after which the discriminators' learning rate drops", low=1)
-    milestone_g: int = option(1000, "iterations after which the generators' learning rate drops", low=1)
-    Gsteps: int = option(3, "generator steps per iteration", low=1)
-    Dsteps: int = option(3, "discriminator steps per iteration", low=1)
+    beta1: float = option(0.5, "first beta of the optimiser Adam", low=0, below=1)
+    gamma: float = option(0.1, "factor by which the learning rates are multiplied at their milestones", above=0, high=1)
+    milestone_d: int = option(500, "number of iterations after which the discriminators' learning rate drops", low=1)
+    milestone_g: int = option(1000, "number of iterations after which the generators' learning rate drops", low=1)
+    Gsteps: int = option(3, "number of generator steps per iteration", low=1)
+    Dsteps: int = option(3, "number of discriminator steps per iteration", low=1)
     alpha: float = option(100.0, "weight of the reconstruction loss", low=0)
     batch_statistics: str = option(
         "training_images",
-        "batch-norm statistics of the frozen networks: from the training images (discriminators) and their "
-        "reconstructions (generators); the same for the discriminators only; or the running averages over all batches, "
-        "generated ones included, as in the released code",
+        "batch-norm statistics that the networks keep once they are trained: those of the training images for the "
+        "discriminators and of their reconstructions for the generators; the same for the discriminators only; or the "
+        "running averages over all batches, including generated ones, as in the released code",
         choices=("training_images", "discriminators", "running"),
     )
-    noise_amp: float = option(0.1, "factor of the noise amplitude at the finer scales", low=0)
-    manualSeed: int = option(0, "seed of the weights and of all noise", low=0, high=2**31 - 1)
+    noise_amp: float = option(0.1, "factor of the noise amplitude at all scales but the coarsest", low=0)
+    manualSeed: int = option(0, "random seed of the weights and of all noise", low=0, high=2**31 - 1)
 
 
 @dataclass(frozen=True)
 class RuntimeConfig(Checked):
     """Where and how to compute; does not change results beyond rounding."""
 
-    device: str | None = option(None, "device, such as cuda:1 or cpu; by default CUDA if available, else the CPU")
+    device: str | None = option(
+        None, "device to compute on, such as cuda:1 or cpu; by default CUDA if it is available, else the CPU"
+    )
     not_cuda: bool = option(False, "use the CPU even if there is a GPU")
-    threads: int = option(0, "CPU threads; 0 means one per core", low=0, high=1024)
+    threads: int = option(0, "number of CPU threads; 0 means one per core", low=0, high=1024)
     precision: str = option(
-        "auto", "auto means bfloat16 if the hardware supports it, else float32", choices=("auto", "float32", "bfloat16")
+        "auto",
+        "floating-point format; auto means bfloat16 if the hardware supports it, else float32",
+        choices=("auto", "float32", "bfloat16"),
     )
     compile: bool = option(
         True,
@@ -131,10 +139,10 @@ class RuntimeConfig(Checked):
         "operators are used",
     )
     deterministic: bool = option(
-        False, "use deterministic kernels only: the same bits on every run, but slower on a GPU"
+        False, "use deterministic kernels only, which give the same bits on every run but are slower on a GPU"
     )
     checkpoint_every: int = option(
-        100, "iterations between checkpoints; there is also one at the end of every scale", low=1
+        100, "number of iterations between checkpoints; there is also one at the end of every scale", low=1
     )
 
 
@@ -144,22 +152,25 @@ class ScoringConfig(Checked):
 
     fraction_defect: float | None = option(
         None,
-        "fraction of the patches to use, those with the lowest vote shares; by default 0.05 for defects with one "
-        "training image, 0.1 with several, and 1 for the class task",
+        "fraction of the patches that vote, namely those with the lowest vote shares; by default 0.05 for defects with "
+        "one training image, 0.1 for defects with several, and 1 for the class task",
         above=0,
         high=1,
     )
     aggregate: str = option(
         "mean",
-        "how the scores of the scales are combined: their mean; after min-max normalisation of each over all test "
-        "images; or after standardisation of each by its values on views of the training images",
+        "how the scores of the scales are combined: as they are (mean); after min-max normalisation of each scale over "
+        "all test images (minmax); or after standardisation of each scale by its scores of altered copies (views) of "
+        "the training images (calibrated)",
         choices=("mean", "minmax", "calibrated"),
     )
-    batch_size: int = option(16, "images scored together; affects memory and speed only", low=1, high=65536)
+    batch_size: int = option(16, "number of images scored together; affects memory and speed only", low=1, high=65536)
     target_fpr: float = option(
         0.05, "fraction of normal images that the calibrated threshold may reject", above=0, below=1
     )
-    threshold: float | None = option(None, "reject images with a higher anomaly score, instead of calibrating")
+    threshold: float | None = option(
+        None, "reject images whose anomaly score is higher than this, instead of calibrating a threshold"
+    )
 
 
 @dataclass(frozen=True)

@@ -42,28 +42,32 @@ class InputOptions(Checked):
 
     input_name: str = option(
         "",
-        "the model: its name, the name of its training image, or the path of its folder; with --dataset by default the "
-        "one that main_train.py makes with the same options",
+        "the model: its name, the name of its training image, or the path of its folder; by default, with --dataset, "
+        "the model that main_train.py makes with the same options",
     )
-    models_dir: str = option("TrainedModels", "folder of the models")
+    models_dir: str = option("TrainedModels", "folder that holds the models")
     test_dir: str = option(
-        "", "an image, or a folder of them; folders good and others in it give labels, ground_truth gives masks"
+        "",
+        "an image or a folder of images; in a folder laid out like MVTec AD, the subfolder good and those named after "
+        "defects provide labels, and ground_truth provides masks",
     )
-    labels_csv: str | None = option(None, f"labels from a CSV file with the header path,label: {LABELS_RULE}")
+    labels_csv: str | None = option(None, f"take labels from a CSV file with the header path,label: {LABELS_RULE}")
     good_dir: str | None = option(
         None,
-        "folder of normal images that are neither trained on nor scored, 19 or more for 5 % false alarms: the "
-        "threshold is made of them instead of views of the training images",
+        "folder of normal images that are neither trained on nor scored (at least 19 for 5 % false alarms), from which "
+        "the threshold is made, instead of from altered copies (views) of the training images",
     )
     skip_unreadable: bool = option(False, "leave out images that cannot be read")
     task: str | None = option(
-        None, "use fraction and calibration of another task than the model's", choices=("defect", "class")
+        None,
+        "use the fraction of patches and the calibration of a task other than the model's",
+        choices=("defect", "class"),
     )
     num_images: int | None = option(
-        None, "how many images of a --dataset the model was trained on, by default 1", low=1
+        None, "how many images of a --dataset the model was trained on; by default 1", low=1
     )
     test_limit: int | None = option(
-        None, "score only this many test images of a --dataset, each class in proportion", low=1
+        None, "score only this many test images of a --dataset, with every class in proportion", low=1
     )
 
 

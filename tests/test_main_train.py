@@ -347,7 +347,7 @@ def test_help_shows_groups_defaults_ranges_and_units(capsys):
     assert "(one of defect, class; default defect, but class for every --dataset other than mvtec and defects)" in text
     for words in ("default 25 px", "0 < value < 1", "default 0.0005", "one of 54, 42, 4", "--no-deterministic"):
         assert words in text
-    assert "of a folder, which must contain that many, the first by name (by default all)" in text
+    assert "from a folder, which must contain that many, the first by name (by default all)" in text
 
 
 # ----------------------------------------------------------------------------------------------------- bad inputs

@@ -135,12 +135,14 @@ _SET_ALIASES = {"cifar10": "cifar", "mvtecad": "mvtec"}
 class DatasetOptions(Checked):
     """A data set of the protocol instead of the user's own images."""
 
-    dataset: str | None = option(None, f"data set of the protocol: {', '.join(SPECS)}")
-    data_root: str = option("data", "folder of its files")
-    pos_class: str | None = option(None, "the class that is normal: its name or number")
-    index_download: int = option(1, "which images of the class: k takes the k-th --num_images of them", low=1)
-    random_images_download: bool = option(False, "take the random draw of number --index_download instead")
-    download: bool = option(False, "fetch CIFAR10, MNIST or FashionMNIST into --data_root")
+    dataset: str | None = option(None, f"data set to use: {', '.join(SPECS)}")
+    data_root: str = option("data", "folder that holds the files of the data set")
+    pos_class: str | None = option(None, "the class to take as normal, by name or number")
+    index_download: int = option(
+        1, "which training images of the class to use: k takes the k-th group of --num_images, in order", low=1
+    )
+    random_images_download: bool = option(False, "use random images instead: draw number --index_download")
+    download: bool = option(False, "download CIFAR10, MNIST or FashionMNIST into --data_root")
 
 
 def benchmark_spec(name: str, num_transforms: int | None = None) -> BenchmarkSpec:

@@ -40,17 +40,17 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m hta.experiments", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
     for name, act, text in (
-        ("run", _run, "do the missing runs"),
-        ("table", _table, "print and write a table beside the paper's"),
-        ("summary", _summary, "one line for each part of tables 1 to 5"),
-        ("changes", _changes, "the effect of changed settings"),
-        ("scores", _scores, "the effect of other scores"),
-        ("plot", _plot, "draw the results beside the paper's"),
+        ("run", _run, "make the missing runs"),
+        ("table", _table, "print and write a table next to the paper's"),
+        ("summary", _summary, "print one line for each part of tables 1 to 5"),
+        ("changes", _changes, "print the effect of changed settings"),
+        ("scores", _scores, "print the effect of other scores"),
+        ("plot", _plot, "draw the results next to the paper's"),
     ):
         command = commands.add_parser(name, help=text, description=act.__doc__)
         command.set_defaults(act=act)
         text = (
-            "folder of the results; by default docs/results of the source checkout if it can be written, else "
+            "folder for the results; by default docs/results of the source checkout if it can be written, else "
             "./results (here: %(default)s)"
         )
         command.add_argument("--results", type=Path, default=default_folder(), metavar="DIR", help=text)
@@ -58,47 +58,58 @@ def _parser() -> Parser:
             _add_run_options(command)
         elif name == "table":
             command.add_argument("number", type=int, choices=list(TABLES), help="number of the table in the paper")
-            command.add_argument("--brief", action="store_true", help="print only what was run: ours and the paper's")
+            text = "print only what was run, with our figures and the paper's"
+            command.add_argument("--brief", action="store_true", help=text)
     return parser
 
 
 def _add_run_options(run: Parser) -> None:
     several: dict[str, Any] = dict(nargs="+", default=())
-    what = run.add_argument_group("what to run: all combinations").add_argument
-    text = "the paper's: their shots, variants and transformations, and their data sets or those of --datasets"
+    what = run.add_argument_group("what to run (all combinations of these)").add_argument
+    text = (
+        "tables of the paper to rerun, with their shots, variants and transformations, and with their data sets or "
+        "those of --datasets"
+    )
     what("--tables", **several, type=int, choices=list(TABLES), metavar="N", help=text)
     text = (
-        "cifar, mnist, fashionmnist, paris, mvtec; folder: one folder per class; defects: one folder laid out as MVTec"
+        "data sets: cifar, mnist, fashionmnist, paris, mvtec, folder (one folder per class) or defects (one folder "
+        "laid out like MVTec AD)"
     )
     what("--datasets", **several, metavar="NAME", help=text)
-    what("--classes", **several, metavar="NAME", help="normal classes; by default all")
-    what("--shots", nargs="+", type=_count, metavar="N", help="training images (default 1)")
-    what("--draws", nargs="+", default=["1"], metavar="K", help="numbers or ranges, such as 1-3 (default 1)")
-    what("--in_order", action="store_true", help="draw k is the k-th image (or N images) of the class")
+    what("--classes", **several, metavar="NAME", help="classes to take as normal, one after the other; by default all")
+    what("--shots", nargs="+", type=_count, metavar="N", help="numbers of training images (default 1)")
+    text = "draws of the training images, as numbers or ranges such as 1-3 (default 1)"
+    what("--draws", nargs="+", default=["1"], metavar="K", help=text)
+    text = "draw k is not random, but the k-th image (or the k-th N images) of the class"
+    what("--in_order", action="store_true", help=text)
     variants = "; ".join(f"{name}: {variant.title}" for name, variant in VARIANTS.items())
     what("--variants", nargs="+", choices=list(VARIANTS), metavar="V", help=variants)
-    what("--preset", choices=list(PRESETS), default="fast", help="paper: released schedule (default fast)")
-    what("--num_transforms", type=int, choices=(54, 42, 4), help="by default the paper's for the data set")
-    what("--fractions", **several, type=_fraction, metavar="F", help="of the patches, 0 to 1")
-    what("--test_limit", type=_count, metavar="N", help="a stratified part of the test set (default all)")
-    what("--seed", type=int, default=0, help="of draws, test images and training (default 0)")
-    what("--set", **several, metavar="NAME=VALUE", help="settings of model and training")
-    what("--prepare", **several, metavar="NAME=VALUE", help="preparation of images, such as train_clahe=false")
+    text = "schedule: paper is the released one, fast a tenth of the work (default fast)"
+    what("--preset", choices=list(PRESETS), default="fast", help=text)
+    text = "number of transformations; by default the paper's for the data set"
+    what("--num_transforms", type=int, choices=(54, 42, 4), help=text)
+    what("--fractions", **several, type=_fraction, metavar="F", help="fractions of the patches that vote, from 0 to 1")
+    what("--test_limit", type=_count, metavar="N", help="only N test images, each class in proportion (default all)")
+    what("--seed", type=int, default=0, help="random seed of draws, test images and training (default 0)")
+    what("--set", **several, metavar="NAME=VALUE", help="changed settings of model and training, such as niter=500")
+    what("--prepare", **several, metavar="NAME=VALUE", help="changed preparation of images, such as train_clahe=false")
     data = run.add_argument_group("data").add_argument
-    data("--data_root", default="data", metavar="DIR", help="folder of the data (default data)")
-    data("--download", action="store_true", help="fetch CIFAR10, MNIST or FashionMNIST into --data_root")
-    data("--dataset_title", metavar="TEXT", help="name of the data set in tables")
-    data("--paper_dataset", metavar="NAME", help="compare with these rows of the paper, such as cifar10")
-    how = run.add_argument_group("how").add_argument
-    how("--jobs", type=_count, default=1, help="runs at a time on this machine (default 1)")
-    how("--threads", type=int, default=0, help="CPU threads per run; by default the cores divided by the jobs")
-    how("--device", **several, metavar="D", help="devices to distribute; by default all CUDA devices")
+    data("--data_root", default="data", metavar="DIR", help="folder that holds the data sets (default data)")
+    data("--download", action="store_true", help="download CIFAR10, MNIST or FashionMNIST into --data_root")
+    data("--dataset_title", metavar="TEXT", help="name to give the data set in tables")
+    data("--paper_dataset", metavar="NAME", help="compare with the paper's rows of this data set, such as cifar10")
+    how = run.add_argument_group("how to run it").add_argument
+    how("--jobs", type=_count, default=1, help="number of runs at a time on this machine (default 1)")
+    how("--threads", type=int, default=0, help="CPU threads of each run; by default the cores divided by the jobs")
+    how("--device", **several, metavar="D", help="devices that share the runs; by default all CUDA devices")
     how("--not_cuda", action="store_true", help="run on the CPU even if there is a GPU")
-    how("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
-    how("--dask-scheduler", "--dask_scheduler", metavar="ADDRESS", help="run on a Dask cluster")
-    how("--part", metavar="I/N", help="only the I-th of N parts of the runs, for job arrays")
-    how("--keep_scores", action="store_true", help="write the score of every image beside the result")
-    how("--dry_run", action="store_true", help="list the runs and whether they are done")
+    text = "floating-point format; auto (the default) means bfloat16 if the hardware supports it, else float32"
+    how("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
+    text = "run on the Dask cluster whose scheduler has this address"
+    how("--dask-scheduler", "--dask_scheduler", metavar="ADDRESS", help=text)
+    how("--part", metavar="I/N", help="make only the I-th of N parts of the runs, for job arrays")
+    how("--keep_scores", action="store_true", help="also write the score of every image, next to the result")
+    how("--dry_run", action="store_true", help="only list the runs and whether they are done")
 
 
 def _count(text: str) -> int:
@@ -116,7 +127,7 @@ def _fraction(text: str) -> float:
 
 
 def _run(options: Namespace) -> None:
-    """Do the missing runs: results that exist are kept, failed runs are tried again."""
+    """Make the missing runs. Results that exist are kept, and failed runs are tried again."""
     requests = _requests(options)
     check_titles(requests)
     if options.download:  # once and here, so that all workers find it
