@@ -80,21 +80,16 @@ def test_archives_of_data_sets_are_refused_alike(tmp_path, dataset, fine, bad):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_archives_unpack(tmp_path):
+def test_archives_unpack_and_existing_entries_are_kept(tmp_path):
     first = tar_with(tmp_path / "1.tgz", member("folder", tarfile.DIRTYPE), member("folder/a.txt"))
-    second = tar_with(tmp_path / "2.tgz", member("folder/b.txt"), member("empty", tarfile.DIRTYPE))
+    second = tar_with(tmp_path / "2.tgz", member("folder/b.txt"), member("old/new.txt"), member("c", tarfile.DIRTYPE))
     target = tmp_path / "target"
+    (target / "old").mkdir(parents=True)
     unpack_into([first, second], target)
     found = {path.relative_to(target).as_posix() for path in target.rglob("*")}
-    assert found == {"folder", "folder/a.txt", "folder/b.txt", "empty"}
+    assert found == {"folder", "folder/a.txt", "folder/b.txt", "c", "old"}
     assert (target / "folder" / "b.txt").read_text() == "data"
     assert (target / "folder" / "a.txt").stat().st_mode & 0o7000 == 0
-
-
-def test_existing_entries_are_kept(tmp_path):
-    (tmp_path / "target" / "a").mkdir(parents=True)
-    unpack_into([tar_with(tmp_path / "a.tgz", member("a/new.txt"), member("b/new.txt"))], tmp_path / "target")
-    assert [path.name for path in sorted((tmp_path / "target").rglob("*"))] == ["a", "b", "new.txt"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "text"])
@@ -106,9 +101,6 @@ def test_a_broken_archive_leaves_nothing(tmp_path, damage):
         content[len(content) // 2] ^= 255
     archive.write_bytes({"cut": content[: len(content) // 2], "flipped": content, "text": b"<html>"}[damage])
     refused(archive, "broken or no archive")
-
-
-def test_a_missing_archive_is_named(tmp_path):
     refused(tmp_path / "none.tgz", "cannot be opened")
 
 
