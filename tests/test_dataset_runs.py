@@ -17,8 +17,6 @@ import main_eval
 import main_train
 from hta import runs
 from hta.config import RuntimeConfig
-from hta.data.benchmark import draw_images
-from hta.data.loaders import load_dataset
 from hta.data.preparation import clahe
 from hta.experiments.__main__ import main as experiments
 from hta.images import resize, to_tensor
@@ -230,7 +228,7 @@ def test_the_model_of_the_same_options_and_its_default_folder(place, capsys):
     assert evaluate(*options, "--index_download", 2, "--no_maps") == 0
 
 
-def test_auroc_and_scores_are_those_of_the_runner(tmp_path, monkeypatch):
+def test_images_auroc_and_scores_are_those_of_the_runner(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     tree = make_tree(tmp_path / "tree", train=4, test=5)
     settings = ("min_size=11", "max_size=13", "nfc=3", "niter=1", "Gsteps=1", "Dsteps=1")
@@ -247,20 +245,12 @@ def test_auroc_and_scores_are_those_of_the_runner(tmp_path, monkeypatch):
     assert list(record_of("folder_bee_2shot_draw1").sources) == record["training_images"]
     document = document_of()
     assert round(document["metrics"]["image_auroc"]["value"], 6) == record["results"]["auroc"]["mean"]
-    assert (document["images"], document["images_available"]) == (6, 10)
+    assert (document["images"], document["images_available"], document["dataset"]["test_limit"]) == (6, 10, 6)
+    assert "6 of 10 image(s) scored" in capsys.readouterr().out
     with np.load(next((tmp_path / "results").glob("*.npz"))) as kept:
         assert [row["path"] for row in rows_of()] == kept["names"].tolist()
         assert [int(row["label"]) for row in rows_of()] == kept["labels"].tolist()
         np.testing.assert_allclose([float(row["anomaly_score"]) for row in rows_of()], kept["scores"], atol=1e-6)
-
-
-def test_a_part_of_the_test_set_is_the_stratified_one(place, capsys):
-    assert evaluate("--input_name", NAME, *FASHION, "--test_limit", 3, "--no_maps") == 0
-    chosen = draw_images(load_dataset("fashionmnist", "data"), "sandals", 2, 3).test_samples(test_limit=3)
-    assert [row["path"] for row in rows_of()] == [sample.relative for sample in chosen]
-    document = document_of()
-    assert (document["images"], document["images_available"], document["dataset"]["test_limit"]) == (3, 5, 3)
-    assert "3 of 5 image(s) scored" in capsys.readouterr().out
 
 
 def test_masks_are_prepared_like_their_images(tmp_path, monkeypatch):
@@ -288,24 +278,22 @@ def test_masks_are_prepared_like_their_images(tmp_path, monkeypatch):
 def test_a_model_of_other_images_is_told(place, caplog):
     assert evaluate("--input_name", NAME, *FASHION[:-1], "sneaker", "--no_maps") == 0
     assert document_of()["warnings"] == ["the model was trained on images of another class than sneaker"]
+    # The same names in another data set are told apart by their pixels, here black.
     write_mnist(place / "data" / "MNIST" / "raw", [5] * 6, [5, 7])
+    images = place / "data/MNIST/raw/train-images-idx3-ubyte"
+    images.write_bytes(images.read_bytes()[:16] + bytes(6 * 28 * 28))
+    assert evaluate("--input_name", NAME, "--dataset", "mnist", "--pos_class", 5, "--no_maps", out="black") == 0
+    (warning,) = document_of("black")["warnings"]
+    assert warning == "the model was not trained on images of MNIST as the protocol prepares them"
     Image.fromarray(np.full((30, 33), 90, np.uint8)).save("wall.png")
     assert "another aspect ratio" not in caplog.text
     assert train("--input_name", "wall.png") == 0
     assert evaluate("--input_name", "wall", "--dataset", "mnist", "--pos_class", 5, "--no_maps", out="wall_out") == 0
     untrained, task = document_of("wall_out")["warnings"]
-    assert "not trained on images of MNIST" in untrained
     assert "--task class" in task
+    assert untrained == warning
     assert untrained in caplog.text
     assert caplog.text.count("another aspect ratio") == 1
-
-
-def test_the_same_names_in_another_data_set_are_told_by_their_pixels(place):
-    write_mnist(place / "data" / "MNIST" / "raw", [5] * 6, [5, 7])
-    images = place / "data/MNIST/raw/train-images-idx3-ubyte"
-    images.write_bytes(images.read_bytes()[:16] + bytes(6 * 28 * 28))  # black behind the header
-    assert evaluate("--input_name", NAME, "--dataset", "mnist", "--pos_class", 5, "--no_maps") == 0
-    assert document_of()["warnings"] == ["the model was not trained on images of MNIST as the protocol prepares them"]
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

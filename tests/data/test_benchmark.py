@@ -55,19 +55,15 @@ def test_a_draw_is_by_hash_of_data_set_class_draw_and_seed(interleaved):
     assert drawn(interleaved, "cat", 20, 2, seed=5) == expected
 
 
-def test_a_larger_draw_begins_with_the_smaller(interleaved):
+def test_a_larger_draw_begins_with_the_smaller_and_draws_seeds_and_classes_differ(interleaved):
     ten = drawn(interleaved, "dog", 10, 0)
     assert drawn(interleaved, "5", 5, 0) == ten[:5]
     assert drawn(interleaved, 5, 1, 0) == ten[:1]
     assert len(set(ten)) == 10
     assert all(index % 10 == 5 for index in ten)
-
-
-def test_draws_seeds_and_classes_differ(interleaved):
-    first = drawn(interleaved, "plane", 10, 0)
-    assert drawn(interleaved, "plane", 10, 1) != first
-    assert drawn(interleaved, "plane", 10, 0, seed=1) != first
-    assert [i + 1 for i in first] != drawn(interleaved, "car", 10, 0)
+    assert drawn(interleaved, "dog", 10, 1) != ten
+    assert drawn(interleaved, "dog", 10, 0, seed=1) != ten
+    assert drawn(interleaved, "frog", 10, 0) != [i + 1 for i in ten]
 
 
 def test_the_preparation_does_not_change_a_draw():
@@ -115,9 +111,11 @@ def test_a_part_is_seeded_and_the_same_for_all_classes(interleaved):
     assert np.bincount([index % 10 for index in part]).tolist() == [10] * 10
 
 
-@pytest.mark.parametrize("limit", [None, 200, 10_000])
-def test_the_whole_test_set(interleaved, limit):
-    assert chosen(interleaved, "cat", limit, training=tuple(interleaved.train[:2])) == list(range(200))
+def test_the_whole_test_set_and_none_of_it(interleaved):
+    for limit in (None, 200, 10_000):
+        assert chosen(interleaved, "cat", limit, training=tuple(interleaved.train[:2])) == list(range(200))
+    with pytest.raises(UserError, match="--test_limit 0"):
+        chosen(interleaved, "cat", 0)
 
 
 def test_training_images_that_are_test_images_are_never_scored(interleaved):
@@ -141,32 +139,21 @@ def test_defects_are_scored_for_their_own_class_alone_and_grouped_by_kind():
     assert {s.defect for s in Selection(benchmark, spec.classes[2], ()).test_samples()} == {None, "crack"}
 
 
-def test_an_empty_part_is_an_error(interleaved):
-    with pytest.raises(UserError, match="--test_limit 0"):
-        chosen(interleaved, "cat", 0)
-
-
-def test_images_of_one_run_in_data_set_order(tmp_path):
-    options = DatasetOptions("folder", str(make_tree(tmp_path / "tree")), "bee", index_download=2)
-    selection = select(options, 1)
-    assert selection.training_ids() == ["train/bee/1.png"]
+def test_images_of_one_run_in_data_set_order_or_drawn(tmp_path):
+    tree = str(make_tree(tmp_path / "tree", train=20))
+    options = DatasetOptions("folder", tree, "bee", index_download=2)
+    selection = select(options, 5)
+    assert selection.training_ids() == [
+        f"train/bee/{n}.png" for n in (13, 14, 15, 16, 17)
+    ]  # 0, 1, 10, 11, 12 are first
     assert selection.training_images()[0].shape == (128, 128, 3)
     assert [sample.label for sample in selection.test_samples()] == [1, 1, 1, 1, 0, 0, 0, 0]
-    assert len(selection.test_samples(test_limit=4)) == 4
+    drawn_ones = [replace(options, index_download=k, random_images_download=True) for k in (1, 2)]
+    chosen_ids = [selection.training_ids(), *(select(one, 5).training_ids() for one in drawn_ones)]
+    assert len({tuple(sorted(names)) for names in chosen_ids}) == 3
 
 
-def test_a_random_draw_is_another_choice_than_the_order(tmp_path):
-    tree = str(make_tree(tmp_path / "tree", train=20))
-    first, second, ordered = (
-        select(DatasetOptions("folder", tree, "ant", index_download=k, random_images_download=random), 5).training_ids()
-        for k, random in ((1, True), (2, True), (1, False))
-    )
-    assert ordered == [f"train/ant/{n}.png" for n in (0, 1, 10, 11, 12)]
-    assert len({tuple(sorted(names)) for names in (first, second, ordered)}) == 3
-
-
-@pytest.mark.parametrize("missing", ["dataset", "pos_class"])
-def test_missing_options_are_named(missing):
-    given = dict(dataset="mnist", pos_class="8") | {missing: None}
-    with pytest.raises(UserError, match=f"--{missing} is missing"):
-        select(DatasetOptions(**given), 1)
+def test_missing_options_are_named():
+    for options, missing in ((DatasetOptions(pos_class="8"), "dataset"), (DatasetOptions("mnist"), "pos_class")):
+        with pytest.raises(UserError, match=f"--{missing} is missing"):
+            select(options, 1)
