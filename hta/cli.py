@@ -15,7 +15,6 @@ from hta.errors import HtaError, RunError, UserError
 from hta.settings import describe_range, field_type
 
 EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141
-
 NOT_FOR_SCORING = ("checkpoint_every", "compile")
 """Runtime settings that do not apply to a trained model."""
 
@@ -68,11 +67,7 @@ def _help_text(f: dataclasses.Field) -> str:
 
 
 def take_settings(cls: type, given: dict[str, Any]) -> Any:
-    """Build a dataclass of settings from the given options; those of other dataclasses are ignored.
-
-    Raises:
-        UserError: a value out of range.
-    """
+    """Build a dataclass of settings from the given options; those of other dataclasses are ignored."""
     return cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given})
 
 

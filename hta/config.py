@@ -187,11 +187,9 @@ class Config:
         Args:
             is_gray: whether all pixels of all training images have R = G = B.
         """
-        m, niter = self.model.num_transforms, self.training.niter
-        if m is None:
-            m = 4 if self.model.task == "defect" else 42 if is_gray else 54
-        niter = _ITERATIONS[m] if niter is None else niter
-        return replace(self, model=replace(self.model, num_transforms=m), training=replace(self.training, niter=niter))
+        m = self.model.num_transforms or (4 if self.model.task == "defect" else 42 if is_gray else 54)
+        training = replace(self.training, niter=self.training.niter or _ITERATIONS[m])
+        return replace(self, model=replace(self.model, num_transforms=m), training=training)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain dictionaries, ready for JSON."""

@@ -34,8 +34,7 @@ _SETTLED_S = 3600  # the file of a younger workshop may not be locked yet
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file, or replace it, in one step: under a temporary name beside it, then renamed.
 
-    Raises:
-        RunError: the disk is full, or the folder cannot be written; what was there before is intact.
+    Raises a RunError if the disk is full or the folder cannot be written; what was there before is then intact.
     """
     temporary = _unused(path.parent)
     try:
@@ -52,11 +51,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_figure(figure: "Figure", path: Path) -> None:
-    """Write a matplotlib figure as PNG at its own `dpi`, atomically; the same figure gives the same bytes.
-
-    Raises:
-        RunError: the file cannot be written; what was there before is intact.
-    """
+    """Write a matplotlib figure as PNG at its own `dpi`, atomically; the same figure gives the same bytes."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})  # no version of matplotlib in the file
     write_atomically(path, picture.getvalue())
@@ -64,14 +59,11 @@ def write_figure(figure: "Figure", path: Path) -> None:
 
 @contextmanager
 def new_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
-    """Fill a folder under a temporary name; it moves to its place when the block ends without an error.
+    """Fill the yielded folder, which has a temporary name until the block ends without an error.
 
     Args:
         path: the folder's place, or a link to it. Parent folders are created, and removed again if they stay empty.
         replace: whether an existing folder is replaced, in one step with the arrival of the new one.
-
-    Yields:
-        The folder to fill.
 
     Raises:
         RunError: the disk is full, the place cannot be written, or it is taken.
@@ -120,11 +112,7 @@ def _workshop(place: Path) -> Iterator[Path]:
 
 
 def check_replaceable(path: Path, named: str, remedy: str) -> None:
-    """Refuse to replace a folder, `named` so in the message, that contains the current working directory.
-
-    Raises:
-        UserError: it does; the message ends in the remedy.
-    """
+    """Refuse, with a UserError, to replace a folder, `named` so there, that contains the working directory."""
     if Path.cwd().is_relative_to(os.path.realpath(path)):
         raise UserError(f"{named}: contains your current working directory and cannot be replaced; {remedy}")
 

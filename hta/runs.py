@@ -51,10 +51,8 @@ def check_image_count(num_images: int, runtime: Runtime) -> None:
     """Refuse more training images than the precision supports, with a UserError."""
     most = _MAX_IMAGES.get(runtime.dtype, num_images)
     if num_images > most:
-        raise UserError(
-            f"{num_images} training images: --precision bfloat16 supports at most {most}; give --precision float32, or "
-            "fewer images"
-        )
+        limit = f"--precision bfloat16 supports at most {most}"
+        raise UserError(f"{num_images} training images: {limit}; give --precision float32, or fewer images")
 
 
 def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config) -> TrainingSet:
@@ -85,11 +83,9 @@ def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config
 
 
 def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
-    """Refuse a folder in which a new run would destroy something, or that cannot become a run folder.
+    """Refuse, with a UserError, a folder that cannot become a run folder, or would lose something to a new run.
 
-    Raises:
-        UserError: there is a model and `overwrite` is off, or it contains files that hta did not write; or the path is
-            a file, another kind of folder, contains the working directory, or has a name that is not UTF-8.
+    That is a model if `overwrite` is off, and always files that hta did not write and the working directory.
     """
     path = folder.path
     if printable(path) != str(path):
@@ -102,9 +98,12 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
     if not folder.exists:
         raise UserError(f"{path}: exists and is not a model of hta; give another --name")
     if not overwrite:
-        raise UserError(
-            f"{path}: contains {_describe_state(folder)}; give another --name, or --overwrite to replace it"
-        )
+        try:
+            folder.read_record()
+            state = "a trained model" if folder.finished else "an unfinished run, which --resume continues"
+        except UserError:
+            state = "a model that this version of hta cannot read"
+        raise UserError(f"{path}: contains {state}; give another --name, or --overwrite to replace it")
     check_overwritable(folder, "give another --name")
 
 
@@ -113,21 +112,10 @@ def check_overwritable(folder: RunFolder, remedy: str, part: str = "") -> None:
     paths = (path.relative_to(folder.path).as_posix() for path in (folder.path / part).rglob("*"))
     foreign = sorted(path for path in paths if not _OWN_FILES.fullmatch(path))
     if foreign:
-        more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
-        raise UserError(
-            f"{folder.path}: contains {foreign[0]}{more}, which hta did not write and --overwrite would delete; move "
-            f"it away, or {remedy}"
-        )
+        found = foreign[0] + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
+        reason = "which hta did not write and --overwrite would delete"
+        raise UserError(f"{folder.path}: contains {found}, {reason}; move it away, or {remedy}")
     check_replaceable(folder.path / part, str(folder.path / part), remedy)
-
-
-def _describe_state(folder: RunFolder) -> str:
-    """What a run folder contains, in words."""
-    try:
-        folder.read_record()
-    except UserError:
-        return "a model that this version of hta cannot read"
-    return "a trained model" if folder.finished else "an unfinished run, which --resume continues"
 
 
 @contextmanager
@@ -153,9 +141,8 @@ def _with_runtime(record: RunRecord, runtime: RuntimeConfig) -> RunRecord:
 def check_resumable(folder: RunFolder) -> None:
     """Refuse to resume where there is no run, or a finished one, with a UserError."""
     if not folder.exists:
-        raise UserError(
-            f"{folder.path}: nothing to resume here; start without --resume, or check --name and --models_dir"
-        )
+        remedy = "start without --resume, or check --name and --models_dir"
+        raise UserError(f"{folder.path}: nothing to resume here; {remedy}")
     if folder.finished:
         raise UserError(f"{folder.path}: is finished and has no checkpoint to resume from; --overwrite trains it anew")
 
@@ -183,10 +170,9 @@ def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Collecti
                     f"{getattr(theirs, name)}; leave the option out to resume, or give another --name"
                 )
     if not torch.equal(folder.read_images(), training_set.images):
-        raise UserError(
-            f"{', '.join(training_set.record.sources)}: not the training images of the run in {folder.path}; give the "
-            "same images to resume, or another --name"
-        )
+        reason = f"not the training images of the run in {folder.path}"
+        sources = ", ".join(training_set.record.sources)
+        raise UserError(f"{sources}: {reason}; give the same images to resume, or another --name")
     return TrainingSet(_with_runtime(record, now.runtime), training_set.images)
 
 

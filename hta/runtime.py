@@ -18,24 +18,17 @@ from hta.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD = -1, -3
-_KEEP_BYTES = 1 << 30
+_MALLOC_TRIM_THRESHOLD, _MALLOC_MMAP_THRESHOLD, _KEEP_BYTES = -1, -3, 1 << 30
 _PACKAGES = ("torch", "torchvision", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A resolved device and data type.
-
-    Attributes:
-        device: where everything runs.
-        dtype: of the activations; weights, statistics, losses and optimisers use at least float32.
-        compile: whether to train with compiled kernels where possible.
-    """
+    """A resolved device and data type."""
 
     device: torch.device
-    dtype: torch.dtype
-    compile: bool = True
+    dtype: torch.dtype  # of the activations; weights, statistics, losses and optimisers use at least float32
+    compile: bool = True  # whether to train with compiled kernels where possible
 
 
 def available_cores() -> int:
@@ -80,22 +73,14 @@ def _cpuinfo() -> str:
 
 
 def resolve(config: RuntimeConfig) -> Runtime:
-    """The device and precision that the settings mean on this machine; has no side effects.
-
-    Raises:
-        UserError: the device does not exist, or is neither a CPU nor CUDA.
-    """
+    """The device and precision that the settings mean on this machine; a UserError if there is no such device."""
     device = _resolve_device(config)
     wants_bfloat16 = config.precision == "bfloat16" or (config.precision == "auto" and has_native_bfloat16(device))
     return Runtime(device, torch.bfloat16 if wants_bfloat16 else torch.float32, config.compile)
 
 
 def set_up(config: RuntimeConfig) -> Runtime:
-    """`resolve`, and configure threads, determinism and memory allocation of the whole process.
-
-    Raises:
-        UserError: the device does not exist, or is neither a CPU nor CUDA.
-    """
+    """`resolve`, and configure threads, determinism and memory allocation of the whole process."""
     runtime = resolve(config)
     if runtime.device.type == "cpu" and config.device is None and not config.not_cuda:
         logger.info("no CUDA device found: running on the CPU")

@@ -83,11 +83,7 @@ class Checked:
 
 
 def read_json(path: Path, version: int) -> dict[str, Any]:
-    """The object in a JSON file, without its `format_version`.
-
-    Raises:
-        UserError: the file cannot be read, is not JSON, or has another format version.
-    """
+    """The object in a JSON file without its `format_version`; a UserError if it is none or has another version."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -100,11 +96,7 @@ def read_json(path: Path, version: int) -> dict[str, Any]:
 
 
 def require_keys(data: Any, keys: set[str], source: str) -> None:
-    """Require a JSON object with exactly these keys.
-
-    Raises:
-        UserError: no object, or unknown or missing keys; names the file, `source`.
-    """
+    """Require a JSON object with exactly these keys, or raise a UserError that names the file, `source`."""
     if not isinstance(data, dict):
         raise UserError(f"{source}: not a JSON object where the keys {', '.join(sorted(keys))} are expected")
     difference = {"unknown": sorted(set(data) - keys), "missing": sorted(keys - set(data))}
@@ -116,8 +108,7 @@ def require_keys(data: Any, keys: set[str], source: str) -> None:
 def from_mapping(cls: type, data: Any, source: str) -> Any:
     """Build a dataclass of settings, and those in it, from a JSON object.
 
-    Raises:
-        UserError: an unknown or missing key, or a value out of range; names the file, `source`.
+    A UserError names the file, `source`, and the unknown or missing key or the value out of range.
     """
     require_keys(data, {f.name for f in fields(cls)}, source)
     kinds = {name: field_type(cls, name) for name in data}

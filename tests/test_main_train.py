@@ -6,7 +6,6 @@ import io
 import json
 import logging
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -98,9 +97,6 @@ def copied(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
-# --------------------------------------------------------------------------------------------- what a run leaves
-
-
 def test_a_run_leaves_model_curves_samples_and_metrics(trained):
     folder = trained / "TrainedModels" / "shots"
     pictures = {f"samples/random_{i:03d}.png" for i in range(3)} | {
@@ -126,21 +122,16 @@ def test_the_kept_statistics_are_those_of_the_finished_model(trained, model):
     np.testing.assert_array_equal(kept.peaks, made.peaks)
 
 
-def test_metrics_hold_every_iteration(trained):
-    with (trained / "TrainedModels" / "shots" / "metrics.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+def test_the_record_and_the_losses_of_every_iteration(trained):
+    folder = trained / "TrainedModels" / "shots"
+    record = json.loads((folder / "config.json").read_text())
+    assert (record["sources"], record["image_size"]) == (["a.png", "b.png"], [20, 24])
+    assert record["hta_version"] == hta.__version__
+    assert (record["config"]["model"]["num_transforms"], record["config"]["training"]["niter"]) == (4, 12)
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert [(int(row["scale"]), int(row["iteration"])) for row in rows] == [(n, i) for n in range(3) for i in range(12)]
     losses = [float(row[name]) for row in rows for name in ("d_real", "d_fake", "g_adversarial", "g_reconstruction")]
     assert all(math.isfinite(loss) and loss > 0 for loss in losses)
-
-
-def test_the_record_tells_how_it_was_made(trained):
-    record = json.loads((trained / "TrainedModels" / "shots" / "config.json").read_text())
-    assert record["sources"] == ["a.png", "b.png"]
-    assert record["image_size"] == [20, 24]
-    assert record["hta_version"] == hta.__version__
-    assert record["config"]["model"]["num_transforms"] == 4
-    assert record["config"]["training"]["niter"] == 12
 
 
 def test_the_tensors_fit_the_plan(model):
@@ -193,18 +184,13 @@ def test_a_model_is_called_like_the_folder_that_was_named(workspace, capsys):
         assert f"would write TrainedModels/{folder}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("task", ["defect", "class"])
-@pytest.mark.parametrize("gray", [False, True])
-def test_task_and_colour_choose_the_transformations(workspace, capsys, task, gray):
-    if gray:
-        with Image.open("photo.png") as picture:
-            picture.convert("L").save("photo.png")
-    assert main_train.main(["--input_name", "photo.png", "--task", task, *SCALES, "--dry_run"]) == 0
-    transformations, niter = {"defect": (4, 2000), "class": (42, 500) if gray else (54, 1000)}[task]
-    assert f"{transformations} transformations, {niter} iterations per scale" in capsys.readouterr().out
-
-
-# ------------------------------------------------------------------------------------------------- several shots
+def test_gray_images_of_the_class_task_have_42_transformations(workspace, capsys):
+    with Image.open("photo.png") as picture:
+        picture.convert("L").save("photo.png")
+    assert main_train.main([*PHOTO, "--task", "class", "--size_image", "15", *SCALES, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "1 training image(s) of 18 x 15 px: photo.png" in out
+    assert "42 transformations, 500 iterations per scale" in out
 
 
 def test_a_folder_of_images_of_different_sizes_is_said(workspace, caplog, capsys):
@@ -219,42 +205,30 @@ def test_a_folder_of_images_of_different_sizes_is_said(workspace, caplog, capsys
     assert "1 of 2 training images differ in size" in caplog.text
 
 
-def test_size_image_brings_the_shorter_side_to_a_length(workspace, capsys):
-    assert main_train.main(["--input_name", "photo.png", "--size_image", "15", *QUICK, "--dry_run"]) == 0
-    assert "1 training image(s) of 18 x 15 px: photo.png" in capsys.readouterr().out
+def in_samples(*arguments):
+    return ["--input_name", "shots", "--mode", "random_samples", "--threads", "1", *arguments]
 
 
-# ------------------------------------------------------------------------------------------------ random samples
-
-
-def draw(arguments, **sizes):
-    sizes = [f"--{name}={value}" for name, value in sizes.items()]
-    assert (
-        main_train.main(["--mode", "random_samples", "--input_name", "shots", "--threads", "1", *arguments, *sizes])
-        == 0
-    )
+def draw(*arguments):
+    assert main_train.main(in_samples(*arguments)) == 0
 
 
 def read_pictures(folder):
-    pictures = []
-    for path in sorted(folder.iterdir()):
-        with Image.open(path) as picture:
-            pictures.append(np.array(picture).astype(int))
-    return pictures
+    return [np.asarray(Image.open(path)).astype(int) for path in sorted(folder.iterdir())]
 
 
 def test_a_sample_depends_on_seed_and_index_alone(copied):
-    folder = copied / "TrainedModels" / "shots" / "random_samples_scale0_h1_v1_seed7"
-    draw(["--num_samples", "5", "--manualSeed", "7", "--precision", "float32"])
-    few = read_pictures(folder)
-    draw(["--num_samples", "20", "--manualSeed", "7", "--precision", "float32", "--overwrite"])
-    many = read_pictures(folder)
+    folder = copied / "TrainedModels" / "shots"
+    drawn = []
+    for seed, count in ((7, 5), (7, 20), (0, 3)):
+        draw("--num_samples", f"{count}", "--manualSeed", f"{seed}", "--precision", "float32", "--overwrite")
+        drawn.append(read_pictures(folder / f"random_samples_scale0_h1_v1_seed{seed}"))
+    few, many, others = drawn
     assert (len(few), len(many)) == (5, 20)
-    for one, other in zip(few, many, strict=False):
-        assert np.abs(one - other).max() <= 1  # a level of rounding
-    draw(["--num_samples", "5", "--manualSeed", "8", "--precision", "float32"])
-    others = read_pictures(folder.with_name("random_samples_scale0_h1_v1_seed8"))
-    assert all(np.abs(one - other).max() > 5 for one, other in zip(few, others, strict=True))
+    assert all(np.abs(one - other).max() <= 1 for one, other in zip(few, many, strict=False))  # a level of rounding
+    assert all(np.abs(one - other).max() > 5 for one, other in zip(few, others, strict=False))
+    # Seed 0 drew the samples after training, too.
+    np.testing.assert_array_equal(others, read_pictures(folder / "samples")[:3])
 
 
 def test_batches_do_not_change_samples(model, monkeypatch):
@@ -268,45 +242,24 @@ def test_batches_do_not_change_samples(model, monkeypatch):
     assert min((one - other).abs().max() for i, one in enumerate(whole) for other in whole[:i]) > 0.01
 
 
-def test_samples_after_the_training_are_those_of_the_mode(copied):
-    draw(["--num_samples", "3", "--precision", "float32"])
-    folder = copied / "TrainedModels" / "shots"
-    again = read_pictures(folder / "random_samples_scale0_h1_v1_seed0")
-    first = read_pictures(folder / "samples")[:3]
-    assert all(np.array_equal(one, other) for one, other in zip(again, first, strict=True))
+def test_sample_i_varies_training_image_i_and_scales_below_the_start_reconstruct_it(model):
+    rebuilt = model.pyramid.reconstruct()
+    drawn = [torch.cat(list(draw_samples(model.pyramid, 8, 0, gen_start_scale=start))) for start in range(3)]
+    distances = [some.sub(rebuilt[torch.arange(8) % 2]).square().mean() for some in drawn]
+    assert distances[0] > distances[1] > distances[2] > 0
+    nearest = [(rebuilt - sample).square().mean(dim=(1, 2, 3)).argmin() for sample in drawn[2]]
+    assert nearest == [0, 1] * 4
 
 
 @pytest.mark.parametrize(
     ("scale_h", "scale_v", "shape"), [(2.5, 0.5, (10, 55, 3)), (0.1, 0.1, (2, 3, 3))]
 )  # of 19 x 22 px, rounded up
 def test_samples_of_any_size(copied, scale_h, scale_v, shape):
-    draw(["--num_samples", "2"], scale_h=scale_h, scale_v=scale_v)
+    draw("--num_samples", "2", "--scale_h", f"{scale_h}", "--scale_v", f"{scale_v}")
     folder = copied / "TrainedModels" / "shots" / f"random_samples_scale0_h{scale_h}_v{scale_v}_seed0"
     pictures = read_pictures(folder)
     assert [picture.shape for picture in pictures] == [shape] * 2
     assert pictures[0].std() > 0
-
-
-def test_scales_below_the_start_reconstruct(model):
-    rebuilt = model.pyramid.reconstruct()[torch.arange(8) % 2]
-
-    def distance(start):
-        drawn = torch.cat(list(draw_samples(model.pyramid, 8, seed=0, gen_start_scale=start)))
-        return drawn.sub(rebuilt).square().mean().sqrt()
-
-    distances = [distance(start) for start in range(3)]
-    assert distances[0] > distances[1] > distances[2] > 0
-
-
-def test_sample_i_varies_training_image_i_modulo_n(model):
-    finest = torch.cat(list(draw_samples(model.pyramid, 4, seed=0, gen_start_scale=2)))
-    rebuilt = model.pyramid.reconstruct()
-    for number, sample in enumerate(finest):
-        distances = (rebuilt - sample).square().mean(dim=(1, 2, 3))
-        assert distances.argmin() == number % 2
-
-
-# --------------------------------------------------------------------------------------------------- dry run, help
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, capsys):
@@ -320,23 +273,6 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, capsys):
     assert snapshot(workspace) == before
 
 
-def test_a_name_that_is_no_utf_8_can_be_printed(workspace, monkeypatch):
-    name = os.fsdecode(b"caf\xe9")
-    write_image(workspace / name / f"{name}.png")
-    printed = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict"))
-    assert main_train.main(["--input_name", f"{name}/{name}.png", "--name", "cafe", *QUICK, "--dry_run"]) == 0
-    assert b"caf\\xe9.png" in printed.getvalue()
-    assert b"would write TrainedModels/cafe\n" in printed.getvalue()
-
-
-def test_a_dry_run_finds_mistakes_too(copied, capsys):
-    before = snapshot(copied)
-    assert main_train.main(["--input_name", "shots", *QUICK, "--dry_run"]) == 2
-    assert "--overwrite" in capsys.readouterr().err
-    assert snapshot(copied) == before
-
-
 def test_help_shows_groups_defaults_ranges_and_units(capsys):
     with pytest.raises(SystemExit) as caught:
         main_train.main(["--help"])
@@ -348,9 +284,6 @@ def test_help_shows_groups_defaults_ranges_and_units(capsys):
     for words in ("default 25 px", "0 < value < 1", "default 0.0005", "one of 54, 42, 4", "--no-deterministic"):
         assert words in text
     assert "from a folder, which must contain that many, the first by name (by default all)" in text
-
-
-# ----------------------------------------------------------------------------------------------------- bad inputs
 
 
 def make_bad_images(folder):
@@ -446,12 +379,9 @@ def in_shots(*arguments):
     return ["--input_name", "shots", *QUICK, *arguments]
 
 
-def in_samples(*arguments):
-    return ["--input_name", "shots", "--mode", "random_samples", "--threads", "1", *arguments]
-
-
 BAD_INPUTS_WITH_A_MODEL = {
     "existing model": (in_shots(), "TrainedModels/shots", "--overwrite"),
+    "existing model in a dry run": (in_shots("--dry_run"), "TrainedModels/shots", "--overwrite"),
     "resume of a finished model": (in_shots("--resume"), "TrainedModels/shots", "--overwrite"),
     "start scale too fine": (in_samples("--gen_start_scale", "3"), "--gen_start_scale 3", "finest scale is 2"),
     "negative start scale": (in_samples("--gen_start_scale", "-1"), "--gen_start_scale", "0 <= value"),
@@ -471,44 +401,40 @@ def test_bad_input_beside_a_model(copied, capsys, case):
     assert_refused(copied, arguments, words, capsys)
 
 
-def test_samples_are_not_overwritten_unasked(copied, capsys):
-    draw(["--num_samples", "1"])
-    assert_refused(copied, in_samples("--num_samples", "2"), ["random_samples_scale0", "--overwrite"], capsys)
-
-
 def test_samples_with_a_file_of_the_user_s_are_not_overwritten(copied, capsys):
-    draw(["--num_samples", "1"])
+    draw("--num_samples", "1")
     (notes,) = [path / "notes.txt" for path in (copied / "TrainedModels" / "shots").glob("random_samples_*")]
+    assert_refused(copied, in_samples("--num_samples", "2"), [notes.parent.name, "--overwrite"], capsys)
     notes.write_text("mine")
     again = in_samples("--num_samples", "1", "--overwrite")
     assert_refused(copied, again, ["notes.txt", "hta did not write", "another --manualSeed"], capsys)
     notes.unlink()
-    draw(["--num_samples", "1", "--overwrite"])
+    draw("--num_samples", "1", "--overwrite")
     shutil.rmtree(notes.parent)
     notes.parent.write_text("mine")
     assert_refused(copied, again, [notes.parent.name, "is a file", "move it away"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("TrainedModels/photo", ["is a file", "--models_dir"]),
+        ("TrainedModels", ["is a file", "--models_dir"]),
+        ("TrainedModels/photo/thesis.txt", ["TrainedModels/photo", "not a model", "--name"]),
+    ],
+)
+def test_an_output_path_that_is_taken(workspace, capsys, place, words):
+    (workspace / place).parent.mkdir(parents=True, exist_ok=True)
+    (workspace / place).write_text("the only copy")
+    for options in ([], ["--overwrite"]):
+        assert_refused(workspace, [*PHOTO, *QUICK, *options], words, capsys)
 
 
 def test_samples_of_more_images_than_their_precision_tells_apart_are_refused(copied, capsys, monkeypatch):
     monkeypatch.setattr(runs, "_MAX_IMAGES", {torch.bfloat16: 1})
     words = ["2 training images", "--precision float32"]
     assert_refused(copied, in_samples("--precision", "bfloat16"), words, capsys)
-    draw(["--num_samples", "1", "--precision", "float32"])
-
-
-@pytest.mark.parametrize("place", ["TrainedModels/photo", "TrainedModels"])
-def test_an_output_path_that_is_a_file(workspace, capsys, place):
-    (workspace / place).parent.mkdir(exist_ok=True)
-    (workspace / place).write_text("a file")
-    assert_refused(workspace, [*PHOTO, *QUICK], [place, "is a file", "--models_dir"], capsys)
-    assert_refused(workspace, [*PHOTO, *QUICK, "--overwrite"], [place, "is a file", "--models_dir"], capsys)
-
-
-def test_a_folder_that_is_no_model_is_not_overwritten(workspace, capsys):
-    (workspace / "TrainedModels" / "photo").mkdir(parents=True)
-    (workspace / "TrainedModels" / "photo" / "thesis.txt").write_text("the only copy")
-    words = ["TrainedModels/photo", "not a model", "--name"]
-    assert_refused(workspace, [*PHOTO, *QUICK, "--overwrite"], words, capsys)
+    draw("--num_samples", "1", "--precision", "float32")
 
 
 @pytest.mark.parametrize(
@@ -524,7 +450,7 @@ def test_what_hta_did_not_write_is_never_overwritten(copied, capsys, place):
 
 
 def test_all_that_hta_writes_goes_with_the_model(copied):
-    draw(["--num_samples", "1"])
+    draw("--num_samples", "1")
     assert main_eval.main(["--input_name", "shots", "--test_dir", "shots", "--threads", "1", "--not_cuda"]) == 0
     folder = copied / "TrainedModels" / "shots"
     assert (folder / "results" / "shots" / "maps" / "a.png.png").is_file()
@@ -565,22 +491,6 @@ def test_a_run_is_locked_from_its_beginning(unfinished, overwrite):
         pass
 
 
-def test_a_run_is_locked_until_it_is_finished(workspace, monkeypatch):
-    folder, tried = RunFolder(workspace / "TrainedModels" / "photo"), []
-    finish = RunFolder.finish
-
-    def tried_before(self):
-        with pytest.raises(UserError, match="another process is training this"), folder.locked():
-            pass
-        tried.append(True)
-        finish(self)
-
-    monkeypatch.setattr(RunFolder, "finish", tried_before)
-    assert main_train.main([*PHOTO, *QUICKEST]) == 0
-    assert tried == [True]
-    assert not (folder.path / ".lock").exists()
-
-
 @pytest.mark.parametrize(
     "damage", [lambda text: text[:-20], lambda text: text.replace('"format_version": 2', '"format_version": 1')]
 )
@@ -598,43 +508,49 @@ def test_a_model_whose_folder_one_works_in_is_not_overwritten(copied, capsys, mo
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any bytes for a name")
-def test_a_name_that_is_not_utf8_is_refused_and_the_file_can_be_given_another(workspace, capsys):
+def test_a_name_that_is_not_utf8_is_refused_and_the_file_can_be_given_another(workspace, monkeypatch, capsys):
     Path("photo.png").rename("caf\udce9.png")
     assert_refused(workspace, ["--input_name", "caf\udce9.png", *QUICK], ["caf", "UTF-8", "--name"], capsys)
-    assert main_train.main(["--input_name", "caf\udce9.png", *QUICKEST, "--name", "cafe"]) == 0
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding="utf-8", errors="strict"))
+    named = ["--input_name", "caf\udce9.png", *QUICKEST, "--name", "cafe"]
+    assert main_train.main([*named, "--dry_run"]) == 0
+    assert b"caf\\xe9.png" in printed.getvalue()
+    assert main_train.main(named) == 0
     assert RunFolder(workspace / "TrainedModels" / "cafe").read_record().sources == ("caf\udce9.png",)
 
 
-@pytest.mark.parametrize(
-    "name", ["nowhere/shots", "TrainedModels/nowhere/shots", "shots.v7", "shots.png.v7", "shots/samples"]
-)
-def test_a_mistyped_name_does_not_find_another_model(copied, capsys, name):
-    arguments = ["--input_name", name, "--mode", "random_samples", "--threads", "1"]
-    assert_refused(copied, arguments, [name, "no model here", "--input_name"], capsys)
-
-
-@pytest.mark.parametrize(
-    "name", ["shots", "shots/", "shots.png", "gone/shots.JPG", "TrainedModels/shots", "TrainedModels/shots/", "./shots"]
-)
-def test_a_model_is_found_by_its_name_its_folder_and_its_image(copied, name):
-    assert find_model(name).path == Path("TrainedModels/shots")
-
-
-def test_a_name_may_end_like_an_image_or_hold_a_dot(copied):
-    for name in ("wall.png", "wall.v7"):
+def test_a_model_is_found_by_its_name_its_folder_and_its_image_and_not_by_a_mistyped_name(copied, capsys):
+    for name in ("shots", "shots/", "shots.png", "gone/shots.JPG", "TrainedModels/shots/", "./shots"):
+        assert find_model(name).path == Path("TrainedModels/shots"), name
+    for name in ("nowhere/shots", "TrainedModels/nowhere/shots", "shots.v7", "shots.png.v7", "shots/samples"):
+        arguments = ["--input_name", name, "--mode", "random_samples", "--threads", "1"]
+        assert_refused(copied, arguments, [name, "no model here", "--input_name"], capsys)
+    for name in ("wall.png", "wall.v7"):  # a name may end like an image, or contain a dot
         shutil.copytree("TrainedModels/shots", f"TrainedModels/{name}")
         assert find_model(name).path == Path("TrainedModels") / name
     assert find_model("Input/wall.v7.png").path == Path("TrainedModels/wall.v7")
 
 
-def test_a_reader_that_has_gone_leaves_a_finished_model(workspace, monkeypatch):
+def test_a_run_is_locked_until_it_is_finished_which_it_is_even_if_its_reader_has_gone(workspace, monkeypatch):
+    folder, tried, finish = RunFolder(workspace / "TrainedModels" / "photo"), [], RunFolder.finish
+
+    def tried_before(self):
+        with pytest.raises(UserError, match="another process is training this"), folder.locked():
+            pass
+        tried.append(True)
+        finish(self)
+
     def gone(*_, **__):
         raise BrokenPipeError
 
+    monkeypatch.setattr(RunFolder, "finish", tried_before)
     monkeypatch.setattr("builtins.print", gone)
     monkeypatch.setattr("os.dup2", lambda *_: None)
     assert main_train.main([*PHOTO, *QUICKEST]) == 141
-    assert RunFolder(workspace / "TrainedModels" / "photo").finished
+    assert tried == [True]
+    assert folder.finished
+    assert not (folder.path / ".lock").exists()
 
 
 @pytest.fixture
@@ -659,16 +575,17 @@ RESUME = [*PHOTO, *QUICK, "--resume"]
         (["--manualSeed", "1"], ["--manualSeed 1", "started with 0", "leave the option out"]),
         (["--task", "class"], ["--task class", "started with defect", "leave the option out"]),
         (["--precision", "bfloat16"], ["--precision bfloat16", "started with float32", "leave the option out"]),
-        (["--size_image", "15"], ["photo.png", "not the training images", "--name"]),
     ],
 )
 def test_resume_with_another_configuration(unfinished, capsys, arguments, words):
     assert_refused(unfinished, [*RESUME, *arguments], words, capsys)
 
 
-def test_resume_with_another_image(unfinished, capsys):
-    write_image(unfinished / "photo.png", seed=9)
-    assert_refused(unfinished, RESUME, ["photo.png", "not the training images", "--name"], capsys)
+@pytest.mark.parametrize("options", [[], ["--size_image", "15"]])
+def test_resume_with_another_image(unfinished, capsys, options):
+    write_image(unfinished / "photo.png", seed=9 if not options else 0)
+    words = ["photo.png", "not the training images", "--name"]
+    assert_refused(unfinished, [*RESUME, *options], words, capsys)
 
 
 @pytest.mark.parametrize("file", ["config.json", "checkpoint.safetensors", "training_images.safetensors"])
@@ -772,9 +689,6 @@ def test_help_and_mistakes_come_at_once(tmp_path, argument, status):
     assert [line.split(":")[0] for line in said] == ["error"] * (status != 0)
     assert bool(result.stdout) == (status == 0)
     assert list(tmp_path.iterdir()) == []
-
-
-# ------------------------------------------------------------------------------------------- runs that cannot go on
 
 
 @contextlib.contextmanager
