@@ -1,6 +1,7 @@
 """Thresholds from normal images only: by hand, kept beside the model, and never used where they are not for."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -113,16 +114,18 @@ def test_kept_statistics_are_used_and_not_made_again(models):
 
 
 @pytest.mark.parametrize(
-    ("scoring", "task", "precision", "fraction"),
+    ("scoring", "task", "precision", "strength", "fraction"),
     [
-        (ScoringConfig(0.3), "defect", "float32", 0.3),
-        (ScoringConfig(), "class", "float32", 1.0),
-        (ScoringConfig(0.3), "class", "float32", 0.3),
-        (ScoringConfig(), "defect", "bfloat16", 0.05),
+        (ScoringConfig(0.3), "defect", "float32", 2.0, 0.3),
+        (ScoringConfig(), "class", "float32", 2.0, 1.0),
+        (ScoringConfig(0.3), "class", "float32", 2.0, 0.3),
+        (ScoringConfig(), "defect", "bfloat16", 2.0, 0.05),
+        (ScoringConfig(), "defect", "float32", 123.0, 0.05),
     ],
 )
-def test_another_fraction_task_or_precision_is_calibrated_anew(models, caplog, scoring, task, precision, fraction):
-    before = marked(models)
+def test_statistics_for_others_are_made_anew(models, caplog, scoring, task, precision, strength, fraction):
+    marked(models)
+    before = edit(models, strength=strength)
     model = replace(load(models, precision=precision), task=task)
     with caplog.at_level("INFO", "hta"):
         other = model.calibration(scoring)
@@ -130,17 +133,10 @@ def test_another_fraction_task_or_precision_is_calibrated_anew(models, caplog, s
     assert (other.precision, other.peaks[0] == 0.123456) == (precision, False)
     assert caplog.text.count(f"calibrating anew for fraction {fraction:g}, this task and {precision}") == 1
     assert model.calibration(scoring) is other
-    if precision == "float32":
+    if fraction != 0.05:
         model.task = "defect"
         assert model.calibration().peaks[0] == 0.123456
     assert (models / "wall" / CALIBRATION_FILE).read_bytes() == before
-
-
-def test_statistics_of_views_of_another_strength_are_made_anew(models):
-    marked(models)
-    edit(models, strength=123.0)
-    statistics = load(models).calibration()
-    assert (statistics.rule, statistics.peaks[0] == 0.123456) == (view_rule("defect", 4), False)
 
 
 def test_a_model_without_the_file_is_calibrated(models):
@@ -151,63 +147,57 @@ def test_a_model_without_the_file_is_calibrated(models):
     assert not (models / "wall" / CALIBRATION_FILE).exists()
 
 
-ROWS, NOT_STATISTICS = [[0.5, 0.5, 0.5], [0.4, 0.4, 0.4]], "not the statistics of a model of 3 scales"
-# The file becomes these bytes, gets these values, or is a folder; or a file of this name is the other model's.
-DAMAGES = {
-    "empty": (b"", "cannot be read as JSON"),
-    "truncated": (b'{"format_version": 3, "fraction', "cannot be read as JSON"),
-    "not text": (b"\xff\xfe\x00", "cannot be read"),
-    "nested without end": (b"[" * 200_000, "cannot be read as JSON"),
-    "a folder": (None, "cannot be read"),
-    "a list": (b"[1, 2]", "has format None"),
-    "another format": (dict(format_version=2), "has format 2"),
-    "no format": (dict(format_version=None), "has format None"),
-    "a key less": (dict(peaks=None), "missing key peaks"),
-    "a key more": (dict(extra=1), "unknown key extra"),
-    "another model's": (CALIBRATION_FILE, "belongs to another model"),
-    "another scale": ("scale_2.safetensors", "belongs to another model"),
-    "another image": ("training_images.safetensors", "belongs to another model"),
-    "another number of scales": (dict(shares=[[0.5, 0.5], [0.4, 0.4]], peaks=[0.1, 0.2]), NOT_STATISTICS),
-    "fewer peaks than shares": (dict(shares=ROWS, peaks=[0.1]), NOT_STATISTICS),
-    "one view": (dict(shares=ROWS[:1], peaks=[0.1]), NOT_STATISTICS),
-    "no view": (dict(shares=[], peaks=[]), NOT_STATISTICS),
-    "peaks in two dimensions": (dict(shares=ROWS, peaks=[[0.1], [0.2]]), NOT_STATISTICS),
-    "peaks that are one number": (dict(peaks=0.5), NOT_STATISTICS),
-    "rows of two lengths": (dict(shares=[[0.5, 0.5, 0.5], [0.5]], peaks=[0.1, 0.2]), NOT_STATISTICS),
-    "not a number": (dict(shares=ROWS, peaks=[0.1, float("nan")]), NOT_STATISTICS),
-    "words": (dict(shares=ROWS, peaks=["0.1", "0.2"]), NOT_STATISTICS),
-    "above 1": (dict(shares=ROWS, peaks=[0.1, 1.2]), NOT_STATISTICS),
-    "below 0": (dict(shares=[[-0.1, 0.5, 0.5], ROWS[1]], peaks=[0.1, 0.2]), NOT_STATISTICS),
-    "huge numbers": (dict(shares=ROWS, peaks=[0.1, 10**400]), NOT_STATISTICS),
-    "a word for the fraction": (dict(fraction="0.05"), NOT_STATISTICS),
-    "fraction 0": (dict(fraction=0), NOT_STATISTICS),
-    "an infinite seed": (dict(seed=float("inf")), NOT_STATISTICS),
-    "a list for the strength": (dict(strength=[1.0]), NOT_STATISTICS),
-    "a number for mirrored": (dict(mirrored=1), NOT_STATISTICS),
-    "a precision that is none": (dict(precision="float16"), NOT_STATISTICS),
-    "a list for the precision": (dict(precision=["float32"]), NOT_STATISTICS),
+PEAKS, SHARES = [0.1, 0.2], [[0.5, 0.5, 0.5], [0.4, 0.4, 0.4]]
+NOT_VALUES = {
+    "shares": [SHARES[:1], [[0.5, 0.5], [0.4, 0.4]], [SHARES[0], [0.5]], [[-0.1, 0.5, 0.5], SHARES[1]]],
+    "peaks": [[0.1], [[0.1], [0.2]], 0.5, [0.1, math.nan], ["0.1", "0.2"], [0.1, 1.2], [0.1, 10**400]],
+    "fraction": ["0.05", 0],
+    "strength": [[1.0]],
+    "seed": [math.inf],
+    "mirrored": [1],
+    "precision": ["float16", ["float32"]],
 }
+NOT_STATISTICS = [{"shares": SHARES[:1], "peaks": [0.1]}, {"shares": [], "peaks": []}]
+NOT_STATISTICS += [{name: value} for name, values in NOT_VALUES.items() for value in values]
 
 
-@pytest.mark.parametrize("name", DAMAGES)
-def test_a_damaged_file_is_one_line_that_names_it_and_the_remedy(models, name):
-    damage, words = DAMAGES[name]
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (b"", "not valid JSON"),
+        (b'{"format_version": 3, "fraction', "not valid JSON"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"[" * 200_000, "not valid JSON"),
+        ("a folder", "cannot be read"),
+        (b"[1, 2]", "calibration format None"),
+        ({"format_version": 2}, "calibration format 2"),
+        ({"format_version": None}, "calibration format None"),
+        ({"peaks": None}, "missing key peaks"),
+        ({"extra": 1}, "unknown key extra"),
+        (CALIBRATION_FILE, "belongs to another model"),
+        ("scale_2.safetensors", "belongs to another model"),
+        ("training_images.safetensors", "belongs to another model"),
+        *((values, "not the statistics of a model of 3 scales") for values in NOT_STATISTICS),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_it_and_the_remedy(models, damage, words):
+    """The file gets this content or these values, or is a folder; or a file of this name is that of the other model."""
     path = models / "wall" / CALIBRATION_FILE
+    edit(models, shares=SHARES, peaks=PEAKS)
+    assert load(models).calibration().peaks.tolist() == PEAKS
     if isinstance(damage, dict):
         edit(models, **damage)
     elif isinstance(damage, bytes):
         path.write_bytes(damage)
-    elif damage is None:
+    elif damage == "a folder":
         path.unlink()
         path.mkdir()
     else:
         shutil.copy(models / "other" / damage, models / "wall" / damage)
-    model = load(models)
-    for use in (model.calibration, lambda: model.score(picture(3))):
-        with pytest.raises(UserError) as caught:
-            use()
-        message = str(caught.value)
-        assert message.startswith(f"{path}: {words}")
-        assert "remove the file" in message
-        assert "\n" not in message
-        assert len(message) < 500
+    with pytest.raises(UserError) as caught:
+        load(models).score(picture(3))
+    message = str(caught.value)
+    assert message.startswith(f"{path}: {words}")
+    assert "remove the file" in message
+    assert "\n" not in message
+    assert len(message) < 500

@@ -8,7 +8,7 @@ import pytest
 
 from hta.errors import UserError
 from hta.evaluation.pixel_metrics import LEVELS, PixelMetrics, quantize
-from tests.metric_references import aupro_by_loop, auroc_by_pairs, f1_by_loop
+from tests.metric_references import aupro_by_loop, auroc_by_pairs, f1_by_loop, regions_by_flood
 
 TOP = LEVELS - 1
 
@@ -43,16 +43,6 @@ def test_pixel_metrics_equal_hand_computed_values():
     assert metrics.aupro(1)["value"] == pytest.approx(0.1 + 0.175 + 0.6)
 
 
-def test_regions_touch_at_corners_and_weigh_alike():
-    mask = np.zeros((8, 8), dtype=bool)
-    mask[0, 0] = mask[1, 1] = True  # one region, by the corner
-    mask[4:8, 4:8] = True
-    metrics = accumulated([mask], [np.where(np.arange(8) < 2, 1.0, 0.0) * mask])
-    assert metrics.regions == 2
-    # the small region is found without a false alarm, the large one only with all pixels: the line from 1/2 to 1
-    assert metrics.aupro(1.0)["value"] == pytest.approx(0.75)
-
-
 @pytest.mark.parametrize("seed", range(10))
 def test_pixel_metrics_equal_brute_force(seed):
     masks, maps = random_maps(seed)
@@ -64,7 +54,9 @@ def test_pixel_metrics_equal_brute_force(seed):
     assert metrics.f1_max() == pytest.approx({"value": value, "threshold": threshold}, abs=1e-12)
     for limit in (0.05, 0.3, 1.0):
         assert metrics.aupro(limit)["value"] == pytest.approx(aupro_by_loop(masks, maps, limit), abs=1e-12)
-    assert json.loads(json.dumps(metrics.compute())) == metrics.compute()
+    summary = metrics.compute()
+    assert summary["pixels"]["regions"] == sum(len(regions_by_flood(mask)) for mask in masks)
+    assert json.loads(json.dumps(summary)) == summary
 
 
 def test_pixel_metrics_of_a_perfect_a_constant_and_an_inverted_map():
@@ -75,18 +67,6 @@ def test_pixel_metrics_of_a_perfect_a_constant_and_an_inverted_map():
         assert summary["pixel_auroc"]["value"] == area
         assert summary["pixel_f1_max"]["value"] == pytest.approx(f1)
         assert summary["aupro"]["value"] == pytest.approx(overlap, abs=1e-12)
-
-
-def test_pixel_metrics_follow_ranks_alone_and_not_the_order():
-    masks, maps = random_maps(1)
-    masks[3][:] = False
-    plain = accumulated(masks, maps).compute()
-    backwards = accumulated([None, *masks[2::-1]], maps[::-1]).compute()
-    squared = accumulated(masks, [anomaly_map**2 for anomaly_map in maps]).compute()
-    for other in (backwards, squared):
-        assert other["pixels"] == plain["pixels"]
-        for name in ("pixel_auroc", "pixel_f1_max", "aupro"):
-            assert other[name]["value"] == pytest.approx(plain[name]["value"], abs=1e-12)
 
 
 def test_quantising_moves_fine_maps_by_little():
