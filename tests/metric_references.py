@@ -1,8 +1,7 @@
 """Metrics by slow loops, written from their definitions alone."""
 
-from itertools import pairwise
-
 import numpy as np
+from sklearn.metrics import auc
 
 
 def auroc_by_pairs(labels, scores):
@@ -40,10 +39,6 @@ def aupro_by_loop(masks, maps, limit):
         overlaps = [np.mean(m[r] >= threshold) for k, m in zip(masks, maps, strict=True) for r in regions_by_flood(k)]
         normal = np.concatenate([m[~k] for k, m in zip(masks, maps, strict=True)])
         curve.append((np.mean(normal >= threshold), np.mean(overlaps)))
-    area = 0.0
-    for (x0, y0), (x1, y1) in pairwise(curve):
-        if x1 > limit and x0 < limit:
-            x1, y1 = limit, y0 + (y1 - y0) * (limit - x0) / (x1 - x0)
-        if x1 <= limit:
-            area += (x1 - x0) * (y0 + y1) / 2
-    return area / limit
+    rates, overlaps = np.array(curve).T
+    xs = [*rates[rates < limit], limit]
+    return auc(xs, [*overlaps[rates < limit], np.interp(limit, rates, overlaps)]) / limit

@@ -48,13 +48,6 @@ def test_minmax_has_no_threshold_unless_maps_decide(source):
     assert by_map == Threshold(None, None, source, 0.25, threshold.pixel_threshold, "map")
 
 
-@pytest.mark.parametrize(("target_fpr", "rejected"), [(0.05, 10), (0.5, 100), (0.9, 180), (0.01, 2)])
-def test_it_rejects_the_wanted_share_of_the_views(target_fpr, rejected):
-    scores, peaks = np.random.default_rng(0).random((2, 200))
-    threshold = make_threshold(scores, peaks, target_fpr, "calibrated")
-    assert decide(scores, threshold).sum() == (peaks > threshold.pixel_threshold).sum() == rejected
-
-
 @pytest.mark.parametrize(
     ("count", "target", "rank"),
     [(19, 0.05, 19), (19, 0.1, 18), (39, 0.05, 38), (1, 0.5, 1), (3, 0.25, 3), (99, 0.01, 99), (19, 1 - 1e-12, 1)],
@@ -149,16 +142,9 @@ def test_a_decision_in_words():
 
 @pytest.mark.parametrize(
     ("successes", "trials", "low", "high"),
-    [
-        (0, 150, 0.0, 1 - 0.025 ** (1 / 150)),  # 0.0243
-        (10, 10, 0.025 ** (1 / 10), 1.0),
-        (5, 10, 0.1871, 0.8129),
-        (1, 20, 0.0013, 0.2487),
-        (81, 263, 0.2527, 0.3676),
-    ],
+    [(0, 150, 0.0, 1 - 0.025 ** (1 / 150)), (10, 10, 0.025 ** (1 / 10), 1.0), (81, 263, 0.2527, 0.3676)],
 )
 def test_exact_binomial_intervals(successes, trials, low, high):
     share = proportion(successes, trials)
-    assert share["value"] == successes / trials
-    assert share["interval_95"] == pytest.approx([low, high], abs=1e-4)
+    assert share == {"value": successes / trials, "interval_95": pytest.approx([low, high], abs=1e-4)}
     assert proportion(0, 0) == NOTHING

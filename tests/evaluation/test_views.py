@@ -82,12 +82,6 @@ def test_gray_stays_gray_and_colour_does_not_become_gray():
     assert ((colour[:, 0] - colour[:, 1]).abs().amax(dim=(1, 2)) > 0.05).all()
 
 
-def test_more_strength_changes_more():
-    images = smooth_images()
-    change = [float((draw_views(images, 30, s, seed=0) - images).abs().mean()) for s in (0.3, 1.0, 3.0)]
-    assert 1e-4 < change[0] < change[1] < change[2]
-
-
 @pytest.mark.parametrize("name", ["shift", "zoom", "turn", "bend", "brightness", "contrast", "noise"])
 def test_each_change_changes_the_image(name):
     value = {"turn": 5.0}.get(name, 0.05)
