@@ -102,11 +102,11 @@ def _parse(path: Path, model: str, num_scales: int) -> Calibration:
         arrays = [np.asarray(data[name]) for name in _NUMBERS]
     except ValueError:  # rows of several lengths
         arrays = []
-    if not (
-        _are_statistics(arrays, num_scales) and isinstance(mirrored, bool) and precision in ("float32", "bfloat16")
-    ):
+    known = isinstance(mirrored, bool) and precision in ("float32", "bfloat16")
+    if not (known and _are_statistics(arrays, num_scales)):
         raise UserError(f"{path}: not the statistics of a model of {num_scales} scales")
-    fraction, strength, seed, shares, peaks = (array.astype(np.float64) for array in arrays)
+    fraction, strength, seed, shares, peaks = arrays
+    shares, peaks = shares.astype(np.float64), peaks.astype(np.float64)
     return Calibration(shares, peaks, float(fraction), ViewRule(float(strength), mirrored), precision, int(seed))
 
 
