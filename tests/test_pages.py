@@ -12,38 +12,35 @@ from hta.pages import COLOURS, chart_style, inline_svg, write_page
 
 
 @pytest.fixture
-def template(monkeypatch):
-    """Put a template in the place of all others."""
+def page_of(monkeypatch, tmp_path):
+    """The text of the page that a template makes of data."""
 
-    def use(text):
+    def write(text, **data):
         loaders = [jinja2.DictLoader({"t": text}), pages._ENVIRONMENT.loader]
         monkeypatch.setattr(pages, "_ENVIRONMENT", pages._ENVIRONMENT.overlay(loader=jinja2.ChoiceLoader(loaders)))
+        write_page(tmp_path / "page.html", "t", **data)
+        return (tmp_path / "page.html").read_text()
 
-    return use
-
-
-def test_what_a_template_prints_is_escaped_and_can_be_written(template, tmp_path):
-    template("{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice(name) }} {{ names | join('&') }} {{ number }}")
-    name = os.fsdecode(b"<b>\xe9")
-    write_page(tmp_path / "page.html", "t", name=name, names=[name, "é"], number=3)
-    once = r"&lt;b&gt;\xe9"
-    assert (tmp_path / "page.html").read_text() == f"{once}{once} {once}&amp;é 3"
+    return write
 
 
-def test_a_name_that_is_missing_is_an_error(template, tmp_path):
-    template("{{ nmae }}")
+def test_what_a_template_prints_is_escaped_and_can_be_written(page_of):
+    text = "{% macro twice(x) %}{{ x }}{{ x }}{% endmacro %}{{ twice(name) }} {{ names | join('&') }} {{ number }}"
+    name, once = os.fsdecode(b"<b>\xe9"), r"&lt;b&gt;\xe9"
+    assert page_of(text, name=name, names=[name, "é"], number=3) == f"{once}{once} {once}&amp;é 3"
+
+
+def test_a_name_that_is_missing_is_an_error(page_of, tmp_path):
     with pytest.raises(jinja2.UndefinedError, match="nmae"):
-        write_page(tmp_path / "page.html", "t", name=1)
+        page_of("{{ nmae }}", name=1)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("rate", "text"), [(0, "0 %"), (1, "100 %"), (0.05, "5 %"), (0.4545, "45.5 %"), (0.0012345, "0.12 %")]
 )
-def test_rates_are_short(template, tmp_path, rate, text):
-    template('{% from "macros.html" import percent %}{{ percent(rate) }}')
-    write_page(tmp_path / "page.html", "t", rate=rate)
-    assert (tmp_path / "page.html").read_text() == text
+def test_rates_are_short(page_of, rate, text):
+    assert page_of('{% from "macros.html" import percent %}{{ percent(rate) }}', rate=rate) == text
 
 
 def draw(name):

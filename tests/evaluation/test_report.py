@@ -20,7 +20,6 @@ from skimage import data
 import hta
 import main_eval
 from hta.data.sample import Sample
-from hta.errors import UserError
 from hta.evaluation import results
 from hta.evaluation.overlays import THUMBNAIL_SIDE, ColourScale
 from hta.evaluation.report import crowd_at_one, draw_histogram, draw_roc, nines, picture_link, score_ticks, write_report
@@ -294,13 +293,6 @@ def test_the_image_is_beside_its_overlay(tmp_path):
     for suffix, equal in ((PLAIN_SUFFIX, True), (MAP_SUFFIX, False)):
         with Image.open(tmp_path / os.fsdecode(unquote_to_bytes(picture_link(f"bad/{LATIN_1}", suffix)))) as image:
             assert (np.abs(np.asarray(image).astype(int) - picture).max() <= 2) == equal
-
-
-def test_the_results_folder_knows_the_report(tmp_path):
-    (tmp_path / REPORT_FILE).touch()
-    results.check_target(tmp_path, tmp_path / "images", overwrite=True)
-    with pytest.raises(UserError, match="--overwrite"):
-        results.check_target(tmp_path, tmp_path / "images", overwrite=False)
 
 
 def test_thumbnails_show_image_map_and_outline(tmp_path):
