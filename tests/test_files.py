@@ -85,11 +85,20 @@ def test_a_name_as_long_as_names_may_be(tmp_path):
     assert {path.name[0] for path in tmp_path.iterdir()} == {"x", "y"}
 
 
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    for data in (b"old", b"new"):
+        write_atomically(tmp_path / "a.bin", data)
+    (tmp_path / "folder").mkdir()
+    for path in ("missing/a.bin", "folder"):
+        with pytest.raises(RunError, match="cannot be written"):
+            write_atomically(tmp_path / path, b"x")
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.bin", "folder"]
+
+
 def test_what_a_process_of_the_same_number_left_is_in_nobodys_way(tmp_path):
     """In a container, where numbers of processes are small and come again."""
-    left = [
-        tmp_path / f".{name}.{os.getpid()}{ending}" for name in ("out", "a.bin") for ending in (".part", ".old.part")
-    ]
+    left = [tmp_path / f".{name}.{os.getpid()}.part" for name in ("out", "a.bin")]
     for path in left:
         path.mkdir()
         (path / "work").write_text("of another")
