@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from hta.errors import UserError
 from hta.image_files import to_array
@@ -66,13 +65,6 @@ class TestResize:
         single = resize(torch.from_numpy(images).float(), target)
         assert single.dtype == torch.float32
         np.testing.assert_allclose(single, expected.clip(-1, 1), atol=1e-5)
-
-    @pytest.mark.parametrize("target", [(13, 9), (41, 50)])
-    def test_equals_pillow_in_float(self, rng, target):
-        image = rng.uniform(-0.5, 0.5, (20, 30)).astype(np.float32)
-        expected = Image.fromarray(image).resize(target[::-1], Image.Resampling.BICUBIC)
-        result = resize(torch.from_numpy(image)[None, None], target)[0, 0]
-        np.testing.assert_allclose(result, np.asarray(expected), atol=1e-5)
 
     def test_clamps_before_and_after(self):
         step = torch.full((1, 1, 8, 8), -5.0)

@@ -52,22 +52,15 @@ def rejected(message, call, *arguments, **options):
 
 
 class TestFindTrainingImages:
-    def test_a_name_of_the_input_folder_goes_before_a_path(self, tmp_path, monkeypatch):
-        inside, outside = make(tmp_path, "Input/a.png", "b.png")
-        make(tmp_path, "a.png")
+    def test_plain_names_go_to_the_input_folder_first_and_paths_to_their_place(self, tmp_path, monkeypatch):
+        inside, outside, below, other = make(tmp_path, "Input/a.png", "a.png", "Input/deeper/b.png", "c.png")
+        make(tmp_path, "Input/shots/c.png", "shots/d.png")
         monkeypatch.chdir(tmp_path)
-        assert find_training_images(["a.png", str(outside)], tmp_path / "Input") == [inside, outside]
-        assert [path.resolve() for path in find_training_images(["b.png"], tmp_path / "Input")] == [outside]
-
-    def test_a_path_goes_before_the_same_place_in_the_input_folder(self, tmp_path, monkeypatch):
-        inside, outside, below = make(tmp_path, "Input/a.png", "a.png", "Input/deeper/b.png")
-        (folder,) = {path.parent for path in make(tmp_path, "Input/shots/c.png")}
-        make(tmp_path, "shots/d.png")
-        monkeypatch.chdir(tmp_path)
-        for name, expected in (("./a.png", outside), ("a.png", inside), ("deeper/b.png", below)):
+        places = {"a.png": inside, "./a.png": outside, str(outside): outside, "deeper/b.png": below, "c.png": other}
+        for name, expected in places.items():
             (found,) = find_training_images([name], tmp_path / "Input")
             assert found.resolve() == expected
-        assert folders.locate("shots/", tmp_path / "Input") == folder
+        assert folders.locate("shots/", tmp_path / "Input") == tmp_path / "Input/shots"
         assert folders.locate("./shots", tmp_path / "Input").resolve() == tmp_path / "shots"
 
     def test_files_keep_their_order_and_a_folder_is_sorted_and_not_recursive(self, tmp_path):
