@@ -222,12 +222,10 @@ def traits_of(image: np.ndarray) -> Traits:
 
 
 def differences(traits: Sequence[Traits], training_images: Tensor, image_size: tuple[int, int]) -> list[str]:
-    """How many test images plainly differ from the training images, one line per kind of difference.
+    """How many test images, of which `traits_of` gave `traits`, plainly differ from the training images.
 
-    Args:
-        traits: of the test images, from `traits_of`.
-        training_images: `(N, 3, h, w)` in [-1, 1], at the working size.
-        image_size: (height, width) of the training images themselves.
+    Returns one line per kind of difference. The training images are `(N, 3, h, w)` in [-1, 1] at the working size;
+    `image_size` is their own (height, width).
     """
     height, width = training_images.shape[-2:]
     brightness = (training_images.double().mean(dim=(1, 2, 3)) + 1) / 2
