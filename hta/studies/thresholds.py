@@ -85,8 +85,8 @@ def candidates(model: Model, count: int, seed: int) -> Iterator[tuple[str, torch
 class Results(NamedTuple):
     """The results of main_eval.py with the aggregate "mean" on N images.
 
-    `labels` `(N,)`, 1 = anomalous; anomaly `scores` `(N,)`; maxima of the maps at the working size, `peaks` `(N,)`, None
-    without maps; `fraction` of the patches that voted.
+    `labels` `(N,)`, 1 = anomalous; anomaly `scores` `(N,)`; `peaks` `(N,)`, the maxima of the maps at the working size,
+    None without maps; `fraction` of the patches that voted.
     """
 
     labels: np.ndarray
