@@ -232,7 +232,7 @@ def _checked_name(name: str) -> str:
 
 def _print_plan(folder: "RunFolder", training_set: "TrainingSet") -> None:
     """Print what a run would do."""
-    from hta.models.pyramid import plan_of
+    from hta.models.scales import plan_of
     from hta.runtime import resolve
 
     record = training_set.record

@@ -20,7 +20,7 @@ from hta.image_files import to_array
 from hta.images import is_gray, resize, to_tensor
 from hta.model import ImageLike, Model, as_list
 from hta.models import storage
-from hta.models.pyramid import plan_of
+from hta.models.scales import plan_of
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, resolve, set_up
 from hta.training import progress, report, samples
@@ -190,7 +190,9 @@ def train_run(folder: RunFolder, training_set: TrainingSet, num_samples: int = N
         UserError: a file of the run is damaged.
         RunError: a loss is not finite, or a file cannot be written; the last checkpoint is intact.
     """
-    model = _train_model(training_set, folder)
+    record, images = training_set.record, training_set.images
+    runtime = set_up(record.config.runtime)
+    model = Model(record, train_pyramid(images, record, runtime, folder), runtime, images, folder)
     seed = model.record.config.training.manualSeed
     pyramid = model.pyramid
     write_samples(folder.path / SAMPLES_FOLDER, draw_samples(pyramid, num_samples, seed), pyramid.reconstruct())
@@ -199,13 +201,6 @@ def train_run(folder: RunFolder, training_set: TrainingSet, num_samples: int = N
     model.keep_calibration()
     folder.finish()
     return model, shares
-
-
-def _train_model(training_set: TrainingSet, folder: RunFolder | None = None) -> Model:
-    """Train a model in memory, or from the checkpoint of a run folder."""
-    record, images = training_set.record, training_set.images
-    runtime = set_up(record.config.runtime)
-    return Model(record, train_pyramid(images, record, runtime, folder), runtime, images, folder)
 
 
 def train(
@@ -236,7 +231,9 @@ def train(
     sources = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(several)]
     training_set = prepare((to_array(image) for image in several), sources, config or Config())
     if folder is None:
-        return _train_model(training_set)
+        record, stacked = training_set.record, training_set.images
+        runtime = set_up(record.config.runtime)
+        return Model(record, train_pyramid(stacked, record, runtime), runtime, stacked)
     run_folder = RunFolder(Path(folder))
     with new_run(run_folder, training_set, overwrite=overwrite) as stored:
         return train_run(run_folder, stored, num_samples)[0]

@@ -14,7 +14,7 @@ def random_pyramid(image_size, num_transforms, *, dtype=torch.float64, min_size=
     config = ModelConfig(
         task="class", num_transforms=num_transforms, min_size=min_size, max_size=max_size, nfc=nfc, scale_factor=0.6
     )
-    pyramid = Pyramid.planned(config, image_size, 1, torch.device("cpu"), dtype)
+    pyramid = Pyramid(config, image_size, 1, torch.device("cpu"), dtype)
     networks = []
     for n, width in enumerate(pyramid.plan.widths):
         scale = pyramid.new_scale(n, torch.Generator().manual_seed(n))

@@ -20,7 +20,7 @@ from hta.config import RuntimeConfig
 from hta.data.preparation import clahe
 from hta.experiments.__main__ import main as experiments
 from hta.images import resize, to_tensor
-from hta.models.pyramid import plan_of
+from hta.models.scales import plan_of
 from hta.models.storage import RunFolder
 from hta.runs import TrainingSet
 from tests.data.trees import mvtec_class, write_mnist

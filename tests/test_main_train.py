@@ -541,7 +541,7 @@ def prepared():
 def state_in_scale_0():
     """The state of its training after one iteration."""
     (record, images), cpu = prepared(), torch.device("cpu")
-    pyramid = Pyramid.planned(record.config.model, record.image_size, 1, cpu, torch.float32)
+    pyramid = Pyramid(record.config.model, record.image_size, 1, cpu, torch.float32)
     trainer = ScaleTrainer(pyramid, resize(images, pyramid.plan.sizes[0]), record.config.training)
     next(trainer.run())
     return trainer.state()

@@ -15,7 +15,7 @@ from hta.data.folders import load_training_images
 from hta.errors import UserError
 from hta.image_files import read_image
 from hta.images import resize, to_tensor
-from hta.models.pyramid import plan_of
+from hta.models.scales import plan_of
 from tests.helpers import picture
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}

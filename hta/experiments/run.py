@@ -29,8 +29,8 @@ from hta.experiments.plan import digest_images, digest_names, prepared_dataset
 from hta.experiments.results import FORMAT_VERSION
 from hta.experiments.spec import METHOD_VERSION, PRESETS, VARIANTS, RunSpec
 from hta.images import resize, to_tensor
-from hta.models.pyramid import Pyramid, plan_of
-from hta.models.scales import image_pyramid
+from hta.models.pyramid import Pyramid
+from hta.models.scales import image_pyramid, plan_of
 from hta.runs import TrainingSet, prepare
 from hta.runtime import Runtime, describe_machine, describe_versions, set_up
 from hta.training.trainer import train_pyramid

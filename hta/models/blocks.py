@@ -50,17 +50,7 @@ class _NormLeakyConv(torch.autograd.Function):
 def _convolution_backward(
     grads: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor, wanted: tuple[bool, bool]
 ) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-    """Backward pass of a convolution over several batches.
-
-    Args:
-        grads: gradients of its outputs.
-        inputs: channels-last tensors.
-        weight: float32 or float64; its gradient has the same type.
-        wanted: whether the gradients of weight and bias are needed.
-
-    Returns:
-        Gradients of the inputs, of the weight and of the bias; None where not needed.
-    """
+    """Gradients of a convolution's inputs (channels-last batches), and of weight and bias, None if not `wanted`."""
     needs_weight, needs_bias = wanted
     kernel = weight.to(inputs[0].dtype)
     parts = [
@@ -110,30 +100,28 @@ class ConvNormLeaky(nn.Module):
         self.conv = _Convolution(in_channels, out_channels, ker_size)
         self.norm = _BatchNorm(out_channels)
 
-    def convolve(self, batches: Sequence[Tensor]) -> list[Tensor]:
-        """Apply the convolution alone, without the bias, which the norm would cancel."""
-        return _convolve(batches, self.conv.weight)
-
     def activate_and_convolve(
         self, products: Sequence[Tensor], coverage: Coverage, weight: Tensor, bias: Tensor | None
     ) -> list[Tensor]:
         """Apply norm, LeakyReLU and the following convolution in training mode.
 
         Args:
-            products: from `convolve` or the previous block, `(B, C', h, w)` each.
+            products: of this block's convolution without its bias, `(B, C', h, w)` each.
             coverage: counts of their positions.
             weight, bias: of the following convolution, float32.
 
         Returns:
             One tensor per batch: the products of the next block, or the output of the body.
         """
+        norm, total = self.norm, coverage.total
         with torch.no_grad():
             mean, var = self.kernels.moments(products, coverage)
-            self._update_running(mean, var, coverage.total)
-        # Gives the bias a gradient of exactly zero.
-        beta = self.norm.bias + 0 * self.conv.bias
-        norm = (self.norm.eps, mean, var, self.norm.weight, beta)
-        return list(_NormLeakyConv.apply(self.kernels, coverage, *norm, weight, bias, *products))
+            norm.running_mean.lerp_(mean + self.conv.bias, norm.momentum)
+            norm.running_var.lerp_(var * (total / (total - 1)), norm.momentum)
+            norm.num_batches_tracked += 1
+        beta = norm.bias + 0 * self.conv.bias  # gives the bias a gradient of exactly zero
+        constants = (self.kernels, coverage, norm.eps, mean, var, norm.weight, beta)
+        return list(_NormLeakyConv.apply(*constants, weight, bias, *products))
 
     def forward(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """Apply the frozen block to `(B, C, H, W)` channels-last tensors of one dtype."""
@@ -141,12 +129,6 @@ class ConvNormLeaky(nn.Module):
         frozen = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
         products = _convolve(batches, self.conv.weight, self.conv.bias)
         return [F.leaky_relu(F.batch_norm(product, *frozen, eps=norm.eps), LEAKY_SLOPE) for product in products]
-
-    def _update_running(self, mean: Tensor, var: Tensor, total: int) -> None:
-        norm = self.norm
-        norm.running_mean.lerp_(mean + self.conv.bias, norm.momentum)
-        norm.running_var.lerp_(var * (total / (total - 1)), norm.momentum)
-        norm.num_batches_tracked += 1
 
 
 class ConvBody(nn.Module):
@@ -203,7 +185,7 @@ class ConvBody(nn.Module):
         return _convolve(batches, self.tail.weight, self.tail.bias)
 
     def _train(self, batches: Sequence[Tensor], coverages: Sequence[Coverage]) -> list[Tensor]:
-        products = self.blocks[0].convolve(batches)
+        products = _convolve(batches, self.blocks[0].conv.weight)  # the norm would cancel the bias
         weights = [block.conv.weight for block in self.blocks[1:]] + [self.tail.weight]
         biases = [None] * (len(self.blocks) - 1) + [self.tail.bias]
         for block, coverage, weight, bias in zip(self.blocks, coverages, weights, biases, strict=True):

@@ -44,10 +44,6 @@ class Window:
             slice(self.left, self.left + self.width - 2 * margin),
         )
 
-    def turned(self, canvas_width: int) -> "Window":
-        """The window after a quarter turn of its canvas, counter-clockwise."""
-        return Window(self.index, canvas_width - self.left - self.width, self.top, self.width, self.height)
-
 
 @dataclass(frozen=True)
 class Canvas:
@@ -87,14 +83,7 @@ class CanvasGroup:
     canvases: tuple[Canvas, ...]
 
     def coverage(self, margin: int) -> Tensor:
-        """Count the windows that cover each position of the feature maps.
-
-        Args:
-            margin: pixels trimmed from every side of the feature maps.
-
-        Returns:
-            `(G, H - 2 margin, W - 2 margin)` float32 counts, one map per canvas.
-        """
+        """Count the windows that cover each position: `(G, H - 2 margin, W - 2 margin)` float32."""
         height, width = (side - 2 * margin for side in self.size)
         counts = torch.zeros(len(self.canvases), height, width)
         for count, canvas in zip(counts, self.canvases, strict=True):
@@ -118,20 +107,13 @@ class CanvasPlan:
     groups: tuple[CanvasGroup, ...]
 
     def render(self, images: Tensor) -> list[Tensor]:
-        """Draw all canvases.
-
-        Args:
-            images: `(N, 3, H, W)`, of the plan's image size.
+        """Draw all canvases of `(N, 3, H, W)` images of the plan's size, differentiably.
 
         Returns:
-            One `(G * N, 3, H', W')` channels-last batch per group, ordered canvas by canvas; differentiable.
+            One `(G * N, 3, H', W')` channels-last batch per group, ordered canvas by canvas.
         """
-        return [
-            torch.cat([canvas.render(images) for canvas in group.canvases]).contiguous(
-                memory_format=torch.channels_last
-            )
-            for group in self.groups
-        ]
+        batches = (torch.cat([canvas.render(images) for canvas in group.canvases]) for group in self.groups)
+        return [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
 
 
 def _lay_out(members: Sequence[tuple[int, Transformation]], height: int, width: int) -> Canvas:
@@ -144,7 +126,7 @@ def _lay_out(members: Sequence[tuple[int, Transformation]], height: int, width: 
     size = (height + top + bottom, width + left + right)
     _, shared = members[0]
     for _ in range(shared.rotation):
-        windows = [window.turned(size[1]) for window in windows]
+        windows = [Window(w.index, size[1] - w.left - w.width, w.top, w.width, w.height) for w in windows]
         size = size[::-1]
     return Canvas(shared.grayscale, shared.flip, shared.rotation, left, right, top, bottom, size, tuple(windows))
 

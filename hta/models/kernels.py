@@ -37,14 +37,7 @@ class Coverage:
     def of_counts(
         cls, counts: Sequence[Tensor], num_images: int, dtype: torch.dtype, device: torch.device
     ) -> "Coverage":
-        """Repeat maps of counts for several images.
-
-        Args:
-            counts: one `(G, h, w)` tensor per batch.
-            num_images: consecutive images per map.
-            dtype: of the activations.
-            device: of the result.
-        """
+        """Repeat the maps of counts, `(G, h, w)` per batch, for `num_images` consecutive images each."""
         repeated = [c.repeat_interleave(num_images, dim=0).to(device, statistics_dtype(dtype)) for c in counts]
         return cls(
             weights=tuple(repeated),
@@ -75,12 +68,7 @@ class Norm(NamedTuple):
 
 
 class NormGradients(NamedTuple):
-    """The gradients of LeakyReLU(norm(x)), including those through the statistics.
-
-    Attributes:
-        inputs: one tensor per batch, of the batch's shape and type.
-        gamma, beta: `(C,)`.
-    """
+    """The gradients of LeakyReLU(norm(x)), through the statistics too: per input batch, and `(C,)` for both others."""
 
     inputs: list[Tensor]
     gamma: Tensor

@@ -44,12 +44,7 @@ _TENSOR, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
 def choose_kernels(device: torch.device, compiled: bool) -> Kernels:
-    """Choose the kernels to train with.
-
-    Args:
-        device: where the model is trained.
-        compiled: whether to use compiled kernels where possible: on a CPU, with a working C compiler.
-    """
+    """Choose the kernels to train with; `compiled` ones only on a CPU, with a working C compiler."""
     library = _library() if compiled and device.type == "cpu" else None
     return PLAIN_KERNELS if library is None else NativeKernels(library)
 
@@ -75,14 +70,10 @@ def _compiler() -> list[str]:
 
 
 def _build(compiler: Sequence[str]) -> ctypes.CDLL:
-    """Compile and load the library.
-
-    Raises:
-        OSError: the library cannot be loaded.
-        subprocess.SubprocessError: the compiler failed or timed out.
-    """
+    """Compile and load the library; raises OSError or SubprocessError if either fails."""
     # Use the OpenMP runtime that torch has loaded: a second pool of threads would compete with its own.
-    _share_openmp()
+    for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
     with tempfile.TemporaryDirectory(prefix="hta-kernels-") as folder:
         built, library = Path(folder, "kernels.o"), Path(folder, "kernels.so")
         for command in (
@@ -91,12 +82,6 @@ def _build(compiler: Sequence[str]) -> ctypes.CDLL:
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS_TO_COMPILE)
         return ctypes.CDLL(str(library))  # resolves all symbols at once
-
-
-def _share_openmp() -> None:
-    """Make the OpenMP runtime bundled with torch visible to libraries that are loaded later."""
-    for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
 
 
 class NativeKernels(Kernels):
@@ -166,13 +151,7 @@ class NativeKernels(Kernels):
         return sums.sum(dtype=torch.float64).to(counts.dtype), grad
 
     def _sums(self, name: str, groups: Sequence[list[Tensor]], constants: list[Tensor], numbers: list[float]) -> Tensor:
-        """Compute two sums per channel, `(2, C)`, with a kernel that adds up pieces of rows.
-
-        Args:
-            name: of the kernel.
-            groups: its inputs for every batch, the first of them `(rows, C)`.
-            constants, numbers: its other arguments.
-        """
+        """Two sums per channel, `(2, C)`, by a kernel that adds up pieces of the `(rows, C)` first in each group."""
         pieces = [-(-len(inputs[0]) // _PIECE) for inputs in groups]
         channels, dtype = groups[0][0].shape[1], statistics_dtype(groups[0][0].dtype)
         partial = torch.empty(sum(pieces), 2, channels, dtype=dtype)

@@ -38,13 +38,7 @@ class Generator(nn.Module):
         self.compute_dtype = compute_dtype
 
     def coverages(self, num_images: int, size: tuple[int, int], device: torch.device) -> list[Coverage]:
-        """Batch-norm counts for training mode, one per block: every position of every image counts once.
-
-        Args:
-            num_images: images in a batch.
-            size: (height, width) of the images, pixels.
-            device: of the counts.
-        """
+        """Batch-norm counts for training mode, one per block: every position of all images counts once."""
         height, width = (side + 2 * self.margin for side in size)
         shapes = [(num_images, height - 2 * trim, width - 2 * trim) for trim in self.body.block_margins]
         return [Coverage.of_counts([torch.ones(shape)], 1, self.compute_dtype, device) for shape in shapes]
@@ -98,13 +92,7 @@ class Discriminator(nn.Module):
         self.compute_dtype = compute_dtype
 
     def coverages(self, plan: CanvasPlan, num_images: int, device: torch.device) -> list[Coverage]:
-        """Batch-norm counts on the canvases of a plan in training mode, one per block.
-
-        Args:
-            plan: the canvases.
-            num_images: images drawn on each.
-            device: of the counts.
-        """
+        """Batch-norm counts on a plan's canvases of N images in training mode, one per block."""
         counts = [[group.coverage(trim) for group in plan.groups] for trim in self.body.block_margins]
         return [Coverage.of_counts(maps, num_images, self.compute_dtype, device) for maps in counts]
 

@@ -1,7 +1,7 @@
 """All scales of a model together: reconstructions and random samples, coarse to fine (paper, section 3.2)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from hta.images import resize
 from hta.models.blocks import init_weights
 from hta.models.kernels import PLAIN_KERNELS, Kernels
 from hta.models.networks import Discriminator, Generator
-from hta.models.scales import ScalePlan, guarded_ceil, plan_scales
+from hta.models.scales import guarded_ceil, plan_of
 
 NoiseSource = Callable[[int, tuple[int, int]], Tensor]
 """Draws the noise for a scale: (scale, (height, width)) -> `(B, 3, height, width)` of unit variance."""
@@ -38,39 +38,34 @@ class Scale:
             network.eval().requires_grad_(False)
 
 
-@dataclass
 class Pyramid:
     """The scales of a model, coarsest first; unfinished while there are fewer scales than planned.
 
-    Attributes:
+    Args:
         config: resolved settings of the model.
-        plan: sizes and widths of the scales.
+        image_size: (height, width) of the training images, pixels.
         num_images: N, the number of training images.
         device, dtype: where and in which type the networks compute.
         kernels: the implementation with which the networks are trained.
-        scales: the trained scales, frozen.
+
+    Attributes:
+        plan: sizes and widths of the scales.
+        scales: the trained scales, frozen; none at first.
     """
 
-    config: ModelConfig
-    plan: ScalePlan
-    num_images: int
-    device: torch.device
-    dtype: torch.dtype
-    kernels: Kernels = PLAIN_KERNELS
-    scales: list[Scale] = field(default_factory=list)
-
-    @classmethod
-    def planned(
-        cls,
+    def __init__(
+        self,
         config: ModelConfig,
         image_size: tuple[int, int],
         num_images: int,
         device: torch.device,
         dtype: torch.dtype,
         kernels: Kernels = PLAIN_KERNELS,
-    ) -> "Pyramid":
-        """Create a pyramid without scales for images of `image_size` = (height, width)."""
-        return cls(config, plan_of(config, image_size), num_images, device, dtype, kernels)
+    ):
+        self.config, self.num_images = config, num_images
+        self.device, self.dtype, self.kernels = device, dtype, kernels
+        self.plan = plan_of(config, image_size)
+        self.scales: list[Scale] = []
 
     def new_scale(self, n: int, generator: torch.Generator) -> Scale:
         """Create the networks and the fixed noise of scale n, drawn from `generator`, on the pyramid's device.
@@ -78,8 +73,8 @@ class Pyramid:
         If the width equals that of scale n - 1, both networks start from the trained state of that scale instead.
         """
         config, width = self.config, self.plan.widths[n]
-        G = Generator(width, config.ker_size, config.num_layer, self.dtype, self.kernels)
-        D = Discriminator(width, config.num_classes, config.ker_size, config.num_layer, self.dtype, self.kernels)
+        shape = config.ker_size, config.num_layer, self.dtype, self.kernels
+        G, D = Generator(width, *shape), Discriminator(width, config.num_classes, *shape)
         for network in (G, D):
             init_weights(network, generator)
         if n and width == self.plan.widths[n - 1]:
@@ -92,15 +87,7 @@ class Pyramid:
 
     @torch.no_grad()
     def reconstruct(self, num_scales: int | None = None, index: Tensor | None = None) -> Tensor:
-        """Reconstruct training images from the fixed noise.
-
-        Args:
-            num_scales: number of scales to use, from the coarsest; all by default.
-            index: `(B,)` numbers of the training images; each image once by default.
-
-        Returns:
-            `(B, 3, h, w)` at the finest scale used, not clamped.
-        """
+        """Reconstruct training images from the fixed noise, by default each once; see `sample`."""
         index = self.all_images() if index is None else index
         return self._generate(index, lambda n, size: self.scales[n].fixed_noise, num_scales)
 
@@ -154,23 +141,7 @@ class Pyramid:
         return torch.arange(self.num_images, device=self.device)
 
 
-def plan_of(config: ModelConfig, image_size: tuple[int, int]) -> ScalePlan:
-    """Plan the scales of a model for images of `image_size` = (height, width)."""
-    return plan_scales(
-        *image_size,
-        min_size=config.min_size,
-        max_size=config.max_size,
-        scale_factor=config.scale_factor,
-        nfc=config.nfc,
-        receptive_field=config.receptive_field,
-    )
-
-
 def fresh_noise(n: int, batch: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Draw Gaussian noise for scale n on the CPU (paper, section 3.2).
-
-    Returns:
-        `(batch, 3, h, w)`: one map shared by the channels at scale 0, three independent maps at finer scales.
-    """
+    """Draw Gaussian noise `(batch, 3, h, w)` on the CPU, the same in all channels at scale 0 (paper, section 3.2)."""
     noise = torch.randn(batch, 1 if n == 0 else 3, *size, generator=generator)
     return noise.expand(-1, 3, -1, -1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hta.config import MAX_WIDTH
+from hta.config import MAX_WIDTH, ModelConfig
 from hta.errors import UserError
 from hta.images import resize
 
@@ -60,71 +60,44 @@ def _num_scales(height: int, width: int, min_size: int, max_size: int, scale_fac
     return max(steps - skipped, 0) + 1
 
 
-def _too_long(height: int, width: int, working: tuple[int, int], min_size: int, max_size: int) -> str:
-    """The error for an image whose working size is below min_size, with a remedy."""
-    if min(height, width) < min_size:
-        return f"image of {width} x {height} px: a side is below --min_size {min_size}; give a larger image"
-    needed = math.ceil(min_size * max(height, width) / min(height, width))
-    return (
-        f"image of {width} x {height} px: at --max_size {max_size} it is {working[1]} x {working[0]} px, below "
-        f"--min_size {min_size}; give --max_size {needed} or more, or crop the longer side"
-    )
-
-
-def plan_scales(
-    height: int,
-    width: int,
-    *,
-    min_size: int = 25,
-    max_size: int = 64,
-    scale_factor: float = 0.75,
-    nfc: int = 32,
-    receptive_field: int = 11,
-) -> ScalePlan:
-    """Plan the scales of a pyramid (paper, section 3.2).
+def plan_of(config: ModelConfig, image_size: tuple[int, int]) -> ScalePlan:
+    """Plan the scales of a model (paper, section 3.2); the factor is adjusted so that the coarsest is exactly min_size.
 
     Args:
-        height, width: of the training image, pixels.
-        min_size: shorter side of the coarsest scale, pixels.
-        max_size: longer side of the finest scale, pixels; smaller images are not enlarged.
-        scale_factor: nominal ratio between neighbouring scales, in (0, 1).
-        nfc: channels of the coarsest scale, at most 128.
-        receptive_field: side of the discriminator's patch, pixels; no scale may be smaller.
-
-    Returns:
-        The plan; the factor is adjusted so that the coarsest scale is exactly min_size.
+        config: sizes, factor and widths of the model.
+        image_size: (height, width) of the training images, pixels.
 
     Raises:
         UserError: a side of the working image is below min_size, or a scale is smaller than the receptive field.
     """
+    height, width = image_size
+    min_size, max_size, field = config.min_size, config.max_size, config.receptive_field
     shrink = min(max_size / max(height, width), 1.0)
     working = guarded_ceil(height * shrink), guarded_ceil(width * shrink)
+    if min(height, width) < min_size:
+        raise UserError(f"image of {width} x {height} px: a side is below --min_size {min_size}; give a larger image")
     if min(working) < min_size:
-        raise UserError(_too_long(height, width, working, min_size, max_size))
-    last = _num_scales(height, width, min_size, max_size, scale_factor) - 1
+        needed = math.ceil(min_size * max(height, width) / min(height, width))
+        raise UserError(
+            f"image of {width} x {height} px: at --max_size {max_size} it is {working[1]} x {working[0]} px, below "
+            f"--min_size {min_size}; give --max_size {needed} or more, or crop the longer side"
+        )
+    last = _num_scales(height, width, min_size, max_size, config.scale_factor) - 1
     factor = (min_size / min(working)) ** (1 / last) if last else 1.0
     sizes = tuple(
         (guarded_ceil(working[0] * factor ** (last - n)), guarded_ceil(working[1] * factor ** (last - n)))
         for n in range(last + 1)
     )
     smallest = min(min(size) for size in sizes)
-    if smallest < receptive_field:
+    if smallest < field:
         raise UserError(
-            f"--min_size {min_size}: the coarsest scale would be {smallest} px, below the patch size of "
-            f"{receptive_field} px; give --min_size {receptive_field} or more"
+            f"--min_size {min_size}: the coarsest scale would be {smallest} px, below the patch size of {field} px; "
+            f"give --min_size {field} or more"
         )
-    return ScalePlan(sizes, tuple(network_width(n, nfc) for n in range(last + 1)))
+    return ScalePlan(sizes, tuple(network_width(n, config.nfc) for n in range(last + 1)))
 
 
 def image_pyramid(images: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Resize images to every scale, each directly from the working size (paper, section 3.2).
-
-    Args:
-        images: `(N, 3, H, W)` in [-1, 1], any size.
-        sizes: (height, width) of every scale; the last is the working size.
-
-    Returns:
-        One `(N, 3, h, w)` tensor per scale, coarsest first.
-    """
+    """Resize `(N, 3, H, W)` images in [-1, 1] to every scale, each directly from the working size, the last of them."""
     working = resize(images, sizes[-1])
     return [resize(working, size) for size in sizes[:-1]] + [working]

@@ -228,7 +228,7 @@ class RunFolder:
             remedy = "finish it with main_train.py --resume"
             raise UserError(f"{self.path}: the training of this model is unfinished; {remedy}")
         model = record.config.model
-        pyramid = Pyramid.planned(model, record.image_size, record.num_images, runtime.device, runtime.dtype)
+        pyramid = Pyramid(model, record.image_size, record.num_images, runtime.device, runtime.dtype)
         self.load_scales(pyramid, pyramid.plan.num_scales)
         return record, pyramid
 

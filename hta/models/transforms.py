@@ -74,14 +74,11 @@ def mirror_pad(images: Tensor, left: int, right: int, top: int, bottom: int) -> 
     Returns:
         `(N, C, H + top + bottom, W + left + right)`; differentiable.
     """
-    if left or right:
-        width = images.shape[-1]
-        sides = [images[..., :left].flip(-1), images, images[..., width - right :].flip(-1)]
-        images = torch.cat([s for s in sides if s.shape[-1]], dim=-1)
-    if top or bottom:
-        height = images.shape[-2]
-        sides = [images[..., :top, :].flip(-2), images, images[..., height - bottom :, :].flip(-2)]
-        images = torch.cat([s for s in sides if s.shape[-2]], dim=-2)
+    for dim, before, after in ((-1, left, right), (-2, top, bottom)):
+        if before or after:
+            size = images.shape[dim]
+            ends = images.narrow(dim, 0, before).flip(dim), images.narrow(dim, size - after, after).flip(dim)
+            images = torch.cat([part for part in (ends[0], images, ends[1]) if part.shape[dim]], dim=dim)
     return images
 
 

@@ -13,7 +13,7 @@ images.
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from hta.cli import Parser, add_settings, run_command, take_settings
@@ -46,23 +46,16 @@ def _command(argv: Sequence[str] | None) -> None:
             raise UserError(f"--{flag} {path}: its folder does not exist; create it first")
     if options.growth and options.chart is not None:
         raise UserError(f"--chart {options.chart}: there is no chart of --growth; leave it out")
-    figures = _growth(options) if options.growth else _comparison(options)
+    if options.growth:
+        figures = {"growth": list(measure_growth(options.threads, options.precision))}
+        print(format_growth(figures["growth"]))
+    else:
+        figures = run_benchmark(options.threads, options.precision, options.quick)
+        print(format_report(figures))
+        if options.chart is not None:
+            draw_chart(figures, Path(options.chart))
     if options.json is not None:
         write_atomically(Path(options.json), (json.dumps(figures, indent=2) + "\n").encode())
-
-
-def _comparison(options: BenchmarkOptions) -> dict:
-    report = run_benchmark(options.threads, options.precision, options.quick)
-    print(format_report(report))
-    if options.chart is not None:
-        draw_chart(report, Path(options.chart))
-    return report.summary()
-
-
-def _growth(options: BenchmarkOptions) -> dict:
-    rows = list(measure_growth(options.threads, options.precision))
-    print(format_growth(rows))
-    return {"growth": [asdict(row) for row in rows]}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

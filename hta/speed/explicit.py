@@ -9,8 +9,8 @@ A transformation is a tuple (c, f, tx, ty, k): grayscale, flip, translation righ
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise, product
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,22 +27,17 @@ Network = Callable[[list[Tensor]], list[Tensor]]
 def transformation_list(count: int) -> list[Transformation]:
     """The 54, 42 or 4 transformations; the position in the list is the class."""
 
-    def block(c, f, tx, ty, k):
-        return list(product(c, f, tx, ty, k))  # the last index varies fastest
-
-    rotations = block((0,), (0,), (0,), (0,), (0, 1, 2, 3))
-    geometric = (
-        block((0,), (0, 1), (0, 1), (0, 1), (0, 1, 2, 3))
-        + block((0,), (0, 1), (-1, 1, 0), (-1,), (0,))
-        + block((0,), (0, 1), (-1,), (1, 0), (0,))
-    )
-    full = (
-        geometric
-        + block((1,), (0, 1), (0,), (0,), (0, 1, 2, 3))
-        + block((1,), (0,), (1, -1), (0,), (0,))
-        + block((1,), (0,), (0,), (1, -1), (0,))
-    )
-    return {4: rotations, 42: geometric, 54: full}[count]
+    still, sides, turns = (0,), (1, -1), (0, 1, 2, 3)
+    # Each block is a product of c, f, tx, ty and k, of which the last varies fastest.
+    rotations = [((0,), still, still, still, turns)]
+    geometric = [
+        ((0,), (0, 1), (0, 1), (0, 1), turns),
+        ((0,), (0, 1), (-1, 1, 0), (-1,), still),
+        ((0,), (0, 1), (-1,), (1, 0), still),
+    ]
+    gray = [((1,), (0, 1), still, still, turns), ((1,), still, sides, still, still), ((1,), still, still, sides, still)]
+    blocks: list[tuple[tuple[int, ...], ...]] = {4: rotations, 42: geometric, 54: geometric + gray}[count]
+    return [(c, f, tx, ty, k) for block in blocks for c, f, tx, ty, k in product(*block)]
 
 
 def transform(images: Tensor, transformation: Transformation) -> Tensor:
@@ -111,11 +106,7 @@ class _Block(nn.Module):
 
 
 class PlainNetwork(nn.Module):
-    """Five convolutions without padding; parameters are named as in `hta.models.blocks.ConvBody`, to copy weights.
-
-    Args:
-        inputs, width, outputs: channels of the input, of the hidden layers and of the output.
-    """
+    """Five convolutions without padding, of `width` hidden channels; the parameters are named as in `ConvBody`."""
 
     def __init__(self, inputs: int, width: int, outputs: int):
         super().__init__()
@@ -139,11 +130,7 @@ class PlainNetwork(nn.Module):
 def generate(network: Network, noise: Tensor, previous: Tensor, index: Tensor) -> Tensor:
     """Generate images: tanh of the network's output, added to the image of the coarser scale; not clamped.
 
-    Args:
-        network: of the generator.
-        noise: `(N, 3, H, W)`, multiplied by its amplitude.
-        previous: `(N, 3, H, W)`, the upsampled image of the coarser scale.
-        index: `(N,)` numbers of the training images, the fourth channel.
+    Noise, times its amplitude, and `previous` are `(N, 3, H, W)`; `index`, `(N,)`, becomes the fourth channel.
     """
     padded = F.pad(noise, [MARGIN] * 4) + F.pad(previous, [MARGIN] * 4)
     channel = index.to(padded).view(-1, 1, 1, 1).expand(-1, 1, *padded.shape[2:])
@@ -157,13 +144,9 @@ def generate(network: Network, noise: Tensor, previous: Tensor, index: Tensor) -
 def patch_cross_entropy(
     network: Network, images: Tensor, transformations: Sequence[Transformation], target: int | None = None
 ) -> Tensor:
-    """Mean cross-entropy over all patches of all transformed images, passed together.
+    """Mean cross-entropy over all patches of all transformed images `(N, 3, H, W)`, passed together.
 
-    Args:
-        network: of the discriminator.
-        images: `(N, 3, H, W)`.
-        transformations: M of them.
-        target: the correct class of all patches, M for "fake"; by default the class of each transformation.
+    The correct class is `target`, for example M for "fake"; by default that of each transformation.
     """
     batches = transformed_batches(images, transformations)
     total, patches = torch.zeros((), dtype=images.dtype), 0
@@ -174,15 +157,8 @@ def patch_cross_entropy(
     return total / patches
 
 
-@dataclass(frozen=True)
-class FrozenScale:
-    """A trained generator.
-
-    Attributes:
-        generator: its network.
-        fixed_noise: `(1, 1, h, w)`, the noise that reconstructs the training images.
-        amplitude: `(N,)`, of the noise.
-    """
+class FrozenScale(NamedTuple):
+    """A trained generator, its noise `(1, 1, h, w)` that reconstructs the training images, and amplitudes `(N,)`."""
 
     generator: PlainNetwork
     fixed_noise: Tensor
@@ -190,15 +166,7 @@ class FrozenScale:
 
 
 class ExplicitScale:
-    """One scale in training, with the settings of the paper.
-
-    Args:
-        images: `(N, 3, h, w)` training images at this scale.
-        transformations: M of them.
-        generator, discriminator: networks to train.
-        fixed_noise: `(1, 1, h, w)`.
-        coarser: the scales below, coarsest first.
-    """
+    """One scale in training, with the settings of the paper, on images `(N, 3, h, w)` and coarser scales below it."""
 
     def __init__(
         self,
@@ -222,12 +190,7 @@ class ExplicitScale:
         )
 
     def iterate(self, stream: torch.Generator) -> tuple[list[list[float]], list[list[float]]]:
-        """Train for one iteration.
-
-        Returns:
-            Losses [real, fake] of the three steps of the discriminator, and [adversarial, reconstruction] of the three
-            steps of the generator.
-        """
+        """Train for one iteration: returns [real, fake] of three steps of D, [adversarial, rebuilt] of three of G."""
         shapes = [tuple(scale.fixed_noise.shape[2:]) for scale in self.coarser]
         noise = self.amplitude.view(-1, 1, 1, 1) * self._fresh(len(shapes), tuple(self.images.shape[2:]), stream)
         d_losses = []
@@ -285,13 +248,7 @@ def resize(images: Tensor, size: Sequence[int]) -> Tensor:
 def vote_maps(network: Network, images: Tensor, transformations: Sequence[Transformation]) -> list[Tensor]:
     """The probability of the correct transformation for every patch, without the class "fake"; higher = more normal.
 
-    Args:
-        network: of the frozen discriminator.
-        images: `(N, 3, H, W)` at its scale.
-        transformations: M of them.
-
-    Returns:
-        M maps `(N, h - 10, w - 10)` in [0, 1], as the transformed images are oriented.
+    Of images `(N, 3, H, W)` M maps `(N, h - 10, w - 10)` in [0, 1], oriented as the transformed images are.
     """
     M, N, batches = len(transformations), len(images), transformed_batches(images, transformations)
     maps: dict[int, Tensor] = {}
@@ -304,12 +261,7 @@ def vote_maps(network: Network, images: Tensor, transformations: Sequence[Transf
 def vote_share(
     network: Network, images: Tensor, transformations: Sequence[Transformation], fraction: float = 1.0
 ) -> Tensor:
-    """Vote share of every image, `(N,)` in [0, 1]: the mean over transformations of their lowest votes.
-
-    Args:
-        network, images, transformations: as for `vote_maps`.
-        fraction: share of the patches that vote, the lowest ones.
-    """
+    """Vote share of every image, `(N,)` in [0, 1]: the mean over transformations of their lowest votes."""
     maps = torch.stack([lowest_mean(votes, fraction) for votes in vote_maps(network, images, transformations)])
     return maps.mean(dim=0)
 

@@ -1,12 +1,20 @@
-"""Measures hta against the plain method in turns on one machine, its arithmetic, and how its time and memory grow."""
+"""Measures hta against the plain method in turns on one machine, its arithmetic, and how its time and memory grow.
+
+The plain method runs in a separate process, with the settings of an ordinary program: hta makes the memory allocator of
+its process keep freed memory, and in the same process the plain method would benefit from this too.
+"""
 
 import itertools
+import multiprocessing
+import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,18 +24,18 @@ from hta.config import Config, ScoringConfig
 from hta.evaluation.scorer import Scorer
 from hta.images import resize
 from hta.models.canvas import plan_canvases
-from hta.runtime import Runtime, describe_machine, describe_versions, resolve, set_up
-from hta.speed import plain
-from hta.speed.plain import new_process, peak_memory_mib, run_in, timed
-from hta.speed.report import Growth, Report, Timing
+from hta.models.scales import image_pyramid, plan_of
+from hta.runtime import Runtime, available_cores, describe_machine, describe_versions, resolve, seeded_generator, set_up
+from hta.speed.explicit import PlainNetwork, transformation_list, vote_share
+from hta.speed.report import Timing, summarize
 from hta.speed.workload import (
     IMAGE_SIDE,
     NUM_TRANSFORMS,
     benchmark_config,
     discriminator_gflop,
+    explicit_scale,
     random_pyramid,
     scale_trainer,
-    scoring_gflop,
     training_images,
 )
 
@@ -39,37 +47,43 @@ SHOTS = (1, 5, 10, 20, 80)
 TRANSFORMS = (4, 42, 54)
 TEST_IMAGES = (16, 160, 1600)
 
+_PLAIN = benchmark_config(0, "float32"), Runtime(torch.device("cpu"), torch.float32, compile=False)
 
-# --- comparison with the plain method ---------------------------------------------------------------------------------
+
+# --- clocks and processes ---------------------------------------------------------------------------------------------
 
 
-def run_benchmark(threads: int, precision: str, quick: bool) -> Report:
-    """Measure both methods.
+def new_process(threads: int | None = None) -> ProcessPoolExecutor:
+    """A fresh process; with CPU threads for the plain method, 0 for one per core, or else as its work sets them up."""
+    context = multiprocessing.get_context("spawn")
+    if threads is None:
+        return ProcessPoolExecutor(1, context)
+    return ProcessPoolExecutor(1, context, torch.set_num_threads, (threads or available_cores(),))
 
-    Args:
-        threads: CPU threads, 0 for one per core.
-        precision: of hta; the plain method uses float32.
-        quick: fewer repetitions, and hta only with its default settings.
-    """
-    config = benchmark_config(threads, precision)
-    runtime = set_up(config.runtime)
-    rounds = 1 if quick else 3
-    conv_peak = measure_conv_peak(config, runtime, 2 * rounds)
-    discriminator = measure_discriminator(config, runtime, 2 * rounds)
-    configs = [config] if quick else [config, benchmark_config(threads, precision, compiled=False)]
-    with new_process(threads) as process:
-        scoring = measure_scoring(process, config, runtime, 2 * rounds)
-        sizes, training = measure_training(process, configs, rounds)
-    return Report(
-        machine=describe_machine(runtime) | describe_versions(),
-        sizes=sizes,
-        training=training,
-        scoring=scoring,
-        conv_peak_gflops=conv_peak,
-        discriminator_gflops=discriminator,
-        scoring_gflops=scoring_gflop(config, runtime) / scoring.hta,
-        peak_memory_mib=measure_memory(threads, config),
-    )
+
+def run_in(process: ProcessPoolExecutor, work: Callable[..., Any], *arguments) -> Any:
+    """Call a function in a process, and return its result."""
+    return process.submit(work, *arguments).result()
+
+
+def timed(work: Callable[[], object]) -> Callable[[], float]:
+    """The same work, returning the seconds that it took."""
+
+    def way() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return way
+
+
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process, from the kernel where possible: without the share of the parent process."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def time_in_turns(ways: Sequence[Callable[[], float]], repeats: Sequence[int], rounds: int) -> list[float]:
@@ -89,19 +103,90 @@ def time_in_turns(ways: Sequence[Callable[[], float]], repeats: Sequence[int], r
     return [statistics.median(times) for times in seconds]
 
 
-def measure_training(
-    process: ProcessPoolExecutor, configs: Sequence[Config], rounds: int
-) -> tuple[list[int], list[Timing]]:
-    """Seconds of one iteration at every scale, for the plain method and for hta with each of the settings."""
-    sizes, timings = [], []
-    runtimes = [resolve(config.runtime) for config in configs]
-    for n, size in enumerate(random_pyramid(configs[0], runtimes[0], 0).plan.sizes):
-        trainers = [scale_trainer(config, runtime, n) for config, runtime in zip(configs, runtimes, strict=True)]
-        ways: list[Callable[[], float]] = [partial(run_in, process, plain.time_training, n)]
-        ways += [timed(partial(next, trainer.run())) for trainer in trainers]
-        timings.append(Timing(*time_in_turns(ways, (1, 4, 4)[: len(ways)], rounds)))
-        sizes.append(size[0])
-    return sizes, timings
+# --- the plain method, in its process ---------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def plain_training(scale: int | None) -> Callable[[], object]:
+    """One iteration at a scale, by default the finest."""
+    explicit, stream = explicit_scale(scale_trainer(*_PLAIN, scale)), seeded_generator("benchmark")
+    return partial(explicit.iterate, stream)
+
+
+@lru_cache(maxsize=1)
+def plain_scoring() -> Callable[[], object]:
+    """Scoring one image at all scales."""
+    pyramid, transformations = random_pyramid(*_PLAIN), transformation_list(NUM_TRANSFORMS)
+    networks = [PlainNetwork.copy_of(scale.discriminator.body) for scale in pyramid.scales]
+    (image,) = image_pyramid(training_images(), [pyramid.plan.working_size])
+    return lambda: [
+        vote_share(network, level, transformations)
+        for network, level in zip(networks, image_pyramid(image, pyramid.plan.sizes), strict=True)
+    ]
+
+
+def time_plain(prepare: Callable[..., Callable[[], object]], *arguments) -> float:
+    """Seconds of work that is prepared once per process."""
+    return timed(prepare(*arguments))()
+
+
+def plain_memory() -> float:
+    """Peak memory of this process, MiB, after two iterations at the finest scale."""
+    work = plain_training(None)
+    for _ in range(2):
+        work()
+    return peak_memory_mib()
+
+
+# --- comparison -------------------------------------------------------------------------------------------------------
+
+
+def run_benchmark(threads: int, precision: str, quick: bool) -> dict[str, Any]:
+    """Measure both methods.
+
+    Args:
+        threads: CPU threads, 0 for one per core.
+        precision: of hta; the plain method uses float32.
+        quick: fewer repetitions, and hta only with its default settings.
+
+    Returns:
+        The report, see `hta.speed.report.summarize`.
+    """
+    config = benchmark_config(threads, precision)
+    runtime, plan = set_up(config.runtime), plan_of(config.model, (IMAGE_SIDE, IMAGE_SIDE))
+    rounds = 1 if quick else 3
+    conv_peak = measure_conv_peak(config, runtime, 2 * rounds)
+    discriminator = measure_discriminator(config, runtime, 2 * rounds)
+    configs = [config] if quick else [config, benchmark_config(threads, precision, compiled=False)]
+    with new_process(threads) as process:
+        scoring = measure_scoring(process, config, runtime, 2 * rounds)
+        training = [measure_training(process, configs, rounds, n) for n in range(plan.num_scales)]
+    with new_process(threads) as process:
+        plain_mib = run_in(process, plain_memory)
+    with new_process() as process:
+        _, hta_mib = run_in(process, train_finest, config, IMAGE_SIDE, 1)
+    scales = zip(plan.sizes, plan.widths, strict=True)
+    gflop = sum(discriminator_gflop(config.model, size[0], width) for size, width in scales)
+    return summarize(
+        {
+            "machine": describe_machine(runtime) | describe_versions(),
+            "sizes": [size[0] for size in plan.sizes],
+            "training": training,
+            "scoring": scoring,
+            "conv_peak_gflops": conv_peak,
+            "discriminator_gflops": discriminator,
+            "scoring_gflops": gflop / scoring.hta,
+            "peak_memory_mib": {"explicit": plain_mib, "hta": hta_mib},
+        }
+    )
+
+
+def measure_training(process: ProcessPoolExecutor, configs: Sequence[Config], rounds: int, n: int) -> Timing:
+    """Seconds of one iteration at scale n, for the plain method and for hta with each of the settings."""
+    ways: list[Callable[[], float]] = [partial(run_in, process, time_plain, plain_training, n)]
+    for config in configs:
+        ways.append(timed(partial(next, scale_trainer(config, resolve(config.runtime), n).run())))
+    return Timing(*time_in_turns(ways, (1, 4, 4)[: len(ways)], rounds))
 
 
 def measure_scoring(process: ProcessPoolExecutor, config: Config, runtime: Runtime, rounds: int) -> Timing:
@@ -109,7 +194,7 @@ def measure_scoring(process: ProcessPoolExecutor, config: Config, runtime: Runti
     pyramid = random_pyramid(config, runtime)
     scorer = Scorer(pyramid)
     images = resize(training_images(), pyramid.plan.working_size).expand(SCORED_IMAGES, -1, -1, -1)
-    plainly, ours = partial(run_in, process, plain.time_scoring), timed(partial(scorer.shares, images))
+    plainly, ours = partial(run_in, process, time_plain, plain_scoring), timed(partial(scorer.shares, images))
     explicit, hta = time_in_turns([plainly, ours], (2, 2), rounds)
     return Timing(explicit, hta / SCORED_IMAGES)
 
@@ -132,7 +217,7 @@ def measure_discriminator(config: Config, runtime: Runtime, rounds: int) -> floa
 @torch.inference_mode()
 def measure_conv_peak(config: Config, runtime: Runtime, rounds: int) -> float:
     """GFLOP/s of the fastest forward 3x3 convolution with the width and the number of pixels of the finest scale."""
-    plan = random_pyramid(config, runtime, 0).plan
+    plan = plan_of(config.model, (IMAGE_SIDE, IMAGE_SIDE))
     side, width = plan.working_size[0], plan.widths[-1]
     pixels = sum(len(g.canvases) * g.size[0] * g.size[1] for g in plan_canvases(side, side, NUM_TRANSFORMS).groups)
     best = 0.0
@@ -146,44 +231,35 @@ def measure_conv_peak(config: Config, runtime: Runtime, rounds: int) -> float:
     return best
 
 
-def measure_memory(threads: int, config: Config) -> dict[str, float]:
-    """Peak resident memory, MiB, of a fresh process that trains the finest scale with each method."""
-    with new_process(threads) as process:
-        explicit = run_in(process, plain.training_memory)
-    with new_process() as process:
-        _, hta = run_in(process, train_finest, config, IMAGE_SIDE, 1)
-    return {"explicit": explicit, "hta": hta}
-
-
 # --- growth -----------------------------------------------------------------------------------------------------------
 
 
-def measure_growth(threads: int, precision: str) -> Iterator[Growth]:
+def measure_growth(threads: int, precision: str) -> Iterator[dict[str, Any]]:
     """Measure time and memory of hta with the image, the training images, the transformations and the test images.
-
-    Every row is measured in a fresh process, so that its peak memory is its own.
 
     Args:
         threads: CPU threads, 0 for one per core.
         precision: of hta.
+
+    Yields:
+        A row per setting, measured in a fresh process, so that its peak memory is its own: `what` grows, its `value`,
+        the `unit` of the `seconds`, and `peak_memory_mib`.
     """
     config = benchmark_config(threads, precision)
-    model, training = config.model, "iteration at the finest scale"
-    for value in SIDES:
-        changed = replace(config, model=replace(model, max_size=value))
-        yield _grow("image side (px)", value, training, train_finest, changed, value, 1)
-    for value in SHOTS:
-        yield _grow("training images", value, training, train_finest, config, model.max_size, value)
-    for value in TRANSFORMS:
-        changed = replace(config, model=replace(model, num_transforms=value))
-        yield _grow("transformations", value, training, train_finest, changed, model.max_size, 1)
-    for value in TEST_IMAGES:
-        yield _grow("test images", value, "image scored", score_images, config, value)
+    side = config.model.max_size
 
+    def of_model(**changes) -> Config:
+        return replace(config, model=replace(config.model, **changes))
 
-def _grow(what: str, value: int, unit: str, work: Callable[..., tuple[float, float]], *arguments) -> Growth:
-    with new_process() as process:
-        return Growth(what, value, unit, *run_in(process, work, *arguments))
+    rows: list[tuple] = [("image side (px)", v, train_finest, of_model(max_size=v), v, 1) for v in SIDES]
+    rows += [("training images", v, train_finest, config, side, v) for v in SHOTS]
+    rows += [("transformations", v, train_finest, of_model(num_transforms=v), side, 1) for v in TRANSFORMS]
+    rows += [("test images", v, score_images, config, v) for v in TEST_IMAGES]
+    for what, value, work, *arguments in rows:
+        with new_process() as process:
+            seconds, mib = run_in(process, work, *arguments)
+        unit = "iteration at the finest scale" if work is train_finest else "image scored"
+        yield {"what": what, "value": value, "unit": unit, "seconds": seconds, "peak_memory_mib": mib}
 
 
 def train_finest(config: Config, side: int, shots: int) -> tuple[float, float]:

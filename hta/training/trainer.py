@@ -35,7 +35,7 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
     """
     model, training = record.config.model, record.config.training
     kernels = choose_kernels(runtime.device, runtime.compile)
-    pyramid = Pyramid.planned(model, record.image_size, record.num_images, runtime.device, runtime.dtype, kernels)
+    pyramid = Pyramid(model, record.image_size, record.num_images, runtime.device, runtime.dtype, kernels)
     plan, num_scales = pyramid.plan, pyramid.plan.num_scales
     journal = Journal(plan, model, training.niter, folder.path if folder else None)
     state, start, iteration = _read_position(folder, num_scales, training.niter) if folder else ({}, 0, 0)

@@ -23,8 +23,8 @@ from hta.experiments.run import (
 )
 from hta.experiments.spec import RunSpec
 from hta.models.networks import Discriminator
-from hta.models.pyramid import Pyramid, plan_of
-from hta.models.scales import image_pyramid
+from hta.models.pyramid import Pyramid
+from hta.models.scales import image_pyramid, plan_of
 from hta.runs import prepare
 from hta.runtime import Runtime
 from hta.speed.explicit import patch_cross_entropy, transformation_list
@@ -90,7 +90,7 @@ def pyramid_of(objective):
 
 def test_without_a_generator_only_the_discriminator_learns():
     config = settings("transformations_only", 4)
-    pyramid = Pyramid.planned(config, (20, 20), 1, CPU, torch.float32)
+    pyramid = Pyramid(config, (20, 20), 1, CPU, torch.float32)
     trainer = ScaleTrainer(
         pyramid, random_images(pyramid.plan.sizes[0], 1, dtype=torch.float32), TrainingConfig(niter=2)
     )

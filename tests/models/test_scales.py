@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from hta.config import ModelConfig
 from hta.errors import UserError
-from hta.models.scales import guarded_ceil, image_pyramid, network_width, plan_scales
+from hta.models.scales import guarded_ceil, image_pyramid, network_width, plan_of
 from tests import oracle
 
 
@@ -15,33 +16,28 @@ def squares(*sides):
     return tuple((side, side) for side in sides)
 
 
+def plan_scales(height, width, **settings):
+    return plan_of(ModelConfig(**settings), (height, width))
+
+
 @pytest.mark.parametrize(
-    ("size", "sizes"),
+    ("size", "settings", "sizes"),
     [
-        ((128, 128), squares(25, 32, 40, 51, 64)),
-        ((450, 450), squares(25, 31, 37, 44, 54, 64)),
-        ((100, 200), ((25, 50), (29, 57), (32, 64))),
-        ((200, 100), ((50, 25), (57, 29), (64, 32))),
+        ((128, 128), {}, squares(25, 32, 40, 51, 64)),
+        ((450, 450), {}, squares(25, 31, 37, 44, 54, 64)),
+        ((100, 200), {}, ((25, 50), (29, 57), (32, 64))),
+        ((200, 100), {}, ((50, 25), (57, 29), (64, 32))),
+        ((128, 128), {"min_size": 100, "max_size": 100}, squares(100)),  # equal bounds mean one scale
+        ((40, 40), {"min_size": 40, "max_size": 40}, squares(40)),
+        # Not enlarged. ceil(log(25/40) / log(0.75)) + 1 = 3 steps, none skipped; ratio (25/40) ** (1/3) = 0.855.
+        ((40, 40), {}, squares(25, 30, 35, 40)),
     ],
 )
-def test_plans_of_the_paper(size, sizes):
-    plan = plan_scales(*size)
+def test_plans_by_hand(size, settings, sizes):
+    plan = plan_scales(*size, **settings)
     assert plan.sizes == sizes
-    assert plan.num_scales == len(sizes)
+    assert plan.num_scales == len(plan.widths) == len(sizes)
     assert plan.working_size == sizes[-1]
-
-
-@pytest.mark.parametrize(("size", "side"), [((128, 128), 100), ((128, 128), 20), ((40, 40), 40)])
-def test_equal_bounds_mean_one_scale(size, side):
-    plan = plan_scales(*size, min_size=side, max_size=side)
-    assert plan.sizes == ((side, side),)
-    assert plan.num_scales == 1
-    assert plan.widths == (32,)
-
-
-def test_an_image_below_max_size_is_not_enlarged():
-    # ceil(log(25/40) / log(0.75)) + 1 = 3 steps, none skipped: four scales; ratio (25/40) ** (1/3) = 0.855.
-    assert plan_scales(40, 40).sizes == squares(25, 30, 35, 40)
 
 
 def test_widths_double_every_four_scales_up_to_a_limit():
@@ -86,7 +82,7 @@ def test_plans_equal_the_definition_over_many_sizes(settings):
         ((5, 5), {}, ("5 x 5", "--min_size", "larger image")),
         ((60, 400), {}, ("400 x 60", "--min_size", "--max_size", "crop")),
         ((24, 64), {}, ("64 x 24", "--min_size")),
-        ((64, 64), {"min_size": 11, "receptive_field": 13}, ("--min_size 11", "13 px")),
+        ((64, 64), {"min_size": 11, "num_layer": 6}, ("--min_size 11", "13 px")),
     ],
 )
 def test_an_image_that_does_not_fit_is_refused_with_a_remedy(size, settings, words):

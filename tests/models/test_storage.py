@@ -33,7 +33,7 @@ def folder(tmp_path):
 
 def random_scales(seed=0):
     generator = torch.Generator().manual_seed(seed)
-    pyramid = Pyramid.planned(MODEL, (20, 24), 2, torch.device("cpu"), torch.float32)
+    pyramid = Pyramid(MODEL, (20, 24), 2, torch.device("cpu"), torch.float32)
     for n in range(pyramid.plan.num_scales):
         scale = pyramid.new_scale(n, generator)
         for tensor in scale_tensors(scale).values():

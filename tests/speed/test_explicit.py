@@ -36,7 +36,7 @@ def test_it_shares_no_code_with_the_package():
     tree = ast.parse(Path(explicit.__file__).read_text(encoding="utf-8"))
     imported = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    assert {name.split(".")[0] for name in imported} == {"collections", "dataclasses", "itertools", "torch"}
+    assert {name.split(".")[0] for name in imported} == {"collections", "typing", "itertools", "torch"}
 
 
 # --- resizing ---------------------------------------------------------------------------------------------------------

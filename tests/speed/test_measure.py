@@ -9,32 +9,35 @@ import torch
 
 from hta.config import ModelConfig
 from hta.runtime import resolve
-from hta.speed import measure, plain
+from hta.speed import measure
 from hta.speed.__main__ import main
-from hta.speed.measure import score_images, time_in_turns, train_finest
-from hta.speed.plain import new_process, run_in
-from hta.speed.report import Growth, Report, Timing, format_report
+from hta.speed.measure import new_process, peak_memory_mib, run_in, score_images, time_in_turns, train_finest
+from hta.speed.report import Timing, format_report, summarize
 from hta.speed.workload import benchmark_config, discriminator_gflop
 
-MACHINE = {"cpu": "CPU", "threads": 2, "dtype": "bfloat16", "torch": "2"}
-TRAINING = [Timing(2.0, 1.0), Timing(6.0, 1.0)]
-REPORT = Report(MACHINE, [25, 32], TRAINING, Timing(3.0, 0.5), 100.0, 50.0, 70.0, {"explicit": 2.0, "hta": 1.0})
-
-
-def small_config():
-    config = benchmark_config(1, "float32")
-    return replace(config, model=replace(config.model, num_transforms=4, max_size=25, nfc=4))
+FIGURES = {
+    "machine": {"cpu": "CPU", "threads": 2, "dtype": "bfloat16", "torch": "2"},
+    "sizes": [25, 32],
+    "training": [Timing(2.0, 1.0), Timing(6.0, 1.0)],
+    "scoring": Timing(3.0, 0.5),
+    "conv_peak_gflops": 100.0,
+    "discriminator_gflops": 50.0,
+    "scoring_gflops": 70.0,
+    "peak_memory_mib": {"explicit": 2.0, "hta": 1.0},
+}
+REPORT = summarize(FIGURES)
 
 
 def test_ratios_are_of_sums_and_of_the_finest_with_and_without_compiled_kernels():
-    ratios = REPORT.summary()["ratios"]
+    ratios = REPORT["ratios"]
     assert (ratios["training_all_scales"], ratios["training_finest"], ratios["scoring"]) == (4.0, 6.0, 6.0)
     assert ratios["training"] == [2.0, 6.0]
     assert ratios["training_all_scales_no_compile"] is None
-    both = replace(REPORT, training=[Timing(2.0, 1.0, 2.0), Timing(6.0, 1.0, 2.0)])
-    ratios = both.summary()["ratios"]
+    both = summarize(FIGURES | {"training": [Timing(2.0, 1.0, 2.0), Timing(6.0, 1.0, 2.0)]})
+    ratios = both["ratios"]
     assert (ratios["training_all_scales_no_compile"], ratios["training_finest_no_compile"]) == (2.0, 3.0)
-    assert both.summary()["conv_peak_fraction"] == {"discriminator_finest": 0.5, "scoring": 0.7}
+    assert both["conv_peak_fraction"] == {"discriminator_finest": 0.5, "scoring": 0.7}
+    assert both["training"][0] == {"explicit": 2.0, "hta": 1.0, "operators": 2.0}
     assert format_report(both).splitlines() == [
         "CPU, 2 threads, bfloat16, torch 2",
         "one iteration of training (3 + 3 steps), and one scored image, 54 transformations",
@@ -56,12 +59,12 @@ def test_the_comparison_is_printed_drawn_and_written(tmp_path, monkeypatch, caps
     assert main(argv) == 0
     assert asked == [(1, "auto", True)]
     assert capsys.readouterr().out == format_report(REPORT) + "\n"
-    assert json.loads((tmp_path / "f.json").read_text()) == json.loads(json.dumps(REPORT.summary()))
+    assert json.loads((tmp_path / "f.json").read_text()) == REPORT
     assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_growth_is_a_table(tmp_path, monkeypatch, capsys):
-    row = Growth("training images", 5, "iteration", 1.5, 1234.0)
+    row = {"what": "training images", "value": 5, "unit": "iteration", "seconds": 1.5, "peak_memory_mib": 1234.0}
     monkeypatch.setattr("hta.speed.__main__.measure_growth", lambda *_: [row])
     assert main(["--growth", "--json", str(tmp_path / "f.json")]) == 0
     assert "| training images | 5 | 1.500 | iteration | 1,234 |" in capsys.readouterr().out
@@ -70,10 +73,10 @@ def test_growth_is_a_table(tmp_path, monkeypatch, capsys):
 
 def test_every_setting_grows_in_a_process_of_its_own(monkeypatch):
     monkeypatch.setattr(measure, "run_in", lambda process, work, config, *values: (config.model, values))
-    monkeypatch.setattr(measure, "Growth", lambda what, value, unit, model, values: (what, value, model, values))
     rows = list(measure.measure_growth(1, "float32"))
     assert len(rows) == 5 + 5 + 3 + 3
-    for what, value, model, values in rows:
+    for row in rows:
+        what, value, model, values = (row[key] for key in ("what", "value", "seconds", "peak_memory_mib"))
         grown = {
             "image side (px)": model.max_size if values == (value, 1) else None,
             "training images": values[-1],
@@ -106,30 +109,30 @@ def test_turns_alternate_and_the_first_is_not_counted():
 
 
 def test_both_methods_are_timed_and_weighed(monkeypatch):
-    config = small_config()
+    small = benchmark_config(1, "float32")
+    config = replace(small, model=replace(small.model, num_transforms=4, max_size=25, nfc=4))
     runtime = resolve(config.runtime)
-    monkeypatch.setattr(plain, "_SETTINGS", (config, runtime))
-    monkeypatch.setattr(plain, "NUM_TRANSFORMS", 4)
+    monkeypatch.setattr(measure, "_PLAIN", (config, runtime))
+    monkeypatch.setattr(measure, "NUM_TRANSFORMS", 4)
     monkeypatch.setattr(measure, "run_in", lambda _, work, *args: work(*args))
     start = time.perf_counter()
-    sizes, timings = measure.measure_training(None, [config, config], 1)
+    timings = [measure.measure_training(None, [config, config], 1, 0)]
     timings.append(measure.measure_scoring(None, config, runtime, 1))
     elapsed = time.perf_counter() - start
-    assert sizes == [25]
     assert all(0 < seconds < elapsed for t in timings for seconds in (t.explicit, t.hta))
     assert timings[0].operators > 0
     assert timings[1].operators is None
     for seconds, memory in (train_finest(config, 25, 2), score_images(config, 3)):
         assert 0 < seconds < 10 < memory
     assert measure.measure_discriminator(config, runtime, 1) > 0
-    plain._prepare_training.cache_clear()
-    plain._prepare_scoring.cache_clear()
+    measure.plain_training.cache_clear()
+    measure.plain_scoring.cache_clear()
 
 
 def test_a_process_of_its_own_has_its_own_threads_and_memory():
     with new_process(threads=2) as process:
         assert run_in(process, torch.get_num_threads) == 2
-        assert run_in(process, plain.peak_memory_mib) < plain.peak_memory_mib()
+        assert run_in(process, peak_memory_mib) < peak_memory_mib()
 
 
 @pytest.mark.parametrize(

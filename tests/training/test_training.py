@@ -36,7 +36,7 @@ def make_pyramid(num_images=2, num_transforms=4, double=False, nfc=4, scale_fact
     config = ModelConfig(
         num_transforms=num_transforms, min_size=min_size, max_size=max(SIZE), scale_factor=scale_factor, nfc=nfc
     )
-    return cls.planned(config, SIZE, num_images, CPU, dtype)
+    return cls(config, SIZE, num_images, CPU, dtype)
 
 
 def images_for(pyramid, n, seed=1):
