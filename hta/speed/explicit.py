@@ -29,14 +29,14 @@ def transformation_list(count: int) -> list[Transformation]:
 
     still, sides, turns = (0,), (1, -1), (0, 1, 2, 3)
     # Each block is a product of c, f, tx, ty and k, of which the last varies fastest.
-    rotations = [((0,), still, still, still, turns)]
-    geometric = [
+    rotations: list[tuple[tuple[int, ...], ...]] = [((0,), still, still, still, turns)]
+    geometric: list[tuple[tuple[int, ...], ...]] = [
         ((0,), (0, 1), (0, 1), (0, 1), turns),
         ((0,), (0, 1), (-1, 1, 0), (-1,), still),
         ((0,), (0, 1), (-1,), (1, 0), still),
     ]
     gray = [((1,), (0, 1), still, still, turns), ((1,), still, sides, still, still), ((1,), still, still, sides, still)]
-    blocks: list[tuple[tuple[int, ...], ...]] = {4: rotations, 42: geometric, 54: geometric + gray}[count]
+    blocks = {4: rotations, 42: geometric, 54: geometric + gray}[count]
     return [(c, f, tx, ty, k) for block in blocks for c, f, tx, ty, k in product(*block)]
 
 
