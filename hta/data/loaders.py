@@ -155,10 +155,7 @@ _MVTEC_ARCHIVE = "mvtec_anomaly_detection.tar.xz"
 
 
 def load_defect_folder(spec: BenchmarkSpec, data_root: Path) -> Benchmark:
-    """Load defects of any one object, laid out and prepared like a class of MVTec AD, whose masks are optional.
-
-    The folder's name is the title and the only class.
-    """
+    """Load defects of any one object, laid out like a class of MVTec AD and named by its folder; masks are optional."""
     name = data_root.resolve().name
     return Benchmark(replace(spec, title=name, classes=(name,)), *_object_samples(data_root, name))
 
