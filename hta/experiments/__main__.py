@@ -4,26 +4,19 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import fields
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from hta.cli import Parser, run_command
+from hta.config import RuntimeConfig
 from hta.data.loaders import load_dataset
 from hta.errors import RunError, UserError
-from hta.experiments import changes, tables
-from hta.experiments.plan import (
-    Request,
-    assign_devices,
-    check_titles,
-    parse_preparation,
-    parse_settings,
-    plan_runs,
-    requests_of_tables,
-)
-from hta.experiments.results import FAILED_FOLDER, SHOT_TABLES, TABLES, default_folder, is_done, load_runs
-from hta.experiments.runner import available_devices, run_missing, threads_per_job
-from hta.experiments.spec import PRESETS, VARIANTS, RunSpec
+from hta.experiments import changes, plan, tables
+from hta.experiments.results import FAILED_FOLDER, SHOT_TABLES, TABLES, default_folder, is_done, load_runs, make_folder
+from hta.experiments.runner import available_devices, run_missing
 from hta.files import write_atomically
+from hta.runtime import available_cores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -82,10 +75,10 @@ def _add_run_options(run: Parser) -> None:
     what("--draws", nargs="+", default=["1"], metavar="K", help=text)
     text = "draw k is not random, but the k-th image (or the k-th N images) of the class"
     what("--in_order", action="store_true", help=text)
-    variants = "; ".join(f"{name}: {variant.title}" for name, variant in VARIANTS.items())
-    what("--variants", nargs="+", choices=list(VARIANTS), metavar="V", help=variants)
+    variants = "; ".join(f"{name}: {variant.title}" for name, variant in plan.VARIANTS.items())
+    what("--variants", nargs="+", choices=list(plan.VARIANTS), metavar="V", help=variants)
     text = "schedule: paper is the released one, fast a tenth of the work (default fast)"
-    what("--preset", choices=list(PRESETS), default="fast", help=text)
+    what("--preset", choices=list(plan.PRESETS), default="fast", help=text)
     text = "number of transformations; by default the paper's for the data set"
     what("--num_transforms", type=int, choices=(54, 42, 4), help=text)
     what("--fractions", **several, type=_fraction, metavar="F", help="fractions of the patches that vote, from 0 to 1")
@@ -129,20 +122,22 @@ def _fraction(text: str) -> float:
 def _run(options: Namespace) -> None:
     """Make the missing runs. Results that exist are kept, and failed runs are tried again."""
     requests = _requests(options)
-    check_titles(requests)
+    plan.check_titles(requests)
     if options.download:  # once and here, so that all workers find it
         for name, num_transforms in dict.fromkeys((name, r.num_transforms) for r in requests for name in r.datasets):
             load_dataset(name, options.data_root, num_transforms=num_transforms, download=True)
-    runs = _take_part(plan_runs(requests), options.part)
+    runs = _take_part(plan.plan_runs(requests), options.part)
     if options.dry_run:
         for run in runs:
             print(f"{'done' if is_done(options.results, run) else 'to do'}: {run.describe()}")
         return
     on_cluster = options.dask_scheduler is not None
     devices = options.device or (() if options.not_cuda or on_cluster else available_devices())
-    threads = options.threads if on_cluster else threads_per_job(options.threads, options.jobs)
+    threads = options.threads or (0 if on_cluster else max(1, available_cores() // options.jobs))
+    same = dict(not_cuda=options.not_cuda, threads=threads, precision=options.precision)
+    devices_in_turn = cycle(devices or [None])
     failures = run_missing(
-        assign_devices(runs, devices, not_cuda=options.not_cuda, threads=threads),
+        {run: RuntimeConfig(device=next(devices_in_turn), **same) for run in runs},
         requests[0].data_root,
         options.results,
         jobs=options.jobs,
@@ -156,29 +151,20 @@ def _run(options: Namespace) -> None:
         )
 
 
-def _requests(options: Namespace) -> list[Request]:
+def _requests(options: Namespace) -> list[plan.Request]:
     """What was asked for: one combination, or what the tables need."""
+    given = {field.name: getattr(options, field.name) for field in fields(plan.Request) if hasattr(options, field.name)}
+    given |= dict(settings=plan.parse_settings(options.set), preparation=plan.parse_preparation(options.prepare))
+    given |= dict(shots=options.shots or (1,), variants=options.variants or ("ours",))
+    given |= dict(data_root=str(Path(options.data_root).resolve()), draws=_parse_draws(options.draws))
     if not options.tables:
         if not options.datasets:
             raise UserError("--datasets is missing: name one or more, or give --tables; see --help")
-        return [_request(options)]
+        return [plan.Request(**given)]
     for name in ("shots", "variants", "num_transforms"):
         if getattr(options, name):
             raise UserError(f"--{name}: contradicts --tables, which have their own; leave out one of the two")
-    return requests_of_tables(options.tables, _request(options))
-
-
-def _request(options: Namespace) -> Request:
-    given = {field.name: getattr(options, field.name) for field in fields(Request) if hasattr(options, field.name)}
-    given |= {
-        "data_root": str(Path(options.data_root).resolve()),
-        "shots": options.shots or (1,),
-        "draws": _parse_draws(options.draws),
-        "variants": options.variants or ("ours",),
-        "settings": parse_settings(options.set),
-        "preparation": parse_preparation(options.prepare),
-    }
-    return Request(**given)
+    return plan.requests_of_tables(options.tables, plan.Request(**given))
 
 
 def _parse_draws(texts: Sequence[str]) -> list[int]:
@@ -192,7 +178,7 @@ def _parse_draws(texts: Sequence[str]) -> list[int]:
     return draws
 
 
-def _take_part(runs: list[RunSpec], part: str | None) -> list[RunSpec]:
+def _take_part(runs: list[plan.RunSpec], part: str | None) -> list[plan.RunSpec]:
     """Every N-th run, starting at the I-th."""
     if part is None:
         return runs
@@ -205,7 +191,7 @@ def _take_part(runs: list[RunSpec], part: str | None) -> list[RunSpec]:
 def _table(options: Namespace) -> None:
     """Print a table and write it as Markdown and CSV to the folder `tables` of the results."""
     table = tables.build_table(options.number, load_runs(options.results))
-    folder = _folder_for(options.results, "tables")
+    folder = make_folder(options.results / "tables")
     markdown = tables.to_markdown(table)
     print(tables.to_brief_markdown(table) if options.brief else markdown)
     write_atomically(folder / f"table_{options.number}.md", markdown.encode())
@@ -235,17 +221,8 @@ def _plot(options: Namespace) -> None:
     runs = load_runs(options.results)
     if runs.empty:
         raise UserError(f"--results {options.results}: no results there; make some with the command run")
-    for path in draw_plots(runs, _folder_for(options.results, "plots")):
+    for path in draw_plots(runs, make_folder(options.results / "plots")):
         print(path)
-
-
-def _folder_for(results: Path, name: str) -> Path:
-    folder = results / name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"--results {folder}: cannot be made ({error.strerror}); choose another") from error
-    return folder
 
 
 if __name__ == "__main__":

@@ -30,19 +30,18 @@ def compare_changes(runs: pd.DataFrame) -> pd.DataFrame:
         One row per pair: setup (to sort by) and label (in words) of the plain run, pos_class, draw, plain (its AUROC),
         change, difference, and mixed: both precisions in words, if they differ though the same was requested.
     """
-    runs, plain = _with_setup(_runs_of_method(runs)), _plain_runs(runs)
+    plain, runs = _plain_runs(runs), _runs_of_method(runs)
     has_settings = runs["changes"] != ""
     changed = runs.assign(
         change=runs["changes"].where(has_settings, f"preset {_LONG}"),
         changes="",
         preset=runs["preset"].where(has_settings, _SHORT),
     )
-    changed = _with_setup(changed[has_settings | (runs["preset"] == _LONG)])
+    changed = with_setup(changed[has_settings | (runs["preset"] == _LONG)])
     pairs = changed.merge(plain, on=[*_PLACE, "data_sha256"], suffixes=("", "_plain"))
     pairs = pairs.groupby([*_PLACE, "change"], sort=False, as_index=False).last()
     mixed = (pairs["precision"] == pairs["precision_plain"]) & (pairs["dtype"] != pairs["dtype_plain"])
     pairs = pairs.assign(
-        label=pairs["label_plain"],
         plain=pairs["auroc_plain"],
         difference=pairs["auroc"] - pairs["auroc_plain"],
         mixed=(pairs["dtype"] + " beside " + pairs["dtype_plain"]).where(mixed, ""),
@@ -52,32 +51,22 @@ def compare_changes(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_scores(runs: pd.DataFrame) -> pd.DataFrame:
-    """Other ways from the votes to a score, on the plain runs of every part of table 1 with several classes.
+    """Other ways from the votes to a score, in the form of `compare_changes`, which has them for fewer classes.
 
-    Unlike those of `compare_changes`, which are of runs that have a changed one beside them, these cover all classes.
-
-    Args:
-        runs: from `load_runs`.
-
-    Returns:
-        As `compare_changes`; the changes are ways to a score.
+    They are of the plain runs of every part of table 1 with several classes.
     """
     scores = _other_scores(_plain_runs(runs[(runs["shots"] == 1) & (runs["task"] == "class")]))
     return scores[scores.groupby("setup")["pos_class"].transform("nunique") > 1]
 
 
 def _runs_of_method(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs[(runs["variant"] == "ours") & runs["auroc"].notna()]
+    runs = runs[(runs["variant"] == "ours") & runs["auroc"].notna()]
+    return with_setup(runs.assign(paper_dataset=None))
 
 
 def _plain_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs of the method without changed settings, one per setup, class and draw."""
-    runs = _with_setup(_runs_of_method(runs))
-    return runs[runs["changes"] == ""].drop_duplicates(_PLACE, keep="last")
-
-
-def _with_setup(runs: pd.DataFrame) -> pd.DataFrame:
-    runs = with_setup(runs.assign(paper_dataset=None))
+    """Runs of the method without changed settings, one per setup, class and draw, with the setup in words."""
+    runs = _runs_of_method(runs[runs["changes"] == ""]).drop_duplicates(_PLACE, keep="last")
     return runs.assign(label=[describe_setup(run._asdict()) for run in iterate(runs)])
 
 
@@ -85,9 +74,8 @@ def _other_scores(runs: pd.DataFrame) -> pd.DataFrame:
     """By how much other ways from the votes of the scales to a score move the AUROC of plain runs."""
     rows = []
     for run in iterate(runs):
-        by_scale = {f"scale {scale} alone": auroc for scale, auroc in enumerate(run.by_scale)}
-        ways = {name: 100 * auroc for name, auroc in by_scale.items() if auroc is not None}
-        for way, auroc in ({"min-max normalised": run.minmax} | ways).items():
+        by_scale = {f"scale {n} alone": 100 * auroc for n, auroc in enumerate(run.by_scale) if auroc is not None}
+        for way, auroc in ({"min-max normalised": run.minmax} | by_scale).items():
             if auroc is not None:
                 place = (run.setup, run.pos_class, run.draw, run.label, run.auroc)
                 rows.append((*place, _SCORE + way, auroc - run.auroc, ""))
@@ -112,11 +100,9 @@ def to_markdown(pairs: pd.DataFrame) -> str:
 
 def scores_to_markdown(pairs: pd.DataFrame) -> str:
     """One line per setup: by how much each way to a score moves the mean over classes, with its interval over them."""
-    rows = []
+    ways, rows = pairs.sort_values("setup", kind="stable")["change"].unique(), []
     for _, moved in pairs.groupby("setup"):
         by_class = moved.groupby(["change", "pos_class"])["difference"].agg(fmean)
-        intervals = by_class.groupby("change").agg(with_interval)
-        rows.append((moved["label"].iloc[0], str(moved["pos_class"].nunique()), intervals))
-    ways = pairs.sort_values("setup", kind="stable")["change"].unique()
-    titles = ["run", "classes", *(way.removeprefix(_SCORE) for way in ways)]
-    return "\n".join(to_lines(titles, ([*row, *found.reindex(ways, fill_value="")] for *row, found in rows))) + "\n"
+        intervals = by_class.groupby("change").agg(with_interval).reindex(ways, fill_value="")
+        rows.append([moved["label"].iloc[0], str(moved["pos_class"].nunique()), *intervals])
+    return "\n".join(to_lines(["run", "classes", *(way.removeprefix(_SCORE) for way in ways)], rows)) + "\n"

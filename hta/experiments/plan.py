@@ -1,61 +1,244 @@
-"""From a request to a list of runs, checked against the data before anything is run."""
+"""What to run: one run with the key of all that its result depends on, and the runs of a request or of a table.
+
+Presets and variants were written down before any result. Requests are checked against the data before anything is run.
+"""
 
 import hashlib
+import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import lru_cache
-from itertools import cycle, product
-from types import MappingProxyType
-from typing import Any
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
 
-from hta.config import ModelConfig, RuntimeConfig, TrainingConfig
+import pandas as pd
+
+from hta.config import AblationConfig, Config, ModelConfig, TrainingConfig, default_config
 from hta.data.benchmark import Selection, draw_images
 from hta.data.loaders import Benchmark, load_dataset
 from hta.data.sample import Sample
 from hta.data.specs import MVTEC, ROTATIONS, BenchmarkSpec, benchmark_spec, default_task
 from hta.errors import UserError
 from hta.evaluation.scores import default_fraction
-from hta.experiments.results import paper_datasets
-from hta.experiments.spec import VARIANTS, Pairs, RunSpec
-from hta.settings import field_type
+from hta.settings import field_type, require_keys
+
+METHOD_VERSION = 2
+"""Incremented with every change that moves a score by more than a different order of rounding does. Results of another
+version enter no table, and their runs are repeated."""
 
 DEFECT_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Fractions of the patches in the paper's table 7."""
 
+Pairs = tuple[tuple[str, Any], ...]
+
+_PAPER = Path(__file__).parent / "htdg_auc_tables.csv"
+_PREPARATION = ("geometry", "size", "train_filter", "test_filter", "train_clahe")
 _SET_ELSEWHERE = {
     "num_transforms": "give --num_transforms instead",
     "manualSeed": "give --seed instead, to which each run adds its draw",
     "task": "it follows from the data set, give another of --datasets instead",
 }
-_PREPARATION = ("geometry", "size", "train_filter", "test_filter", "train_clahe")
+
+
+# --- the paper's values -------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1)
+def paper_values() -> pd.DataFrame:
+    """What the paper prints, one row per cell in its order; paper and paper_std are of AUROC over draws, per cent."""
+    numbers = {"table": int, "shots": int, "paper": float, "paper_std": float}
+    names = {"class": "pos_class", "auc_mean": "paper", "auc_std": "paper_std"}
+    return pd.read_csv(_PAPER, dtype=str).rename(columns=names).astype(numbers)
+
+
+def paper_part(table: int, dataset: str | None = None, shots: int | None = None) -> pd.DataFrame:
+    """What the paper prints in a table, or in its part for a data set and a number of training images."""
+    values = paper_values()
+    values = values[values["table"] == table]
+    return values if shots is None else values[(values["dataset"] == dataset) & (values["shots"] == shots)]
+
+
+def paper_datasets() -> list[str]:
+    """The data sets of all tables."""
+    return list(paper_values()["dataset"].unique())
+
+
+# --- one run ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How long and how finely a run trains."""
+
+    niter: int | None  # iterations per scale; None: the paper's, by the number of transformations
+    min_size: int  # sides of the coarsest and the finest scale, pixels
+    max_size: int
+    geom_steps: int  # optimiser steps of GEOM, variant (g), with 128 images each
+
+
+PRESETS: Mapping[str, Preset] = {
+    # The released schedule. GEOM's authors train 3 epochs: 6,000 images x 72 transformations x 3 / 128.
+    "paper": Preset(niter=None, min_size=25, max_size=64, geom_steps=10_125),
+    # A tenth of the work. The learning rates never drop: their milestones are 500 and 1,000 iterations.
+    "fast": Preset(niter=250, min_size=25, max_size=51, geom_steps=1_000),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The method, or a row of the ablation in table 6.
+
+    An image is scored by votes on transformations, by the probability of "real", by its distance to the training
+    images, or by GEOM trained on generated images.
+    """
+
+    title: str
+    objective: str = "transformations"  # what the discriminators learn (`hta.config.AblationConfig`)
+    one_scale: int | None = None  # side of the only scale, pixels; None: the preset's scales
+    score: Literal["votes", "real_probability", "distance", "geom"] = "votes"
+
+
+VARIANTS: Mapping[str, Variant] = {
+    "ours": Variant("the method"),
+    "a": Variant("no generator", "transformations_only"),
+    "b": Variant("real against fake, no transformations", "real_fake", score="real_probability"),
+    "c": Variant("real against fake, augmented", "real_fake_augmented", score="real_probability"),
+    "d": Variant("one scale of 100 px", one_scale=100),
+    "e": Variant("one scale of 20 px", one_scale=20),
+    "f": Variant("distance to the training images", score="distance"),
+    "g": Variant("GEOM on generated images", score="geom"),
+}
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run; `title` says so where only part of a data set is available."""
+
+    dataset: str  # name for `hta.data.loaders.load_dataset`
+    title: str  # the data set's name in tables
+    pos_class: str  # the normal class, in the paper's spelling
+    shots: int  # N, the number of training images
+    draw: int  # number of their random draw; with `in_order`, k takes the k-th N images of the class
+    variant: str  # of `VARIANTS`
+    preset: str  # of `PRESETS`
+    num_transforms: int  # M
+    data_sha256: str  # digest of the training images and of the test images' names
+    fractions: tuple[float, ...] = (1.0,)  # of the patches that vote, ascending; scored in one pass
+    test_limit: int | None = None  # number of test images; None for all
+    seed: int = 0  # of draws and test images; with the draw, of the training
+    precision: str = "auto"  # as requested; "auto" depends on the machine
+    settings: Pairs = ()  # overridden settings of model and training
+    preparation: Pairs = ()  # overridden preparation of the images (fields of `BenchmarkSpec`)
+    in_order: bool = False  # training images in data-set order, as in the released code, instead of drawn ones
+    paper_dataset: str | None = None  # whose rows of the paper are shown beside it; not part of the key
+
+    @property
+    def task(self) -> str:
+        """The task, "defect" or "class"."""
+        return default_task(self.dataset)
+
+    @property
+    def main_fraction(self) -> float:
+        """The paper's fraction of the patches if it was run, else the largest."""
+        default = default_fraction(self.task, self.shots)
+        return default if default in self.fractions else self.fractions[-1]
+
+    @property
+    def changes(self) -> str:
+        """What differs from a plain run of the preset, such as "niter=500, seed 1"; empty for a plain run."""
+        changes = [f"{name}={value}" for name, value in (*self.settings, *self.preparation)]
+        changes += [f"seed {self.seed}"] * (self.seed != 0) + [self.precision] * (self.precision != "auto")
+        return ", ".join(changes)
+
+    def config(self) -> Config:
+        """The resolved settings of model and training.
+
+        Raises:
+            UserError: an overridden setting is unknown or out of range.
+        """
+        preset, variant = PRESETS[self.preset], VARIANTS[self.variant]
+        flat: dict[str, Any] = {"min_size": preset.min_size, "max_size": preset.max_size, "niter": preset.niter}
+        # Draws differ in weights and noise too, so that their spread covers all randomness.
+        flat |= {"task": self.task, "num_transforms": self.num_transforms, "manualSeed": self.seed + self.draw}
+        flat |= dict(self.settings)
+        if variant.one_scale:
+            flat |= {"min_size": variant.one_scale, "max_size": variant.one_scale}
+        config = default_config(**flat).resolved(is_gray=False)  # only matters where num_transforms is open
+        if variant.objective == config.model.objective:
+            return config
+        return replace(config, model=AblationConfig(**asdict(config.model), objective=variant.objective))
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that the AUROC depends on, on one machine.
+
+        The precision is covered as requested: under "auto", machines with different precisions share a key, and each
+        result records what made it. Not covered are device, threads and library versions, which only change the
+        rounding, nor what only the decision depends on: how views are drawn, and its target.
+        """
+        config = self.config()
+        matters = asdict(self) | {"model": asdict(config.model), "training": asdict(config.training)}
+        matters |= {"method_version": METHOD_VERSION, "geom_steps": PRESETS[self.preset].geom_steps}
+        del matters["paper_dataset"]
+        if not self.in_order:
+            del matters["in_order"]  # results that predate the option keep their keys
+        return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def name(self) -> str:
+        """Name of the result's file, without suffix."""
+        parts = (self.title, self.pos_class, f"{self.shots}shot", self._images(""), self.variant, self.preset)
+        return "_".join([*map(slug, parts), self.key])
+
+    def describe(self) -> str:
+        """One line for a person."""
+        shots = f"{self.shots} image{'s' * (self.shots > 1)}"
+        return f"{self.title} {self.pos_class}, {shots}, {self._images(' ')}, {self.variant}, {self.preset}"
+
+    def _images(self, space: str) -> str:
+        return f"{'index' if self.in_order else 'draw'}{space}{self.draw}"
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], source: str) -> "RunSpec":
+        """Read the form of `dataclasses.asdict` back from JSON.
+
+        Raises:
+            UserError: missing or unknown keys, or an unknown variant or preset.
+        """
+        data = {"in_order": False} | data  # results that predate the option
+        require_keys(data, {f.name for f in fields(cls)}, source)
+        pairs = {name: tuple((key, value) for key, value in data[name]) for name in ("settings", "preparation")}
+        spec = cls(**data | pairs | {"fractions": tuple(data["fractions"])})
+        if spec.variant not in VARIANTS or spec.preset not in PRESETS:
+            raise UserError(f"{source}: variant {spec.variant} or preset {spec.preset} is unknown; remove the file")
+        return spec
+
+
+def slug(text: str) -> str:
+    """A text as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+# --- the runs of a request ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Request:
-    """What to run: all combinations.
-
-    Attributes:
-        datasets, classes, shots, draws, variants: what is combined; no classes means all classes.
-        preset: key of `PRESETS`.
-        data_root: folder of the data.
-        dataset_title: name for tables, instead of the data set's own.
-        paper_dataset: whose rows of the paper are shown beside the results, instead of the data set's own.
-        num_transforms: M; None: the paper's choice for the data set.
-        fractions: fractions of the patches that vote; none: table 7's for defects, else all patches.
-        test_limit, seed, precision, settings, preparation, in_order: as in `RunSpec`.
-    """
+    """What to run: all combinations of data sets, classes, shots, draws and variants; the rest is as in `RunSpec`."""
 
     datasets: Sequence[str]
     data_root: str
-    classes: Sequence[str] = ()
+    classes: Sequence[str] = ()  # none: all
     shots: Sequence[int] = (1,)
     draws: Sequence[int] = (1,)
     variants: Sequence[str] = ("ours",)
     preset: str = "fast"
-    dataset_title: str | None = None
-    paper_dataset: str | None = None
-    num_transforms: int | None = None
-    fractions: Sequence[float] = ()
+    dataset_title: str | None = None  # None: the data set's own
+    paper_dataset: str | None = None  # None: the data set's own rows
+    num_transforms: int | None = None  # M; None: the paper's choice for the data set
+    fractions: Sequence[float] = ()  # none: table 7's for defects, else all patches
     test_limit: int | None = None
     seed: int = 0
     precision: str = "auto"
@@ -65,29 +248,23 @@ class Request:
 
 
 _CLASS_SETS = ("cifar", "mnist", "fashionmnist", "paris")
-_OF_TABLE: Mapping[int, tuple[dict[str, Any], ...]] = MappingProxyType(
-    {
-        1: (dict(datasets=_CLASS_SETS, shots=(1,)),),
-        2: (dict(datasets=_CLASS_SETS, shots=(5,)),),
-        3: (dict(datasets=_CLASS_SETS, shots=(10,)),),
-        4: (dict(datasets=("cifar",), shots=(50, 80)),),
-        5: tuple(
-            dict(datasets=("mvtec",), shots=(1, 5, 10), num_transforms=number)
-            for number in (MVTEC.num_transforms, ROTATIONS)
-        ),
-        6: (dict(datasets=("cifar",), shots=(1, 5), variants=tuple(VARIANTS)),),
-        7: (dict(datasets=("mvtec",), shots=(1, 5, 10), num_transforms=ROTATIONS),),
-    }
-)
+_DEFECTS = dict(datasets=("mvtec",), shots=(1, 5, 10))
+_OF_TABLE: Mapping[int, tuple[dict[str, Any], ...]] = {
+    1: (dict(datasets=_CLASS_SETS, shots=(1,)),),
+    2: (dict(datasets=_CLASS_SETS, shots=(5,)),),
+    3: (dict(datasets=_CLASS_SETS, shots=(10,)),),
+    4: (dict(datasets=("cifar",), shots=(50, 80)),),
+    5: tuple(_DEFECTS | {"num_transforms": number} for number in (MVTEC.num_transforms, ROTATIONS)),
+    6: (dict(datasets=("cifar",), shots=(1, 5), variants=tuple(VARIANTS)),),
+    7: (_DEFECTS | {"num_transforms": ROTATIONS},),
+}
 
 
 def requests_of_tables(tables: Iterable[int], request: Request) -> list[Request]:
     """What the paper's tables need.
 
-    Args:
-        tables: their numbers.
-        request: draws, preset and everything else that a table leaves open; its data sets, if it names any, select
-            from those of the tables.
+    The request has draws, preset and everything else that a table leaves open; its data sets, if it names any, select
+    from those of the tables.
 
     Raises:
         UserError: a data set that is in none of the tables.
@@ -103,16 +280,11 @@ def requests_of_tables(tables: Iterable[int], request: Request) -> list[Request]
 
 
 def check_titles(requests: Sequence[Request]) -> None:
-    """Refuse one title, or the paper's rows of one data set, for several data sets, and rows that do not exist.
-
-    Raises:
-        UserError: there are several data sets, or the paper has none of that name.
-    """
+    """Refuse one title, or the paper's rows of one data set, for several data sets, and rows that do not exist."""
+    known = paper_datasets()
     for name in (request.paper_dataset for request in requests if request.paper_dataset):
-        if name not in paper_datasets():
-            raise UserError(
-                f"--paper_dataset {name}: not in the paper's tables; give one of {', '.join(paper_datasets())}"
-            )
+        if name not in known:
+            raise UserError(f"--paper_dataset {name}: not in the paper's tables; give one of {', '.join(known)}")
     named = any(request.dataset_title or request.paper_dataset for request in requests)
     if named and len({name for request in requests for name in request.datasets}) > 1:
         raise UserError("--dataset_title and --paper_dataset name one data set; give --datasets one")
@@ -134,39 +306,26 @@ def _runs_of_dataset(request: Request, dataset: str) -> Iterator[RunSpec]:
     benchmark = prepared_dataset(dataset, request.data_root, request.num_transforms, request.preparation)
     spec = benchmark.spec
     classes = [spec.class_name(name) for name in request.classes or spec.classes]
-    own_rows = spec.table_name if spec.table_name in paper_datasets() else None
+    same = ("preset", "test_limit", "seed", "precision", "settings", "preparation", "in_order")
     for shots, draw, pos_class in product(request.shots, request.draws, classes):
-        selection = draw_images(benchmark, pos_class, shots, draw, in_order=request.in_order, seed=request.seed)
-        digest = digest_images(selection, selection.test_samples(request.test_limit, request.seed))
+        plain = RunSpec(
+            dataset=spec.name,
+            title=request.dataset_title or spec.title,
+            pos_class=pos_class,
+            shots=shots,
+            draw=draw,
+            variant="ours",
+            num_transforms=request.num_transforms or spec.num_transforms,
+            data_sha256="",
+            paper_dataset=request.paper_dataset or (spec.table_name if spec.table_name in paper_datasets() else None),
+            **{name: getattr(request, name) for name in same},
+        )
+        chosen = request.fractions or (DEFECT_FRACTIONS if plain.task == "defect" else (1.0,))
+        fractions = tuple(sorted({*chosen, default_fraction(plain.task, shots)}))  # the paper's among them
+        *_, digest = select_images(plain, benchmark)
         for variant in request.variants:
-            yield RunSpec(
-                dataset=spec.name,
-                title=request.dataset_title or spec.title,
-                pos_class=pos_class,
-                shots=shots,
-                draw=draw,
-                variant=variant,
-                preset=request.preset,
-                num_transforms=request.num_transforms or spec.num_transforms,
-                data_sha256=digest,
-                fractions=_fractions(request, dataset, shots, variant),
-                test_limit=request.test_limit,
-                seed=request.seed,
-                precision=request.precision,
-                settings=request.settings,
-                preparation=request.preparation,
-                in_order=request.in_order,
-                paper_dataset=request.paper_dataset or own_rows,
-            )
-
-
-def _fractions(request: Request, dataset: str, shots: int, variant: str) -> tuple[float, ...]:
-    """The fractions of a run, the paper's among them, ascending."""
-    if VARIANTS[variant].score != "votes":
-        return (1.0,)
-    task = default_task(dataset)
-    chosen = request.fractions or (DEFECT_FRACTIONS if task == "defect" else (1.0,))
-    return tuple(sorted({*chosen, default_fraction(task, shots)}))
+            votes = VARIANTS[variant].score == "votes"
+            yield replace(plain, variant=variant, data_sha256=digest, fractions=fractions if votes else (1.0,))
 
 
 @lru_cache(maxsize=8)
@@ -176,13 +335,15 @@ def prepared_dataset(dataset: str, data_root: str, num_transforms: int | None, p
     return replace(benchmark, spec=replace(benchmark.spec, **dict(preparation)))
 
 
-def digest_images(selection: Selection, test: Sequence[Sample]) -> str:
-    """Digest of the training images, pixels included, and of the names of the test images."""
+def select_images(spec: RunSpec, benchmark: Benchmark) -> tuple[Selection, list[Sample], str]:
+    """The training and the test images of a run, and the digest of both: pixels of training images, all names."""
+    selection = draw_images(benchmark, spec.pos_class, spec.shots, spec.draw, in_order=spec.in_order, seed=spec.seed)
+    test = selection.test_samples(spec.test_limit, spec.seed)
     digest = hashlib.sha256("\n".join(selection.training_ids()).encode())
     for sample in selection.training:
         digest.update(sample.read().tobytes())
     digest.update(digest_names(test).encode())
-    return digest.hexdigest()
+    return selection, test, digest.hexdigest()
 
 
 def digest_names(test: Sequence[Sample]) -> str:
@@ -190,22 +351,8 @@ def digest_names(test: Sequence[Sample]) -> str:
     return hashlib.sha256("\n".join(sample.relative for sample in test).encode()).hexdigest()
 
 
-def assign_devices(
-    runs: Sequence[RunSpec], devices: Sequence[str], *, not_cuda: bool, threads: int
-) -> list[tuple[RunSpec, RuntimeConfig]]:
-    """Give every run a device, in turn, and its threads."""
-    return [
-        (run, RuntimeConfig(device=device, not_cuda=not_cuda, threads=threads, precision=run.precision))
-        for run, device in zip(runs, cycle(devices or [None]), strict=False)
-    ]
-
-
 def parse_settings(texts: Sequence[str]) -> Pairs:
-    """Read overridden settings, such as `niter=500`.
-
-    Raises:
-        UserError: an unknown setting, one with an option of its own, or a value of another type.
-    """
+    """Read overridden settings, such as `niter=500`; those that have an option of their own are refused."""
     for text in texts:
         remedy = _SET_ELSEWHERE.get(text.partition("=")[0])
         if remedy is not None:
@@ -215,30 +362,21 @@ def parse_settings(texts: Sequence[str]) -> Pairs:
 
 
 def parse_preparation(texts: Sequence[str]) -> Pairs:
-    """Read overridden preparation, such as `train_clahe=false`.
-
-    Raises:
-        UserError: an unknown field, or a value of another type.
-    """
+    """Read overridden preparation, such as `train_clahe=false`."""
     return _parse_pairs("--prepare", texts, dict.fromkeys(_PREPARATION, BenchmarkSpec))
 
 
 def _parse_pairs(option: str, texts: Sequence[str], owners: Mapping[str, type]) -> Pairs:
-    pairs = {}
+    """Raises a `UserError` for an unknown name or a value of another type."""
+    pairs: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or name not in owners:
             raise UserError(f"{option} {text}: give name=value, with a name among {', '.join(sorted(owners))}")
-        pairs[name] = _parse_value(f"{option} {text}", value, field_type(owners[name], name))
+        kind = field_type(owners[name], name)
+        try:
+            pairs[name] = {"true": True, "false": False}[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            wanted = "give true or false" if kind is bool else f"must be a value of type {kind.__name__}"
+            raise UserError(f"{option} {text}: {wanted}") from None
     return tuple(sorted(pairs.items()))
-
-
-def _parse_value(label: str, value: str, kind: type) -> Any:
-    if kind is bool:
-        if value.lower() not in ("true", "false"):
-            raise UserError(f"{label}: give true or false")
-        return value.lower() == "true"
-    try:
-        return kind(value)
-    except ValueError:
-        raise UserError(f"{label}: must be a value of type {kind.__name__}") from None

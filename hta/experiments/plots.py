@@ -11,8 +11,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hta.experiments.results import AVERAGE, SHOT_TABLES, iterate, paper_values
-from hta.experiments.spec import slug
+from hta.experiments.plan import paper_values, slug
+from hta.experiments.results import AVERAGE, SHOT_TABLES
 from hta.experiments.tables import SETUP, build_table, count_draws, describe_setup
 from hta.files import write_figure
 
@@ -36,41 +36,38 @@ def draw_plots(runs: pd.DataFrame, folder: Path) -> list[Path]:
     """
     tables = [build_table(number, runs) for number in SHOT_TABLES]
     parts = [part for table in tables for _, part in table.groupby("part") if part["ours"].notna().any()]
-    figures = [(class_bars(part), _path(folder, part, "classes", f"{part['shots'].iloc[0]}shot")) for part in parts]
+    figures = {_path(folder, part, "classes", f"{part['shots'].iloc[0]}shot"): class_bars(part) for part in parts}
     setups: dict[str, list[pd.DataFrame]] = {}
     for part in parts:
         setups.setdefault(str(part.iloc[0][SETUP].drop("shots").tolist()), []).append(part)
-    for same in map(pd.concat, setups.values()):
-        figures.append((shots_curve(same), _path(folder, same, "shots")))
-    for figure, path in figures:
+    figures |= {_path(folder, same, "shots"): shots_curve(same) for same in map(pd.concat, setups.values())}
+    for path, figure in figures.items():
         write_figure(figure, path)
-    return [path for _, path in figures]
+    return list(figures)
 
 
 def class_bars(part: pd.DataFrame) -> Figure:
-    """Bars from chance to ours and the paper's AUROC for every class; classes that were not run say so.
-
-    Args:
-        part: one part of a table, from `build_table`.
-    """
+    """Bars from chance to ours and the paper's AUROC for every class of a part; classes that were not run say so."""
     run = part.loc[part["ours"].notna(), "column"]
     rows = part[part["column"].isin(run) & (part["ours"].notna() | part["paper"].notna())]
     figure, axes = _new_figure(dict(part.iloc[0]), max(6, 0.62 * len(rows) + 1))
     places = np.arange(len(rows)) + 0.4 * rows["is_average"].to_numpy()  # averages are set apart
+    ours, paper = (_points(rows, *names).assign(place=places) for names in (("ours", "std"), ("paper", "paper_std")))
 
-    ours = _points(rows, "ours", "std").assign(place=places)
-    paper = _points(rows, "paper", "paper_std").assign(place=places)
     shift = _BAR_WIDTH / 2 if paper["mean"].notna().any() else 0
-    draws = count_draws(rows.agg({"fewest": "min", "most": "max"}))
-    _draw_bars(axes, -shift, ours, "this code" + (f", {draws} draw{'s' * (draws != '1')}" if draws else ""))
-    if shift:
-        _draw_bars(axes, shift, paper, "paper")
+    draws = count_draws(rows["fewest"].min(), rows["most"].max())
+    label = "this code" + (f", {draws} draw{'s' * (draws != '1')}" if draws else "")
+    for points, to_right, name in ((ours, -shift, label), (paper, shift, "paper"))[: 2 if shift else 1]:
+        bars = points.dropna(subset="mean")
+        x, heights = bars["place"] + to_right, bars["mean"] - _CHANCE
+        errors = dict(yerr=bars["std"], error_kw={"linewidth": 1, "capsize": 2})
+        axes.bar(x, heights, _BAR_WIDTH, bottom=_CHANCE, label=name, **errors)
     for x in ours.loc[ours["mean"].isna(), "place"]:
         axes.text(x - shift, _CHANCE + 1, "not run", rotation=90, ha="center", va="bottom", color="gray")
 
     axes.axhline(_CHANCE, color="black", linewidth=0.8)
-    several = part["column"].nunique() > 1
-    labels = [_class_label(row, with_column=several) for row in iterate(rows)]
+    names = rows["pos_class"].where(~rows["is_average"], rows["pos_class"].str.replace(" of ", " of\n"))
+    labels = names + " " + rows["column"] if part["column"].nunique() > 1 else names
     axes.set_xticks(places, labels, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.8, max([7, *(places + 0.8)]))  # a few bars are no wider than many
     axes.set_ylim(*_limits(pd.concat([ours, paper]), lowest=_CHANCE))
@@ -79,31 +76,11 @@ def class_bars(part: pd.DataFrame) -> Figure:
     return figure
 
 
-def _draw_bars(axes: Axes, shift: float, bars: pd.DataFrame, label: str) -> None:
-    bars = bars.dropna(subset="mean")
-    axes.bar(
-        bars["place"] + shift,
-        bars["mean"] - _CHANCE,
-        _BAR_WIDTH,
-        bottom=_CHANCE,
-        yerr=bars["std"],
-        error_kw={"linewidth": 1, "capsize": 2},
-        label=label,
-    )
-
-
-def _class_label(row: Any, *, with_column: bool) -> str:
-    name = row.pos_class.replace(" of ", " of\n", 1) if row.is_average else row.pos_class
-    return f"{name} {row.column}" if with_column else name
-
-
 def shots_curve(parts: pd.DataFrame) -> Figure:
     """Mean over the classes that were run, ours and the paper's, over the number of training images.
 
-    Beside them is what the paper prints for all classes, at every number of training images that it has.
-
-    Args:
-        parts: of tables, from `build_table`, that differ only in the number of training images.
+    Beside them is what the paper prints for all classes, at every number of training images that it has. The parts of
+    tables, from `build_table`, differ only in the number of training images.
     """
     figure, axes = _new_figure(dict(parts.iloc[0]) | {"shots": 0}, 6)
     curves = [curve for curve in _curves(parts) if len(curve[2])]
@@ -112,7 +89,9 @@ def shots_curve(parts: pd.DataFrame) -> Figure:
         places = np.array([shots.index(n) for n in points["shots"]]) + _DODGE * (number - (len(curves) - 1) / 2)
         axes.errorbar(places, points["mean"], yerr=points["std"], fmt=style, capsize=3, label=label)
 
-    axes.set_xticks(range(len(shots)), [_shots_label(parts[parts["shots"] == n], n) for n in shots])
+    run = parts[parts["ours"].notna() & ~parts["is_average"]].groupby("shots")["pos_class"].nunique().to_dict()
+    counts = [f"{run[n]} class{'es' * (run[n] > 1)}" if n in run else "not run" for n in shots]
+    axes.set_xticks(range(len(shots)), [f"{n}\n{count}" for n, count in zip(shots, counts, strict=True)])
     axes.set_xlim(-0.5, len(shots) - 0.5)
     axes.set_ylim(*_limits(pd.concat([points for *_, points in curves]), lowest=80))
     axes.set_xlabel("training images")
@@ -135,12 +114,6 @@ def _curves(parts: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
         yield f"this code{name}", "o-", _points(ours, "ours", "std")
         yield f"paper, the same classes{name}", "s--", _points(same, "paper", "paper_std")
         yield f"paper, all classes{name}", "x:", _points(printed[printed["column"] == column], "paper", "paper_std")
-
-
-def _shots_label(rows: pd.DataFrame, shots: int) -> str:
-    """The number, and how many classes were run with it."""
-    count = rows.loc[rows["ours"].notna() & ~rows["is_average"], "pos_class"].nunique()
-    return f"{shots}\n{count} class{'es' * (count > 1)}" if count else f"{shots}\nnot run"
 
 
 def _new_figure(setup: Mapping[str, Any], width: float) -> tuple[Figure, Axes]:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -20,10 +20,9 @@ import torch
 
 from hta.config import RuntimeConfig
 from hta.errors import UserError
+from hta.experiments.plan import RunSpec
 from hta.experiments.results import FAILED_FOLDER, is_done, store
 from hta.experiments.run import execute
-from hta.experiments.spec import RunSpec
-from hta.runtime import available_cores
 from hta.training.progress import format_duration
 
 logger = logging.getLogger(__name__)
@@ -34,11 +33,6 @@ Landed = tuple[RunSpec, dict[str, Any], Mapping[str, np.ndarray]]
 _DIED = "the process died while this run was under way, or waiting (out of memory?)"
 
 
-def threads_per_job(threads: int, jobs: int) -> int:
-    """CPU threads of one run: as requested, or this machine's cores shared among the jobs."""
-    return threads or max(1, available_cores() // jobs)
-
-
 def available_devices() -> list[str]:
     """The CUDA devices to distribute; none unless there are several."""
     count = torch.cuda.device_count()
@@ -46,7 +40,7 @@ def available_devices() -> list[str]:
 
 
 def run_missing(
-    runs: Sequence[tuple[RunSpec, RuntimeConfig]],
+    runs: Mapping[RunSpec, RuntimeConfig],
     data_root: str,
     folder: Path,
     *,
@@ -71,7 +65,7 @@ def run_missing(
         UserError: the cluster cannot be reached, or its packages are missing.
         RunError: a result cannot be written.
     """
-    missing = {spec: config for spec, config in runs if not is_done(folder, spec)}
+    missing = {spec: config for spec, config in runs.items() if not is_done(folder, spec)}
     logger.info("%d runs, %d of them done, %d to do", len(runs), len(runs) - len(missing), len(missing))
     if not missing:
         return 0
@@ -90,7 +84,7 @@ def run_missing(
         while missing:
             before = len(missing)
             try:
-                for result in _results(missing, data_root, workers):
+                for result in _results([*missing.items()], data_root, workers):
                     keep(*result)
             except _errors_of_dead_workers() as error:
                 # Which run killed the worker is unknown: continue while others arrive, then give up on the rest.
@@ -113,17 +107,16 @@ def _describe(record: dict[str, Any]) -> str:
 
 
 def _results(
-    missing: Mapping[RunSpec, RuntimeConfig], data_root: str, workers: dict[str, Any] | None
+    runs: list[tuple[RunSpec, RuntimeConfig]], data_root: str, workers: dict[str, Any] | None
 ) -> Iterator[Landed]:
     """Results as they arrive."""
-    runs = list(missing.items())
     if workers is None:
         yield from (_attempt(spec, data_root, config) for spec, config in runs)
         return
     # Dask watches over its own workers; ours must not outlive a runner that is killed.
     runner = os.getpid() if workers.get("backend") == "loky" else None
-    parallel = joblib.Parallel(return_as="generator_unordered", batch_size=1, **workers)
-    yield from parallel(joblib.delayed(_attempt_in_worker)(spec, data_root, config, runner) for spec, config in runs)
+    tasks = [joblib.delayed(_attempt_in_worker)(spec, data_root, config, runner) for spec, config in runs]
+    yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, **workers)(tasks)
 
 
 def _attempt(spec: RunSpec, data_root: str, config: RuntimeConfig) -> Landed:

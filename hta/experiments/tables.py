@@ -16,7 +16,8 @@ from scipy import stats
 
 from hta.data.specs import ROTATIONS, SPECS
 from hta.errors import UserError
-from hta.experiments.results import AVERAGE, iterate, paper_part
+from hta.experiments.plan import paper_part
+from hta.experiments.results import AVERAGE, iterate
 
 SETUP = ["title", "paper_dataset", "shots", "preset", "test_limit", "num_transforms", "changes", "in_order"]
 """What all runs in one part of a table share."""
@@ -25,15 +26,8 @@ NOT_RUN = "not run"
 _VERDICTS = _BELOW, _WITHIN, _ABOVE = ("below", "within one std", "above")
 _DEFECT_TABLES, _ABLATION, _FRACTIONS = (5, 7), 6, 7
 _PAPER_TRANSFORMS = {spec.table_name: spec.num_transforms for spec in SPECS.values()}
-_TITLES = {
-    1: "One-shot",
-    2: "Five-shot",
-    3: "Ten-shot",
-    4: "CIFAR10, 50 and 80 shots",
-    5: "MVTec AD",
-    6: "Ablation",
-    7: "Defects, by the part of the patches that vote (per cent)",
-}
+_TITLES = ["One-shot", "Five-shot", "Ten-shot", "CIFAR10, 50 and 80 shots", "MVTec AD", "Ablation"]
+_TITLES += ["Defects, by the part of the patches that vote (per cent)"]
 _OVER_CLASSES = "(95 % interval over classes)"
 
 
@@ -53,7 +47,7 @@ def build_table(number: int, runs: pd.DataFrame) -> pd.DataFrame:
         - `SETUP`, part, label (of the setup in words, empty for a part that was not run), place (data set and
           shots in words) and hours (time of all its runs): the same in all rows of a part.
         - pos_class, column, is_average.
-        - ours, std (NaN with a single draw), minmax, fewest and most (numbers of draws): NaN where not run.
+        - ours, std (NaN with a single draw), minmax, fewest and most (numbers of draws): NaN where not run; draws.
         - paper, paper_std, difference: NaN where the paper has no value; verdict.
         - minus_ours: in the ablation, the mean difference to the method on the same draws.
         - false_alarms: of an average, their median and range over the runs, in words.
@@ -64,21 +58,15 @@ def build_table(number: int, runs: pd.DataFrame) -> pd.DataFrame:
     """
     printed = paper_part(number)
     runs = _runs_of_table(number, runs[runs["shots"].isin(printed["shots"])])
-    places = list(dict.fromkeys(zip(printed["dataset"], printed["shots"], strict=True)))
-    parts: list[tuple[dict[str, Any], pd.DataFrame]] = [
-        (dict(zip(SETUP, members[SETUP].iloc[0], strict=True)), members) for _, members in runs.groupby("setup")
-    ]
+    places = dict.fromkeys(zip(printed["dataset"], printed["shots"], strict=True))
+    order = {place: rank for rank, place in enumerate(places)}
+    parts = [(dict(members[SETUP].iloc[0]), members) for _, members in runs.groupby("setup")]
     was_run = {(setup["paper_dataset"], setup["shots"]) for setup, _ in parts}
-    absent = [place for place in places if place not in was_run]
-    parts += [(dict.fromkeys(SETUP) | dict(paper_dataset=name, shots=n), runs[:0]) for name, n in absent]
-
-    def rank(part: tuple[dict[str, Any], pd.DataFrame]) -> tuple[int, int]:
-        place = part[0]["paper_dataset"], part[0]["shots"]
-        return places.index(place) if place in places else len(places), place[1]
-
-    frames = [_part_rows(number, *part) for part in sorted(parts, key=rank)]
-    table = pd.concat([rows.assign(table=number, part=part) for part, rows in enumerate(frames)], ignore_index=True)
-    return table.astype({"is_average": bool})
+    absent = [dict(paper_dataset=name, shots=n) for name, n in order if (name, n) not in was_run]
+    parts += [(dict.fromkeys(SETUP) | place, runs[:0]) for place in absent]
+    parts.sort(key=lambda p: (order.get((p[0]["paper_dataset"], p[0]["shots"]), len(order)), p[0]["shots"]))
+    frames = [_part_rows(number, *part).assign(table=number, part=rank) for rank, part in enumerate(parts)]
+    return pd.concat(frames, ignore_index=True).astype({"is_average": bool})
 
 
 def _runs_of_table(number: int, runs: pd.DataFrame) -> pd.DataFrame:
@@ -93,13 +81,18 @@ def _runs_of_table(number: int, runs: pd.DataFrame) -> pd.DataFrame:
     else:
         paper = ROTATIONS if number == _FRACTIONS else runs["paper_dataset"].map(_PAPER_TRANSFORMS)
         runs = runs.assign(paper_dataset=runs["paper_dataset"].where(runs["num_transforms"] == paper, None))
-    runs = runs.assign(column=column)
     task = "defect" if number in _DEFECT_TABLES else "class"
-    runs = with_setup(runs[(runs["task"] == task) & runs["column"].notna()])
+    runs = with_setup(runs.assign(column=column)[(runs["task"] == task) & column.notna()])
     if number == _ABLATION:  # the method only where another variant was run on the same draw
         ablated = runs["variant"] != "ours"
         runs = runs[ablated.groupby([runs["setup"], runs["pos_class"], runs["draw"]]).transform("any")]
-    _check_same_images(runs)
+    first = runs.groupby(["setup", "pos_class", "draw"])[["name", "data_sha256"]].transform("first")
+    other = runs["data_sha256"] != first["data_sha256"]
+    if other.any():  # they can neither be averaged nor compared
+        raise UserError(
+            f"{first['name'][other].iloc[0]}.json and {runs['name'][other].iloc[0]}.json: of one class and draw, but "
+            "of different images; move away what is out of date, or run one of them with a --dataset_title of its own"
+        )
     return runs
 
 
@@ -108,103 +101,79 @@ def with_setup(runs: pd.DataFrame) -> pd.DataFrame:
     return runs.assign(setup=[str(values) for values in runs[SETUP].itertuples(index=False, name=None)])
 
 
-def _check_same_images(runs: pd.DataFrame) -> None:
-    """Refuse two results of one setup, class and draw that can neither be averaged nor compared.
-
-    Raises:
-        UserError: they are of different images.
-    """
-    first = runs.groupby(["setup", "pos_class", "draw"])[["name", "data_sha256"]].transform("first")
-    other = runs["data_sha256"] != first["data_sha256"]
-    if other.any():
-        names = first["name"][other].iloc[0], runs["name"][other].iloc[0]
-        raise UserError(
-            f"{names[0]}.json and {names[1]}.json: of one class and draw, but of different images; move away what is "
-            "out of date, or run one of them with a --dataset_title of its own"
-        )
-
-
 def _part_rows(number: int, setup: dict[str, Any], runs: pd.DataFrame) -> pd.DataFrame:
     """The rows of one part: classes, then averages."""
+    key = ["pos_class", "column"]
     names = paper_part(number)["column"].unique()
     columns = [name for name in names if number in (_ABLATION, _FRACTIONS) or name.startswith("Ours")]
-    others = [name for name in names if name not in columns]
     here = paper_part(number, setup["paper_dataset"], setup["shots"])
     draws = _draws(number, runs)
-    cells = draws.groupby(["pos_class", "column"], sort=False).agg(
+    cells = draws.groupby(key, sort=False).agg(
         ours=("ours", "mean"), std=("ours", "std"), minmax=("minmax", "mean"), fewest=("ours", "size")
     )
     cells = cells.assign(most=cells["fewest"], minus_ours=_minus_ours(draws) if number == _ABLATION else math.nan)
 
     classes = dict.fromkeys([*here["pos_class"][here["pos_class"] != AVERAGE], *draws["pos_class"]])
     classes = classes or dict.fromkeys(runs["pos_class"])  # of which no figure is defined
-    index = pd.MultiIndex.from_product([classes, columns], names=["pos_class", "column"])
-    values = here.set_index(["pos_class", "column"])[["paper", "paper_std"]]
-    rows = pd.DataFrame(index=index).join(cells).join(values).reset_index().assign(is_average=False, false_alarms="")
+    rows = pd.DataFrame(index=pd.MultiIndex.from_product([classes, columns], names=key)).join(cells)
+    rows = rows.join(here.set_index(key)[["paper", "paper_std"]]).reset_index()
+    rows = rows.assign(is_average=False, false_alarms="")
     by_class = here.pivot(index="pos_class", columns="column", values=["paper", "paper_std"])
-    for name in others:
+    for name in (name for name in names if name not in columns):
         rows[name] = rows["pos_class"].map(by_class.get(("paper", name), {}))
         rows[f"{name} std"] = rows["pos_class"].map(by_class.get(("paper_std", name), {}))
 
+    run, alarms = rows[rows["ours"].notna()], runs[["column", "false_alarms"]].dropna()
     averages = [
-        _average(
-            rows[rows["column"] == column].dropna(subset="ours"), runs.loc[runs["column"] == column, "false_alarms"]
-        )
+        _average(column, run[run["column"] == column], alarms.loc[alarms["column"] == column, "false_alarms"])
         for column in columns
-        if column in set(draws["column"])
+        if column in set(run["column"])
     ]
     rows = pd.concat([rows, pd.DataFrame(averages, columns=rows.columns)], ignore_index=True)
     rows["difference"] = rows["ours"] - rows["paper"]
     rows["verdict"] = [_verdict(row) for row in iterate(rows)]
-    label = "" if runs.empty else describe_setup(setup)
-    place = f"{setup['paper_dataset'] or setup['title']}, {count_images(setup['shots'])}"
+    rows["draws"] = [count_draws(row.fewest, row.most) for row in iterate(rows)]
     rows = rows.join(pd.DataFrame([setup] * len(rows), columns=SETUP, dtype=object))
+    place = f"{setup['paper_dataset'] or setup['title']}, {_count_images(setup['shots'])}"
+    label = "" if runs.empty else describe_setup(setup)
     return rows.assign(label=label, place=place, hours=sum(runs["seconds"]) / 3600)
 
 
 def _draws(number: int, runs: pd.DataFrame) -> pd.DataFrame:
     """Our figures by class, column and draw, where they are defined; table 7 has a column for every fraction."""
+    found = [(run.pos_class, run.column, run.draw, run.auroc, run.minmax) for run in iterate(runs)]
     if number == _FRACTIONS:
         found = [
             (run.pos_class, f"{100 * float(fraction):g}", run.draw, auroc["mean"], auroc["minmax"])
             for run in iterate(runs)
             for fraction, auroc in run.by_fraction.items()
         ]
-    else:
-        found = [(run.pos_class, run.column, run.draw, run.auroc, run.minmax) for run in iterate(runs)]
     draws = pd.DataFrame(found, columns=["pos_class", "column", "draw", "ours", "minmax"]).dropna()
     draws = draws.astype({"ours": float, "minmax": float})
-    if number == _FRACTIONS:
-        draws[["ours", "minmax"]] *= 100
+    draws[["ours", "minmax"]] *= 100 if number == _FRACTIONS else 1
     return draws.groupby(["pos_class", "column", "draw"], sort=False, as_index=False).last()
 
 
 def _minus_ours(draws: pd.DataFrame) -> pd.Series:
     """Mean difference of every class and column to the method on the same draws."""
     wide = draws.pivot(index=["pos_class", "draw"], columns="column", values="ours")
-    ours = wide.get("Ours", math.nan)
-    return wide.sub(ours, axis=0).groupby("pos_class").mean().stack()
+    return wide.sub(wide.get("Ours", math.nan), axis=0).groupby("pos_class").mean().stack()
 
 
-def _average(rows: pd.DataFrame, false_alarms: pd.Series) -> dict[str, Any]:
+def _average(column: str, rows: pd.DataFrame, false_alarms: pd.Series) -> dict[str, Any]:
     """The means over the classes that were run, the paper's over the same classes; NaN if a class has none."""
     apart = {
         "pos_class": f"average of {len(rows)} class{'es' * (len(rows) > 1)}",
-        "column": rows["column"].iloc[0],
+        "column": column,
         "is_average": True,
         "fewest": rows["fewest"].min(),
         "most": rows["most"].max(),
-        "false_alarms": _median_and_range(false_alarms.dropna()),
+        "false_alarms": "",
     }
+    if len(false_alarms):
+        low, middle, high = (f"{100 * value:.0f}" for value in np.percentile([*false_alarms], [0, 50, 100]))
+        apart["false_alarms"] = f"{middle} ({low} to {high})"
     return {name: np.mean([*rows[name]]) for name in rows.columns if name not in apart} | apart
-
-
-def _median_and_range(rates: pd.Series) -> str:
-    """Of shares, per cent."""
-    if rates.empty:
-        return ""
-    low, middle, high = (f"{100 * value:.0f}" for value in np.percentile([*rates], [0, 50, 100]))
-    return f"{middle} ({low} to {high})"
 
 
 def _verdict(row: Any) -> str:
@@ -218,19 +187,27 @@ def _verdict(row: Any) -> str:
     return _BELOW if row.difference < 0 else _ABOVE
 
 
+def count_draws(fewest: float, most: float) -> str:
+    """How many draws there are, such as "2", or "1 to 3"; nothing if there is none."""
+    return "" if pd.isna(fewest) else " to ".join(f"{count:.0f}" for count in dict.fromkeys((fewest, most)))
+
+
 def describe_setup(setup: Mapping[str, Any]) -> str:
     """One line for a person; shots of 0 and anything that is None are left out."""
-    shots, limit = setup["shots"], setup["test_limit"]
     parts = (
         setup["title"],
-        count_images(shots) if shots else "",
+        _count_images(setup["shots"]) if setup["shots"] else "",
         f"{setup['num_transforms']} transformations" if setup["num_transforms"] else "",
         f"preset {setup['preset']}",
-        f"{limit} test images" if limit else "whole test set",
+        f"{setup['test_limit']} test images" if setup["test_limit"] else "whole test set",
         "training images in data-set order" if setup["in_order"] else "",
         setup["changes"],
     )
     return ", ".join(filter(None, parts))
+
+
+def _count_images(shots: int) -> str:
+    return f"{shots} training image{'s' * (shots > 1)}"
 
 
 # --- the text -----------------------------------------------------------------------------------------------------
@@ -239,7 +216,7 @@ def describe_setup(setup: Mapping[str, Any]) -> str:
 def to_markdown(table: pd.DataFrame) -> str:
     """A table in full, with the min-max normalised score, the paper's other methods, and what was not run."""
     number = table["table"].iloc[0]
-    lines, hours = [f"### Table {number}: {_TITLES[number]}", ""], 0.0
+    lines, hours = [f"### Table {number}: {_TITLES[number - 1]}", ""], 0.0
     for _, part in table.groupby("part"):
         head = part.iloc[0]
         hours += head["hours"]
@@ -278,73 +255,52 @@ def to_summary(tables: Iterable[pd.DataFrame]) -> str:
     titles = ["table", "run", "classes", "draws", "ours", "paper, same classes", "difference", "verdicts"]
     titles += ["false alarms for 5 %, median (range)", "hours"]
     lines = []
-    for part in (part for table in tables for _, part in table.groupby("part")):
+    for part in (part for table in tables for _, part in table.groupby("part") if not part["changes"].iloc[0]):
         hours = f"{part['hours'].iloc[0]:.2f}"
         for row in iterate(part[part["is_average"]]):
-            if not row.label or row.changes:
-                continue
             classes = _run_classes(part, row.column)
             run = row.label + (f": {row.column}" if _has_columns(part) else "")
-            ours, paper = to_number(row.ours), to_number(row.paper)
-            figures = [str(len(classes)), count_draws(row), ours, paper, with_interval(classes["difference"])]
-            lines.append([str(row.table), run, *figures, _count_verdicts(classes), row.false_alarms, hours])
+            figures = [str(len(classes)), row.draws, to_number(row.ours), to_number(row.paper)]
+            figures += [with_interval(classes["difference"]), _count_verdicts(classes), row.false_alarms, hours]
+            lines.append([str(row.table), run, *figures])
             hours = ""  # of all columns together
     return "\n".join(to_lines(titles, lines)) + "\n"
 
 
 def to_csv(table: pd.DataFrame) -> str:
     """A table as CSV, one line for each class and column."""
-    two_digits = {name: table[name].map("{:.2f}".format, na_action="ignore") for name in ("ours", "std", "minmax")}
+    forms = {"ours": "{:.2f}", "std": "{:.2f}", "minmax": "{:.2f}", "difference": "{:+.2f}"}
     figures = table.assign(
-        **two_digits,
-        setup=[row.label or row.place for row in iterate(table)],
-        difference=table["difference"].map("{:+.2f}".format, na_action="ignore"),
-        draws=[count_draws(row) for row in iterate(table)],
-    )
-    columns = [
-        "table",
-        "setup",
-        "pos_class",
-        "column",
-        "ours",
-        "std",
-        "draws",
-        "minmax",
-        "paper",
-        "paper_std",
-        "difference",
-    ]
-    return (
-        figures[[*columns, "verdict", *_other_methods(table)]]
-        .rename(columns={"pos_class": "class"})
-        .to_csv(index=False, lineterminator="\n")
-    )
+        setup=table["label"].where(table["label"] != "", table["place"]),
+        **{name: table[name].map(form.format, na_action="ignore") for name, form in forms.items()},
+    ).rename(columns={"pos_class": "class"})
+    columns = ["table", "setup", "class", "column", "ours", "std", "draws", "minmax", "paper", "paper_std"]
+    columns += ["difference", "verdict", *_other_methods(table)]
+    return figures[columns].to_csv(index=False, lineterminator="\n")
 
 
 def _part_lines(head: pd.Series, part: pd.DataFrame) -> list[str]:
+    """A part in full."""
     several, plain = _has_columns(part), not head["changes"]
-    run = part.loc[part["ours"].notna(), "pos_class"]
+    is_run = part["pos_class"].isin(part.loc[part["ours"].notna(), "pos_class"])
     # One line, below, for all columns of a class that was not run; with changed settings none.
-    shown = part if plain and not several else part[part["pos_class"].isin(run)]
+    shown = part if plain and not several else part[is_run]
     methods = _other_methods(part) if part["paper"].notna().any() else []  # the paper has no other methods alone
     titles = ["class", *(["column"] * several), "ours", "draws", "min-max", "paper", "difference", "verdict", *methods]
-    texts = _texts(shown).assign(**{name: _spreads(shown, name, f"{name} std") for name in methods})
-    lines = texts[titles].to_numpy().tolist()
-    absent = part.loc[~part["pos_class"].isin(run), "pos_class"].unique()
-    if several and plain and len(absent):
-        lines.append([", ".join(absent), "all", NOT_RUN, *[""] * (len(titles) - 3)])
+    lines = _texts(shown, methods)[titles].to_numpy().tolist()
+    if several and plain and not is_run.all():
+        absent = ", ".join(part.loc[~is_run, "pos_class"].unique())
+        lines.append([absent, "all", NOT_RUN, *[""] * (len(titles) - 3)])
     table = to_lines(titles, lines)
     return [f"**{head['label']}**", "", *table, "", *_differences(part), f"Time: {head['hours']:.2f} hours.", ""]
 
 
 def _brief_rows(part: pd.DataFrame) -> list[str]:
     """One line per class; what was not run is named in one line."""
-    titles = ["normal class", "ours", "draws", "paper", "difference", "verdict"]
-    rows = _without_lone_average(part)
-    texts = _texts(rows[rows["ours"].notna()]).rename(columns={"class": "normal class"})
+    rows, titles = _without_lone_average(part), ["class", "ours", "draws", "paper", "difference", "verdict"]
+    lines = to_lines(["normal class", *titles[1:]], _texts(rows[rows["ours"].notna()])[titles].to_numpy())
     absent = part.loc[part["ours"].isna(), "pos_class"]
-    not_run = ["", f"Not run: {', '.join(absent)}."] if len(absent) else []
-    return [*to_lines(titles, texts[titles].to_numpy()), *not_run]
+    return [*lines, *(["", f"Not run: {', '.join(absent)}."] if len(absent) else [])]
 
 
 def _brief_columns(part: pd.DataFrame) -> list[str]:
@@ -352,8 +308,8 @@ def _brief_columns(part: pd.DataFrame) -> list[str]:
     columns = list(part["column"].unique())
     lines = []
     for name, rows in _without_lone_average(part).groupby("pos_class", sort=False):
+        texts = _texts(rows).set_index("column")
         if rows["ours"].notna().any():
-            texts = _texts(rows).set_index("column")
             lines.append([name, "ours", *texts["ours"].reindex(columns, fill_value=NOT_RUN)])
             if rows["paper"].notna().any():
                 lines.append([name, "paper", *texts["paper"].reindex(columns, fill_value="")])
@@ -381,20 +337,19 @@ def _differences(part: pd.DataFrame) -> list[str]:
     return lines
 
 
-def _texts(rows: pd.DataFrame) -> pd.DataFrame:
+def _texts(rows: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
     """The figures of rows as they are printed."""
-    return pd.DataFrame(
-        {
-            "class": rows["pos_class"],
-            "column": rows["column"],
-            "ours": [text or NOT_RUN for text in _spreads(rows, "ours", "std")],
-            "draws": [count_draws(row) for row in iterate(rows)],
-            "min-max": [to_number(value) for value in rows["minmax"]],
-            "paper": _spreads(rows, "paper", "paper_std"),
-            "difference": [to_number(value, "+.1f") for value in rows["difference"]],
-            "verdict": rows["verdict"],
-        }
-    )
+    texts = {
+        "class": rows["pos_class"],
+        "column": rows["column"],
+        "ours": [text or NOT_RUN for text in _spreads(rows, "ours", "std")],
+        "draws": rows["draws"],
+        "min-max": rows["minmax"].map(to_number),
+        "paper": _spreads(rows, "paper", "paper_std"),
+        "difference": [to_number(value, "+.1f") for value in rows["difference"]],
+        "verdict": rows["verdict"],
+    }
+    return pd.DataFrame(texts | {name: _spreads(rows, name, f"{name} std") for name in methods})
 
 
 def _spreads(rows: pd.DataFrame, mean: str, std: str) -> list[str]:
@@ -446,15 +401,3 @@ def with_interval(values: Iterable[float]) -> str:
         return "".join(f"{value:+.1f}" for value in kept)
     error = np.std(kept, ddof=1) / math.sqrt(len(kept))
     return f"{np.mean(kept):+.1f} ± {stats.t.ppf(0.975, len(kept) - 1) * error:.1f}"
-
-
-def count_draws(row: Any) -> str:
-    """How many draws a row has, such as "2", or "1 to 3"; nothing if it was not run."""
-    if pd.isna(row.fewest):
-        return ""
-    return " to ".join(f"{count:.0f}" for count in dict.fromkeys((row.fewest, row.most)))
-
-
-def count_images(shots: int) -> str:
-    """The number of training images in words."""
-    return f"{shots} training image{'s' * (shots > 1)}"

@@ -5,8 +5,8 @@ import json
 import numpy as np
 from PIL import Image
 
+from hta.experiments.plan import METHOD_VERSION, RunSpec
 from hta.experiments.results import FORMAT_VERSION
-from hta.experiments.spec import METHOD_VERSION, RunSpec
 
 TINY = ("min_size=11", "max_size=13", "nfc=3", "niter=1", "Gsteps=1", "Dsteps=1")
 

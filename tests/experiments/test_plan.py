@@ -9,11 +9,10 @@ import pytest
 
 from hta.data.specs import benchmark_spec
 from hta.errors import UserError
-from hta.experiments import spec
+from hta.experiments import plan
 from hta.experiments.__main__ import main
-from hta.experiments.plan import Request, assign_devices, plan_runs, requests_of_tables
-from hta.experiments.results import is_done, paper_part
-from hta.experiments.spec import VARIANTS, RunSpec
+from hta.experiments.plan import VARIANTS, Request, RunSpec, paper_part, plan_runs, requests_of_tables
+from hta.experiments.results import is_done
 from tests.data.trees import write_mnist
 from tests.experiments.helpers import make_tree, run_arguments
 
@@ -33,7 +32,7 @@ def test_the_key_covers_everything_that_matters(tree, monkeypatch):
     changes += [dict(in_order=True), dict(precision="float32")]
     keys = [run.key for change in changes for run in plan_runs([replace(request, **change)])]
     with monkeypatch.context() as patch:
-        patch.setattr(spec, "METHOD_VERSION", 99)
+        patch.setattr(plan, "METHOD_VERSION", 99)
         keys.append(plan_runs([request])[0].key)
     assert len(set(keys)) == len(keys) == len(changes) + 1
     assert plan_runs([replace(request, paper_dataset="cifar10")])[0].key == keys[0]
@@ -132,19 +131,13 @@ def test_a_table_names_its_data_sets_shots_variants_and_transformations():
         requests_of_tables([4, 5], replace(base, datasets=["paris"]))
 
 
-def test_workers_in_another_folder_find_the_data(tree, tmp_path, monkeypatch):
+def test_workers_in_another_folder_find_the_data_and_take_turns_on_the_devices(tree, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("hta.experiments.__main__.run_missing", lambda runs, root, *_, **__: seen.append((runs, root)))
     monkeypatch.chdir(tree.parent)
-    assert main(run_arguments(tree.name, tmp_path, "--threads", "3")) == 0
+    more = ("--threads", "3", "--draws", "1-2", "--precision", "float32", "--device", "cuda:0", "cuda:1")
+    assert main(run_arguments(tree.name, tmp_path, *more)) == 0
     ((runs, root),) = seen
     assert root == str(tree)
-    assert [config.threads for _, config in runs] == [3, 3]
-
-
-def test_devices_are_assigned_in_turn(tree):
-    runs = plan_runs([Request(datasets=["folder"], data_root=str(tree), num_transforms=4, draws=[1, 2])])
-    assigned = assign_devices(runs, ["cuda:0", "cuda:1"], not_cuda=False, threads=2)
-    assert [run for run, _ in assigned] == runs
-    assert [config.device for _, config in assigned] == ["cuda:0", "cuda:1"] * 2
-    assert {config.threads for _, config in assigned} == {2}
+    assert [config.device for config in runs.values()] == ["cuda:0", "cuda:1"] * 2
+    assert {(config.threads, config.not_cuda, config.precision) for config in runs.values()} == {(3, True, "float32")}

@@ -12,16 +12,19 @@ from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.scorer import Scorer
 from hta.evaluation.views import view_rule
 from hta.experiments import run
-from hta.experiments.geom import SIDE, Geom, WideResNet, transformed_pixels
+from hta.experiments.plan import RunSpec
 from hta.experiments.run import (
+    SIDE,
+    Geom,
+    WideResNet,
     decision_on_views,
     measure,
     real_probabilities,
     score_images,
     similarities,
     train_variant,
+    transformed_pixels,
 )
-from hta.experiments.spec import RunSpec
 from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid, plan_of
@@ -171,7 +174,7 @@ def test_geom_is_a_wide_resnet_of_depth_10_that_scores_by_the_right_transformati
     convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d) and m.kernel_size == (3, 3)]
     assert len(convolutions) + 1 + 2 == 10  # WRN counts the stem, six of the blocks, and three shortcuts
     training_set, pyramid = pyramid_of("transformations")
-    monkeypatch.setattr("hta.experiments.geom._BATCH", 4)
+    monkeypatch.setattr("hta.experiments.run._TRAIN_BATCH", 4)
     one, again = (Geom(pyramid, steps=2, seed=0, runtime=RUNTIME, num_samples=2) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.network.parameters(), again.network.parameters(), strict=True))
     image = (training_set.images[0].permute(1, 2, 0).numpy() + 1) / 2

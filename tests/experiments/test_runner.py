@@ -1,7 +1,9 @@
 """Real, tiny runs through the runner: nothing twice, nothing lost, nothing stale."""
 
+import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -9,6 +11,7 @@ import sys
 import time
 from itertools import islice
 
+import cloudpickle
 import numpy as np
 import psutil
 import pytest
@@ -122,6 +125,42 @@ def test_without_dask_the_extra_is_named(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "dask.distributed", None)
     assert main(run_arguments(tree, tmp_path / "results", "--dask-scheduler", "tcp://127.0.0.1:1")) == 2
     assert "hta[cluster]" in capsys.readouterr().err
+
+
+def test_what_is_sent_to_a_worker_is_pickled_and_runs_in_a_fresh_process(here, tree, tmp_path, monkeypatch):
+    code = """
+import pickle, sys
+results = [task(*values, **named) for task, values, named in pickle.load(sys.stdin.buffer)]
+sys.stdout.buffer.write(pickle.dumps(results))
+"""
+
+    def in_a_fresh_process(tasks):
+        command = [sys.executable, "-c", code]
+        ended = subprocess.run(command, input=cloudpickle.dumps(tasks), stdout=subprocess.PIPE, check=True)
+        return pickle.loads(ended.stdout)  # noqa: S301
+
+    monkeypatch.setattr(runner.joblib, "Parallel", lambda **_: in_a_fresh_process)
+    monkeypatch.setattr(runner, "_workers", lambda *_: contextlib.nullcontext({"n_jobs": -1}))
+    assert main(run_arguments(tree, tmp_path, *ONE_THREAD, "--dask-scheduler", "a cluster")) == 0
+    assert records(tmp_path) == records(here)
+
+
+def test_a_run_whose_worker_is_killed_has_failed_and_the_others_continue(tree, tmp_path, monkeypatch, capsys):
+    made_up = {"results": {"auroc": {"mean": 0.5}}, "run": {"seconds_training": 1, "seconds_scoring": 1}}
+
+    def attempt(spec, *_):
+        if (spec.pos_class, spec.variant) != ("bee", "f"):
+            return spec, made_up, {}
+        while len([*tmp_path.glob("*.json")]) < 3:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(runner, "_attempt_in_worker", attempt)
+    assert main(run_arguments(tree, tmp_path, *ONE_THREAD, "--jobs", "2")) == 1
+    assert "1 of 4 runs failed" in capsys.readouterr().err
+    assert len(stamps(tmp_path)) == 3
+    (failed,) = (tmp_path / "failed").glob("insects_bee_1shot_draw1_f_*.json")
+    assert json.loads(failed.read_text())["error"] == runner._DIED
 
 
 RUNNER_WITH_LONG_SECOND_DRAWS = """

@@ -11,9 +11,9 @@ from PIL import Image
 from scipy import stats
 
 from hta.experiments.__main__ import main
+from hta.experiments.plan import METHOD_VERSION, paper_part
 from hta.experiments.plots import class_bars, shots_curve
-from hta.experiments.results import AVERAGE, is_done, load_runs, paper_part
-from hta.experiments.spec import METHOD_VERSION
+from hta.experiments.results import AVERAGE, is_done, load_runs
 from hta.experiments.tables import build_table, to_csv
 from tests.experiments.helpers import write_result
 
