@@ -192,7 +192,7 @@ def _describe(evaluation: Evaluation) -> dict[str, Any]:
             "image_size": list(record.image_size),
             "scales": [list(size) for size in model.pyramid.plan.sizes],
             "hta_version": record.hta_version,
-            "config": record.config.to_dict(),
+            "config": asdict(record.config),
         },
         "seed": {"training": record.config.training.manualSeed, "bootstrap": results.BOOTSTRAP_SEED},
         "machine": {"device": device, "dtype": model.scorer.precision, "threads": torch.get_num_threads()},

@@ -12,7 +12,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,7 +237,7 @@ def _print_plan(folder: "RunFolder", training_set: "TrainingSet") -> None:
 
     record = training_set.record
     plan = plan_of(record.config.model, record.image_size)
-    print(json.dumps(record.config.to_dict(), indent=2))
+    print(json.dumps(asdict(record.config), indent=2))
     (height, width), names = record.image_size, printable(", ".join(record.sources))
     print(f"{record.num_images} training image(s) of {width} x {height} px: {names}")
     print(f"{plan.num_scales} scales of {plan.describe()} px, networks of {' '.join(map(str, plan.widths))} channels")

@@ -3,8 +3,7 @@
 A setting that depends on the task is None, "not given", until `Config.resolved` fills in the paper's choice.
 """
 
-from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
 
 from hta.errors import UserError
 from hta.settings import Checked, option
@@ -190,10 +189,6 @@ class Config:
         m = self.model.num_transforms or (4 if self.model.task == "defect" else 42 if is_gray else 54)
         training = replace(self.training, niter=self.training.niter or _ITERATIONS[m])
         return replace(self, model=replace(self.model, num_transforms=m), training=training)
-
-    def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Plain dictionaries, ready for JSON."""
-        return asdict(self)
 
 
 def default_config(**settings) -> Config:

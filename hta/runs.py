@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hta import files
-from hta.config import NUM_SAMPLES, Config, RuntimeConfig
+from hta.config import NUM_SAMPLES, Config
 from hta.errors import UserError
 from hta.evaluation import calibration, results
 from hta.files import check_replaceable, printable
@@ -126,16 +126,12 @@ def new_run(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = F
     change it midway.
     """
     check_vacant(folder, overwrite=overwrite)
-    runtime = training_set.record.config.runtime
-    precision = "bfloat16" if resolve(runtime).dtype == torch.bfloat16 else "float32"
-    stored = _with_runtime(training_set.record, replace(runtime, precision=precision))
-    with folder.created(stored, training_set.images, replace=overwrite):
-        yield TrainingSet(stored, training_set.images)
-
-
-def _with_runtime(record: RunRecord, runtime: RuntimeConfig) -> RunRecord:
-    """A record with other runtime settings."""
-    return replace(record, config=replace(record.config, runtime=runtime))
+    config = training_set.record.config
+    precision = "bfloat16" if resolve(config.runtime).dtype == torch.bfloat16 else "float32"
+    config = replace(config, runtime=replace(config.runtime, precision=precision))
+    stored = TrainingSet(replace(training_set.record, config=config), training_set.images)
+    with folder.created(*stored, replace=overwrite):
+        yield stored
 
 
 def check_resumable(folder: RunFolder) -> None:
@@ -162,18 +158,18 @@ def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Collecti
     check_resumable(folder)
     record, now = folder.read_record(), training_set.record.config
     for part in ("model", "training", "runtime"):
-        ours, theirs = getattr(now, part), getattr(record.config, part)
-        for name in (f.name for f in fields(ours) if f.name in given and f.name not in _CHANGEABLE):
-            if getattr(ours, name) != getattr(theirs, name):
-                raise UserError(
-                    f"--{name} {getattr(ours, name)}: the run in {folder.path} was started with "
-                    f"{getattr(theirs, name)}; leave the option out to resume, or give another --name"
-                )
+        ours, theirs = asdict(getattr(now, part)), asdict(getattr(record.config, part))
+        for name in ours:
+            if name in given and name not in _CHANGEABLE and ours[name] != theirs[name]:
+                started = f"the run in {folder.path} was started with {theirs[name]}"
+                remedy = "leave the option out to resume, or give another --name"
+                raise UserError(f"--{name} {ours[name]}: {started}; {remedy}")
     if not torch.equal(folder.read_images(), training_set.images):
         reason = f"not the training images of the run in {folder.path}"
         sources = ", ".join(training_set.record.sources)
         raise UserError(f"{sources}: {reason}; give the same images to resume, or another --name")
-    return TrainingSet(_with_runtime(record, now.runtime), training_set.images)
+    config = replace(record.config, runtime=now.runtime)
+    return TrainingSet(replace(record, config=config), training_set.images)
 
 
 def train_run(folder: RunFolder, training_set: TrainingSet, num_samples: int = NUM_SAMPLES) -> tuple[Model, np.ndarray]:
@@ -193,8 +189,7 @@ def train_run(folder: RunFolder, training_set: TrainingSet, num_samples: int = N
     record, images = training_set.record, training_set.images
     runtime = set_up(record.config.runtime)
     model = Model(record, train_pyramid(images, record, runtime, folder), runtime, images, folder)
-    seed = model.record.config.training.manualSeed
-    pyramid = model.pyramid
+    pyramid, seed = model.pyramid, record.config.training.manualSeed
     write_samples(folder.path / SAMPLES_FOLDER, draw_samples(pyramid, num_samples, seed), pyramid.reconstruct())
     shares = model.scorer.shares(model.training_images)[0]
     write_train_page(folder.path, model.record, pyramid, model.training_images, shares, seed)

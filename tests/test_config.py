@@ -1,7 +1,7 @@
 """Settings: JSON and back, what is refused, and what is filled in by the task and the image."""
 
 import json
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError, asdict, fields
 
 import pytest
 
@@ -16,12 +16,12 @@ def test_json_round_trip():
         TrainingConfig(niter=7, lr_d=1e-3, manualSeed=5),
         RuntimeConfig(device="cpu", threads=2, precision="float32", deterministic=True),
     )
-    assert from_mapping(Config, json.loads(json.dumps(config.to_dict())), "config.json") == config
-    assert from_mapping(Config, json.loads(json.dumps(Config().to_dict())), "config.json") == Config()
+    assert from_mapping(Config, json.loads(json.dumps(asdict(config))), "config.json") == config
+    assert from_mapping(Config, json.loads(json.dumps(asdict(Config()))), "config.json") == Config()
 
 
 def with_change(part, change):
-    data = Config().to_dict()
+    data = asdict(Config())
     change(data[part] if part else data)
     return data
 

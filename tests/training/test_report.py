@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -218,7 +218,7 @@ def test_settings_in_short_and_in_full(write, model):
         assert said in text
     assert "precision float32" in text
     full = text[text.index("{") :]
-    record = model.record.config.to_dict()
+    record = asdict(model.record.config)
     assert json.loads(full) == {"model": record["model"], "training": record["training"]}
 
 
