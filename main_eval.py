@@ -158,7 +158,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def _scored(evaluation: Evaluation, traits: list[inputs.Traits]) -> Iterator[results.Scored]:
-    """Pass the images one after the other to the model; yields each with its votes and picture, and keeps `traits`."""
+    """Pass the images one after the other to the model; gives each with its votes and picture, and keeps `traits`."""
     items = evaluation.source.images
     pictures: deque[np.ndarray] = deque()  # of images that are read and not yet scored
 
@@ -173,8 +173,8 @@ def _scored(evaluation: Evaluation, traits: list[inputs.Traits]) -> Iterator[res
         observe=observe,
         warn=evaluation.source.folder is None,  # otherwise `differences` warns
     )
-    for item, votes in zip(items, inputs.progress_bar(stream, "scoring", len(items)), strict=True):
-        yield item, votes, pictures.popleft()
+    bar = inputs.progress_bar(stream, "scoring", len(items))
+    return zip(items, bar, (pictures.popleft() for _ in items), strict=True)
 
 
 def _describe(evaluation: Evaluation) -> dict[str, Any]:

@@ -216,11 +216,11 @@ class Model:
             observe: called with every image, `(H, W, 3)` float32 in [0, 1], when it is read.
             warn: whether to warn, once per model, of an image whose aspect ratio is not that of the training images.
 
-        Yields:
-            The votes of each image, in order.
+        Returns:
+            An iterator over the votes of each image, in order.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: an image cannot be read (while iterating).
         """
         scoring = scoring or ScoringConfig()
 
@@ -235,7 +235,7 @@ class Model:
                     observe(array)
                 yield array
 
-        yield from self.scorer.stream(read(), self.fraction(scoring), scoring.batch_size, with_maps=with_maps)
+        return self.scorer.stream(read(), self.fraction(scoring), scoring.batch_size, with_maps=with_maps)
 
 
 def has_other_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:

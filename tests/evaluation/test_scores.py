@@ -50,7 +50,8 @@ def test_voting_patches_are_the_floor_of_the_product_but_for_rounding():
     assert 0.29 * 100 < 29
     assert voting_patches(0.29, 100) == 29
     assert [voting_patches(f, 289) for f in FRACTIONS] == [2, 14, 28, 57, 144, 289]
-    assert voting_patches(0.01, 5) == voting_patches(1.0, 1) == 1
+    assert voting_patches(0.01, 5) == voting_patches(1.0, 1) == voting_patches(0.05, 20) == 1
+    assert voting_patches(0.1, 2916) == 291
     for fraction, patches in itertools.product(FRACTIONS, range(1, 3000)):
         assert voting_patches(fraction, patches) == max(1, math.floor(fraction * patches))
 
