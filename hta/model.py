@@ -19,8 +19,7 @@ from hta.evaluation.scorer import ImageVotes, Scorer
 from hta.evaluation.scores import anomaly_scores, check_aggregate, default_fraction
 from hta.evaluation.thresholds import NormalVotes, Threshold
 from hta.evaluation.views import view_rule
-from hta.image_files import IMAGE_SUFFIXES, to_array
-from hta.images import resize, to_tensor
+from hta.images import IMAGE_SUFFIXES, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid
 from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
 from hta.runtime import Runtime, set_up

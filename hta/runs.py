@@ -16,8 +16,7 @@ from hta.config import NUM_SAMPLES, Config
 from hta.errors import UserError
 from hta.evaluation import calibration, results
 from hta.files import check_replaceable, printable
-from hta.image_files import to_array
-from hta.images import is_gray, resize, to_tensor
+from hta.images import is_gray, resize, to_array, to_tensor
 from hta.model import ImageLike, Model, as_list
 from hta.models import storage
 from hta.models.scales import plan_of

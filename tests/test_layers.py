@@ -15,7 +15,6 @@ FLOORS = {
     "hta.settings": 2,
     "hta.files": 2,
     "hta.config": 3,
-    "hta.image_files": 3,
     "hta.images": 3,
     "hta.pages": 3,
     "hta.runtime": 4,

@@ -13,8 +13,7 @@ from hta import runs, runtime
 from hta.config import ScoringConfig, default_config
 from hta.data.folders import load_training_images
 from hta.errors import UserError
-from hta.image_files import read_image
-from hta.images import resize, to_tensor
+from hta.images import read_image, resize, to_tensor
 from hta.models.scales import plan_of
 from tests.helpers import picture
 

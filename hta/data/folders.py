@@ -15,8 +15,7 @@ import numpy as np
 
 from hta.data.sample import Sample
 from hta.errors import UserError
-from hta.image_files import IMAGE_SUFFIXES, image_size, read_image
-from hta.images import resize, to_tensor
+from hta.images import IMAGE_SUFFIXES, image_size, read_image, resize, to_tensor
 
 logger = logging.getLogger(__name__)
 

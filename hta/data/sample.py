@@ -9,7 +9,7 @@ import numpy as np
 from hta.data.preparation import prepare_mask, prepare_test_image
 from hta.data.specs import BenchmarkSpec
 from hta.errors import UserError
-from hta.image_files import image_size, read_image, to_array
+from hta.images import image_size, read_image, to_array
 
 
 @dataclass(frozen=True, eq=False)

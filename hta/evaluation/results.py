@@ -28,7 +28,7 @@ from hta.evaluation.overlays import ColourScale, draw_overlay, thumbnail
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
 from hta.evaluation.scorer import ImageVotes
 from hta.files import check_replaceable, write_atomically
-from hta.image_files import jpeg_of, write_png
+from hta.images import jpeg_of, write_png
 
 SCORES_FILE, METRICS_FILE, REPORT_FILE = "scores.csv", "metrics.json", "report.html"
 MAPS_FOLDER, OVERLAYS_FOLDER = "maps", "overlays"

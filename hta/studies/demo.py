@@ -18,7 +18,7 @@ from sklearn.metrics import roc_auc_score
 
 from hta.errors import UserError
 from hta.files import cannot_write
-from hta.image_files import write_png
+from hta.images import write_png
 from hta.settings import Checked, option
 
 CROP_SIZE = 128

@@ -15,8 +15,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
 from hta.files import write_figure
-from hta.image_files import jpeg_of, png_of
-from hta.images import fit, resize, to_uint8
+from hta.images import fit, jpeg_of, png_of, resize, to_uint8
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.storage import RunRecord

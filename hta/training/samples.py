@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from hta.files import new_folder
-from hta.image_files import write_png
-from hta.images import to_uint8
+from hta.images import to_uint8, write_png
 from hta.models.pyramid import Pyramid, fresh_noise
 from hta.runtime import seeded_generator
 

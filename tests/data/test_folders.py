@@ -10,8 +10,7 @@ from hta.data import folders
 from hta.data.folders import LABELS_RULE, find_test_images, find_training_images, load_training_images
 from hta.data.sample import Sample, check_readable
 from hta.errors import UserError
-from hta.image_files import read_image
-from hta.images import is_gray
+from hta.images import is_gray, read_image
 
 
 def make(root, *names, size=(4, 6)):
