@@ -157,16 +157,8 @@ def test_the_walk_sees_the_modules_and_their_imports():
     ],
 )
 def test_each_kind_of_violation_is_found(module, text, complaint):
-    names = ("hta", "hta.files", "hta.config", "hta.images", "hta.runtime", "hta.runs", "hta.cli", "hta.models.canvas")
-    names += (
-        "hta.models",
-        "hta.models.blocks",
-        "hta.models.pyramid",
-        "hta.training",
-        "hta.training.scale",
-        "hta.evaluation",
-        "main_train",
-    )
+    names = "files config images runtime runs cli models models.canvas models.blocks models.pyramid training"
+    names = ("hta", "main_train", *(f"hta.{name}" for name in f"{names} training.scale evaluation".split()))
     sources = dict.fromkeys((*names, "hta.evaluation.scorer"), "import torch")
     assert violations(sources) == []
     sources["hta.models.blocks"] = "from hta.models.canvas import Canvas"

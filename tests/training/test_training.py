@@ -169,21 +169,6 @@ def test_fixed_noise_is_shared_by_images_and_channels_fresh_noise_is_not(n):
     assert 0.8 < fresh.std() < 1.2
 
 
-def test_the_coarsest_scale_stands_on_nothing():
-    spy = spied_iteration(0)
-    assert all(not image.any() for image in spy.named("below"))
-    assert not spy.rebuilt_below.any()
-
-
-def test_the_discriminator_sees_three_channels_and_no_index():
-    spy = spied_iteration(1)
-    assert len(spy.named("D")) == 3 * 2 + 3
-    for batches, _ in spy.named("D"):
-        assert {batch.shape[1] for batch in batches} == {3}
-    assert spy.scale.discriminator.body.blocks[0].conv.in_channels == 3
-    assert spy.scale.generator.body.blocks[0].conv.in_channels == 4
-
-
 def test_the_noise_amplitude_is_a_tenth_of_the_mean_residual_of_each_image():
     pyramid = add_scales(make_pyramid(3), 1)
     images = images_for(pyramid, 1)
@@ -197,11 +182,6 @@ def test_the_noise_amplitude_is_a_tenth_of_the_mean_residual_of_each_image():
     assert len(set(by_hand)) == 3
     doubled = ScaleTrainer(pyramid, images, TrainingConfig(niter=1, noise_amp=0.2))
     torch.testing.assert_close(doubled.scale.noise_amp, 2 * trainer.scale.noise_amp)
-
-
-def test_the_amplitude_of_the_coarsest_scale_is_one():
-    pyramid = make_pyramid(3)
-    assert ScaleTrainer(pyramid, images_for(pyramid, 0), TrainingConfig(niter=1)).scale.noise_amp.tolist() == [1, 1, 1]
 
 
 def test_learning_rates_drop_after_their_milestones():
