@@ -22,18 +22,7 @@ _DODGE = 0.06  # between the error bars of two lines
 
 
 def draw_plots(runs: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write all plots that the results allow.
-
-    Args:
-        runs: from `load_runs`.
-        folder: exists.
-
-    Returns:
-        The files.
-
-    Raises:
-        RunError: a file cannot be written.
-    """
+    """Write all plots that the results (from `load_runs`) allow into a folder that exists, and return their paths."""
     tables = [build_table(number, runs) for number in SHOT_TABLES]
     parts = [part for table in tables for _, part in table.groupby("part") if part["ours"].notna().any()]
     figures = {_path(folder, part, "classes", f"{part['shots'].iloc[0]}shot"): class_bars(part) for part in parts}

@@ -95,14 +95,9 @@ def _read(path: Path) -> dict[str, Any] | None:
 def store(
     folder: Path, spec: RunSpec, record: dict[str, Any], scores: Mapping[str, Any], *, keep_scores: bool = False
 ) -> None:
-    """Write a result, or the error of a failed run.
+    """Write a result, or the error of a failed run, whose record has the key "error".
 
-    Args:
-        folder: of the results; made if it is missing.
-        spec: of the run.
-        record: its result, or what has the key "error".
-        scores: arrays by name, from `hta.experiments.run.execute`.
-        keep_scores: whether to write them too.
+    `keep_scores`: also write the arrays by name that `hta.experiments.run.execute` returns beside the record.
     """
     has_failed = "error" in record
     place = make_folder(folder / FAILED_FOLDER if has_failed else folder)

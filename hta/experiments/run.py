@@ -59,10 +59,7 @@ _DIGITS = 6
 def execute(spec: RunSpec, data_root: str, config: RuntimeConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Train and score one run.
 
-    Args:
-        spec: of the run.
-        data_root: folder of its data set.
-        config: device, threads and precision; only the rounding of the result depends on them.
+    Only the rounding of the result depends on `config`: device, threads and precision.
 
     Returns:
         The record of the result, ready for JSON; and the anomaly scores (higher = more anomalous), labels and names of
@@ -292,8 +289,8 @@ def measure(spec: RunSpec, shares: np.ndarray, labels: np.ndarray) -> tuple[dict
     """AUROC of a run, higher = better.
 
     Args:
-        spec: of the run.
-        shares: `(F, N, S)`, higher = more normal; one row per fraction.
+        spec: of the run, with one row of the shares for each of its fractions.
+        shares: `(F, N, S)`, higher = more normal.
         labels: `(N,)`, 1 = anomalous.
 
     Returns:

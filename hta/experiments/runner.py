@@ -50,13 +50,8 @@ def run_missing(
 ) -> int:
     """Do the runs whose result is missing; every result is written as soon as it arrives.
 
-    Args:
-        runs: all of them, each with its device, threads and precision.
-        data_root: folder of their data.
-        folder: of the results.
-        jobs: runs at a time on this machine.
-        dask_scheduler: address of a Dask scheduler, whose workers do the runs; None: this machine.
-        keep_scores: write the scores of every image beside a result.
+    Each run comes with its device, threads and precision. The workers of a Dask scheduler do them if its address is
+    given, else this machine, `jobs` at a time. With `keep_scores`, the scores of every image are written beside a result.
 
     Returns:
         The number of failed runs.
