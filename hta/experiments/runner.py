@@ -51,7 +51,7 @@ def run_missing(
     """Do the runs whose result is missing; every result is written as soon as it arrives.
 
     Each run comes with its device, threads and precision. The workers of a Dask scheduler do them if its address is
-    given, else this machine, `jobs` at a time. With `keep_scores`, the scores of every image are written beside a result.
+    given, else this machine, `jobs` at a time. `keep_scores`: also write the scores of every image beside a result.
 
     Returns:
         The number of failed runs.
