@@ -50,9 +50,6 @@ TEST_IMAGES = (16, 160, 1600)
 _PLAIN = benchmark_config(0, "float32"), Runtime(torch.device("cpu"), torch.float32, compile=False)
 
 
-# --- clocks and processes ---------------------------------------------------------------------------------------------
-
-
 def new_process(threads: int | None = None) -> ProcessPoolExecutor:
     """A fresh process; with CPU threads for the plain method, 0 for one per core, or else as its work sets them up."""
     context = multiprocessing.get_context("spawn")
@@ -103,9 +100,6 @@ def time_in_turns(ways: Sequence[Callable[[], float]], repeats: Sequence[int], r
     return [statistics.median(times) for times in seconds]
 
 
-# --- the plain method, in its process ---------------------------------------------------------------------------------
-
-
 @lru_cache(maxsize=1)
 def plain_training(scale: int | None) -> Callable[[], object]:
     """One iteration at a scale, by default the finest."""
@@ -136,9 +130,6 @@ def plain_memory() -> float:
     for _ in range(2):
         work()
     return peak_memory_mib()
-
-
-# --- comparison -------------------------------------------------------------------------------------------------------
 
 
 def run_benchmark(threads: int, precision: str, quick: bool) -> dict[str, Any]:
@@ -229,9 +220,6 @@ def measure_conv_peak(config: Config, runtime: Runtime, rounds: int) -> float:
             (seconds,) = time_in_turns([timed(partial(F.conv2d, x, weight))], (10,), rounds)
             best = max(best, 2 * 9 * width * width * batch * (edge - 2) ** 2 / seconds / 1e9)
     return best
-
-
-# --- growth -----------------------------------------------------------------------------------------------------------
 
 
 def measure_growth(threads: int, precision: str) -> Iterator[dict[str, Any]]:

@@ -39,9 +39,6 @@ def test_it_shares_no_code_with_the_package():
     assert {name.split(".")[0] for name in imported} == {"collections", "typing", "itertools", "torch"}
 
 
-# --- resizing ---------------------------------------------------------------------------------------------------------
-
-
 def test_resize_doubles_an_impulse_by_hand():
     impulse = np.zeros((1, 8))
     impulse[0, 4] = 1
@@ -56,9 +53,6 @@ def test_both_ways_of_resizing_agree(size):
     np.testing.assert_allclose(oracle.resize_image(x.numpy(), size), explicit.resize(x, size), atol=1e-12)
     assert abs(oracle.resize_bicubic(x.clamp(-1, 1).numpy(), (80, 106))).max() > 1  # overshoot that is cut
     assert oracle.resize_image(x.numpy(), (80, 106)).max() == 1
-
-
-# --- transformations --------------------------------------------------------------------------------------------------
 
 
 def test_transformation_sets():
@@ -132,9 +126,6 @@ def test_mirrored_pixels():
     np.testing.assert_array_equal(mirrored, expected)
 
 
-# --- networks ---------------------------------------------------------------------------------------------------------
-
-
 def framework_network(network):
     """The same network as one `nn.Sequential`."""
     layers = [layer for block in network.blocks for layer in (block.conv, block.norm, nn.LeakyReLU(0.2))]
@@ -179,9 +170,6 @@ def test_generator_against_the_framework_s_layers():
     torch.testing.assert_close(output, framework_network(network)(padded).tanh() + previous, rtol=0, atol=1e-13)
 
 
-# --- losses -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("shape", [(11, 11), (11, 13)])
 def test_cross_entropies_by_hand(shape):
     network, images = constant_logits([0.05, 0.1, 0.15, 0.2, 0.5]).train(), random_images(shape, 2)
@@ -221,9 +209,6 @@ def test_losses_reach_every_parameter_and_the_image():
     assert fakes.grad.abs().min() > 0
 
 
-# --- scores -----------------------------------------------------------------------------------------------------------
-
-
 def test_fake_is_left_out_of_the_vote():
     maps = vote_maps(constant_logits([0.05, 0.1, 0.15, 0.2, 0.5]), random_images((12, 14), 2), ROTATIONS)
     assert [p.shape for p in maps] == [(2, 2, 4), (2, 4, 2), (2, 2, 4), (2, 4, 2)]
@@ -257,9 +242,6 @@ def test_scores_by_hand():
     assert oracle.anomaly_score(shares).tolist() == pytest.approx([1.6 / 3, 1.8 / 3, 1.4 / 3])
     # scale 0 becomes 0 0.5 1, scale 1 becomes 1 0 0.5, the flat scale 0 0 0
     assert oracle.minmax_anomaly_score(shares).tolist() == pytest.approx([1 - 1 / 3, 1 - 0.5 / 3, 1 - 1.5 / 3])
-
-
-# --- anomaly maps -----------------------------------------------------------------------------------------------------
 
 
 def flat_maps(height, width, t_list):

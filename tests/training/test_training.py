@@ -76,9 +76,6 @@ def assert_same_state(before, after):
         assert torch.equal(value, after[name]), name
 
 
-# ------------------------------------------------------------------ one whole iteration against the explicit way
-
-
 @pytest.mark.parametrize(("num_transforms", "num_images"), [(4, 2), (42, 1), (54, 2)])
 @pytest.mark.parametrize("n", [0, 1])
 def test_iterations_equal_the_explicit_way(n, num_transforms, num_images):
@@ -101,9 +98,6 @@ def test_iterations_equal_the_explicit_way(n, num_transforms, num_images):
     # Twelve steps of 5e-4: the weights have moved by far more than the tolerance.
     moved = (trainer.scale.generator.body.tail.weight - start["0.body.tail.weight"]).abs()
     assert moved.median() > 1e-4
-
-
-# ------------------------------------------------------------------------------------------------- the behaviour
 
 
 class Spy(ScaleTrainer):
@@ -297,9 +291,6 @@ def test_a_whole_pyramid_in_memory_for_which_the_seed_alone_decides():
         assert not torch.equal(scale.fixed_noise, stranger.fixed_noise)
         weights = [s.generator.body.tail.weight for s in (scale, stranger)]
         assert not torch.equal(*weights)
-
-
-# ------------------------------------------------------------------------------------------- going on from a state
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
