@@ -12,16 +12,19 @@ images.
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
 
 from hta.cli import Parser, add_settings, run_command, take_settings
 from hta.errors import UserError
-from hta.files import write_atomically
+from hta.files import write_atomically, write_figure
 from hta.settings import Checked, option
-from hta.speed.measure import measure_growth, run_benchmark
-from hta.speed.report import draw_chart, format_growth, format_report
+from hta.speed.measure import Timing, measure_growth, run_benchmark
+from hta.speed.workload import NUM_TRANSFORMS
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,51 @@ def _command(argv: Sequence[str] | None) -> None:
             draw_chart(figures, Path(options.chart))
     if options.json is not None:
         write_atomically(Path(options.json), (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """The figures as a table."""
+    timings = [*report["training"], report["seconds"]["training_all_scales"], report["scoring"]]
+    rows = [("scale", "explicit s", "hta s", "ratio", "no_compile", "ratio")]
+    for name, values in zip([f"{side} px" for side in report["sizes"]] + ["all", "scoring"], timings, strict=True):
+        timing = Timing(**values)
+        ratio, other_ratio = timing.ratios()
+        others = ("", "") if other_ratio is None else (f"{timing.operators:.4f}", f"{other_ratio:.1f}")
+        rows.append((name, f"{timing.explicit:.4f}", f"{timing.hta:.4f}", f"{ratio:.1f}", *others))
+    fractions, machine = report["conv_peak_fraction"], report["machine"]
+    return "\n".join(
+        [
+            f"{machine['cpu']}, {machine['threads']} threads, {machine['dtype']}, torch {machine['torch']}",
+            f"one iteration of training (3 + 3 steps), and one scored image, {NUM_TRANSFORMS} transformations",
+            *("  ".join(f"{cell:>10}" for cell in row) for row in rows),
+            f"forward convolution peak {report['conv_peak_gflops']:.0f} GFLOP/s; of it the discriminator's forward and "
+            f"backward at the finest scale reach {fractions['discriminator_finest']:.0%}, scoring "
+            f"{fractions['scoring']:.0%}",
+            "peak memory (MiB): " + ", ".join(f"{way} {mib:.0f}" for way, mib in report["peak_memory_mib"].items()),
+        ]
+    )
+
+
+def draw_chart(report: dict[str, Any], path: Path) -> None:
+    """Write a bar chart of the ratios, one bar per scale and one for scoring, as PNG."""
+    figure = Figure(figsize=(7, 3.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
+    names = [f"train {side} px" for side in report["sizes"]] + ["score"]
+    axes.bar_label(axes.bar(names, [*report["ratios"]["training"], report["ratios"]["scoring"]]), fmt="%.1f")
+    axes.set_ylabel("times faster than explicit")
+    write_figure(figure, path)
+
+
+def format_growth(rows: Iterable[dict[str, Any]]) -> str:
+    """The rows of `hta.speed.measure.measure_growth` as a Markdown table."""
+    lines = [
+        f"{NUM_TRANSFORMS} transformations, 64 px, one training image, unless said otherwise",
+        "",
+        "| what grows | | seconds | of an | peak memory (MiB) |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    row_format = "| {what} | {value} | {seconds:.3f} | {unit} | {peak_memory_mib:,.0f} |"
+    return "\n".join([*lines, *(row_format.format(**row) for row in rows)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,6 @@ from hta.models.canvas import plan_canvases
 from hta.models.scales import image_pyramid, plan_of
 from hta.runtime import Runtime, available_cores, describe_machine, describe_versions, resolve, seeded_generator, set_up
 from hta.speed.explicit import PlainNetwork, transformation_list, vote_share
-from hta.speed.report import Timing, summarize
 from hta.speed.workload import (
     IMAGE_SIDE,
     NUM_TRANSFORMS,
@@ -48,6 +47,49 @@ TRANSFORMS = (4, 42, 54)
 TEST_IMAGES = (16, 160, 1600)
 
 _PLAIN = benchmark_config(0, "float32"), Runtime(torch.device("cpu"), torch.float32, compile=False)
+
+
+class Timing(NamedTuple):
+    """Median seconds of a task: plain method, hta, and hta without compiled kernels if measured."""
+
+    explicit: float
+    hta: float
+    operators: float | None = None
+
+    def ratios(self) -> tuple[float, float | None]:
+        """How many times faster hta is, with its default settings and without compiled kernels."""
+        return self.explicit / self.hta, None if self.operators is None else self.explicit / self.operators
+
+
+def summarize(figures: dict[str, Any]) -> dict[str, Any]:
+    """Add the ratios to the figures, and make them ready for JSON.
+
+    Args:
+        figures: `machine` and versions, `sizes` of the scales in pixels, timings of `training` (an iteration, for every
+            scale, coarsest first) and `scoring` (an image, all scales), `conv_peak_gflops`, `discriminator_gflops`,
+            `scoring_gflops`, and `peak_memory_mib` of each method.
+    """
+    training: Sequence[Timing] = figures["training"]
+    scoring: Timing = figures["scoring"]
+    explicit, hta, operators = zip(*training, strict=True)
+    whole = Timing(sum(explicit), sum(hta), None if None in operators else sum(operators))
+    return figures | {
+        "training": [timing._asdict() for timing in training],
+        "scoring": scoring._asdict(),
+        "ratios": {
+            "training_all_scales": whole.ratios()[0],
+            "training_finest": training[-1].ratios()[0],
+            "training": [timing.ratios()[0] for timing in training],
+            "scoring": scoring.ratios()[0],
+            "training_all_scales_no_compile": whole.ratios()[1],
+            "training_finest_no_compile": training[-1].ratios()[1],
+        },
+        "seconds": {"training_all_scales": whole._asdict()},
+        "conv_peak_fraction": {
+            "discriminator_finest": figures["discriminator_gflops"] / figures["conv_peak_gflops"],
+            "scoring": figures["scoring_gflops"] / figures["conv_peak_gflops"],
+        },
+    }
 
 
 def new_process(threads: int | None = None) -> ProcessPoolExecutor:
@@ -141,7 +183,7 @@ def run_benchmark(threads: int, precision: str, quick: bool) -> dict[str, Any]:
         quick: fewer repetitions, and hta only with its default settings.
 
     Returns:
-        The report, see `hta.speed.report.summarize`.
+        The report, see `summarize`.
     """
     config = benchmark_config(threads, precision)
     runtime, plan = set_up(config.runtime), plan_of(config.model, (IMAGE_SIDE, IMAGE_SIDE))

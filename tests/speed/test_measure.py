@@ -10,9 +10,17 @@ import torch
 from hta.config import ModelConfig
 from hta.runtime import resolve
 from hta.speed import measure
-from hta.speed.__main__ import main
-from hta.speed.measure import new_process, peak_memory_mib, run_in, score_images, time_in_turns, train_finest
-from hta.speed.report import Timing, format_report, summarize
+from hta.speed.__main__ import format_report, main
+from hta.speed.measure import (
+    Timing,
+    new_process,
+    peak_memory_mib,
+    run_in,
+    score_images,
+    summarize,
+    time_in_turns,
+    train_finest,
+)
 from hta.speed.workload import benchmark_config, discriminator_gflop
 
 FIGURES = {
