@@ -44,11 +44,12 @@ def describe_range(metadata: Mapping[str, Any]) -> str:
 
 
 def field_type(owner: type, name: str) -> type:
-    """The runtime type of a field's values: `int` for `int | None`, `tuple` for `tuple[str, ...]`."""
+    """The runtime type of a field: `int` for `int | None`, `tuple` for `tuple[str, ...]`, `str` for `Literal`."""
     hint = typing.get_type_hints(owner)[name]
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-    return typing.get_origin(hint) or hint
+    origin = typing.get_origin(hint) or hint
+    return str if origin is typing.Literal else origin
 
 
 def _in_range(value: Any, metadata: Mapping[str, Any]) -> bool:

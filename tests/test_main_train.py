@@ -375,6 +375,7 @@ BAD_INPUTS_WITH_A_MODEL = {
     "no samples": (in_samples("--num_samples", "0"), "--num_samples 0", "give 1 or more"),
     "samples of two models": (in_samples("--input_name", "shots", "more"), "--input_name more", "give one name"),
     "samples of a model named twice": (in_samples("--name", "shots"), "--input_name shots", "give one name"),
+    "samples of no name": (["--mode", "random_samples"], "--input_name is missing", "such as"),
     "samples of an empty name": (["--mode", "random_samples", "--name", ""], "--name", "is empty"),
     "negative number of samples": (in_samples("--num_samples", "-1"), "--num_samples", "0 <= value"),
 }

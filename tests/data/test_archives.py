@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hta.data.archives import PUBLISHED, check_archive, unpack_into
-from hta.data.loaders import load_dataset
+from hta.data.loaders import PUBLISHED, check_archive, load_dataset, unpack_into
 from hta.errors import UserError
 
 

@@ -56,6 +56,7 @@ def test_stored_results_have_the_keys_and_names_of_their_runs():
         (("--draws", "3-1"), "--draws 3-1"),
         (("--part", "3/2"), "--part 3/2"),
         (("--prepare", "sise=3"), "--prepare sise=3"),
+        (("--prepare", "geometry=crop", "size=64", "train_filter=5", "sise=3"), "--prepare sise=3"),
         (("--set", "niter=few"), "--set niter=few"),
         (("--set", "niter=0"), "--niter 0"),
         (("--set", "num_transforms=42"), "--set num_transforms=42: not a setting to override; give --num_transforms"),
