@@ -318,7 +318,7 @@ def _existing(paths: Iterable[Path]) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-# --- archives -----------------------------------------------------------------------------------------------------------
+# --- archives ---------------------------------------------------------------------------------------------------------
 
 
 def check_archive(archive: Path) -> None:
