@@ -16,7 +16,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 import hta
 from hta.errors import UserError
 from hta.images import to_uint8
-from hta.models.pyramid import fresh_noise
+from hta.models.pyramid import Pyramid, fresh_noise
 from hta.models.scales import image_pyramid
 from hta.models.storage import RunFolder
 from hta.runtime import seeded_generator
@@ -277,7 +277,7 @@ def untrained(model, num_images, image_size, niter, **changes):
     settings = replace(model.record.config, model=config, training=training)
     sources = tuple(f"{i}.png" for i in range(num_images))
     record = replace(model.record, config=settings, sources=sources, image_size=image_size)
-    pyramid = type(model.pyramid).planned(config, image_size, num_images, model.runtime.device, torch.float32)
+    pyramid = Pyramid(config, image_size, num_images, model.runtime.device, torch.float32)
     for n in range(pyramid.plan.num_scales):
         pyramid.scales.append(pyramid.new_scale(n, torch.Generator().manual_seed(n)))
         pyramid.scales[n].freeze()
