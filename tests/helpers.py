@@ -1,4 +1,6 @@
-"""Shared by several test files: models with the oracle's random parameters, and random images."""
+"""Shared by several test files: models with the oracle's random parameters, random images, and folders of files."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,3 +39,14 @@ def picture(seed=0, height=20, width=24):
     """A smooth random colour picture, `(height, width, 3)` uint8."""
     coarse = np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def save(path, pixels):
+    """Write a picture, and make the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def snapshot(folder="."):
+    """Everything below a folder: folders as None, files with their bytes."""
+    return {p.relative_to(folder).as_posix(): None if p.is_dir() else p.read_bytes() for p in Path(folder).rglob("*")}

@@ -307,8 +307,7 @@ def test_thumbnails_show_image_map_and_outline(tmp_path):
     # a quarter of the grey, three quarters of the last colour, far from the edge
     np.testing.assert_allclose(overlay[:, 60:].mean(axis=(0, 1)), 22.5 + 0.75 * np.array([252, 255, 164]), atol=4)
     outlined = overlay[..., 2] - overlay[..., 0] > 60  # cyan: blue without red
-    assert outlined[22, 9:12].any()
-    assert not outlined[22, 16:28].any()
+    assert (outlined[22, 9:12].any(), outlined[22, 16:28].any()) == (True, False)
 
 
 @pytest.mark.parametrize("anomaly_map", [None, np.zeros((8, 8), dtype=np.float32)])
@@ -489,8 +488,7 @@ def test_the_table_filters_by_keyboard(page):
     assert status.text == "1 to 11 of 11 images, chosen from 63"
     press(page, Keys.BACKSPACE * 6)
     tab_to(page, "[name=label]")
-    press(page, "a")
-    press(page, "n")  # an, of anomalous
+    press(page, "a", "n")  # of anomalous
     assert column(page, 4) == ["anomalous: bad"] * 3
     press(page, Keys.HOME)
     assert status.text == "1 to 50 of 63 images"

@@ -51,8 +51,9 @@ def assert_near(actual, expected, dtype):
     torch.testing.assert_close(actual.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
-def test_a_compiler_made_the_native_kernels():
+def test_a_compiler_made_the_native_kernels_which_are_of_the_cpu_alone():
     assert isinstance(NATIVE_KERNELS, NativeKernels)
+    assert choose_kernels(torch.device("meta"), True) is PLAIN_KERNELS
 
 
 @BOTH
@@ -176,7 +177,3 @@ def test_without_a_compiler_training_goes_on(monkeypatch, caplog, compiler, said
         assert choose_kernels(CPU, True) is PLAIN_KERNELS
     assert said in caplog.text
     native._library.cache_clear()
-
-
-def test_another_device_takes_the_operators_of_torch():
-    assert choose_kernels(torch.device("meta"), True) is PLAIN_KERNELS

@@ -49,10 +49,8 @@ def test_widths_double_every_four_scales_up_to_a_limit():
 
 
 def test_float_noise_adds_no_pixel():
-    assert guarded_ceil(25.0000000001) == 25
-    assert guarded_ceil(24.9999999999) == 25
-    assert guarded_ceil(25.001) == 26
-    assert guarded_ceil(24.1) == 25
+    values = (25.0000000001, 24.9999999999, 25.001, 24.1)
+    assert [guarded_ceil(value) for value in values] == [25, 25, 26, 25]
 
 
 @pytest.mark.parametrize("settings", [{}, {"min_size": 14, "max_size": 22}, {"scale_factor": 0.9}, {"min_size": 11}])

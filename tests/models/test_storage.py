@@ -59,8 +59,7 @@ def test_a_model_comes_back_to_the_bit_and_frozen(folder):
         for name, value in scale_tensors(expected).items():
             assert torch.equal(tensors[name], value), name
         for network in (scale.generator, scale.discriminator):
-            assert not network.training
-            assert not any(parameter.requires_grad for parameter in network.parameters())
+            assert {network.training, *(parameter.requires_grad for parameter in network.parameters())} == {False}
 
 
 @pytest.mark.parametrize(
@@ -110,14 +109,10 @@ class _Planted:
 
 
 @pytest.mark.parametrize("name", ["scale_0", "training_images", "checkpoint"])
-@pytest.mark.parametrize("plant", [lambda path: path.write_bytes(pickle.dumps(_Planted())), None])
-def test_a_pickle_in_a_model_is_refused_and_not_run(folder, tmp_path, monkeypatch, name, plant):
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_in_a_model_is_refused_and_not_run(folder, tmp_path, monkeypatch, name, save):
     monkeypatch.chdir(tmp_path)
-    path = folder.path / f"{name}.safetensors"
-    if plant is None:
-        torch.save(_Planted(), path)
-    else:
-        plant(path)
+    save(_Planted(), folder.path / f"{name}.safetensors")
     readers = {"scale_0": lambda: folder.load_pyramid(runtime()), "training_images": folder.read_images}
     with pytest.raises(UserError, match=name):
         readers.get(name, folder.read_checkpoint)()

@@ -121,8 +121,7 @@ def test_both_definitions_agree_and_no_two_transformations(shape):
 def test_mirrored_pixels():
     _, _, mirrored = oracle.source_maps(7, 14, (0, 1, 1, -1, 0))
     expected = np.zeros((7, 14), dtype=bool)
-    expected[:, :2] = True
-    expected[6, :] = True
+    expected[:, :2] = expected[6, :] = True
     np.testing.assert_array_equal(mirrored, expected)
 
 

@@ -53,10 +53,6 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append((tag, attrs.get("aria-labelledby")))
 
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
     def handle_endtag(self, tag):
         if tag not in VOID:
             assert self.open.pop()[0] == tag
@@ -214,9 +210,8 @@ def test_few_training_images_are_shown_large():
 def test_settings_in_short_and_in_full(write, model):
     page = Page(write())
     text = page.texts("settings")
-    for said in ("task defect", "transformations 4", "iterations per scale 3", "22 x 19 px, colour"):
-        assert said in text
-    assert "precision float32" in text
+    said = ("task defect", "transformations 4", "iterations per scale 3", "22 x 19 px, colour", "precision float32")
+    assert all(words in text for words in said)
     full = text[text.index("{") :]
     record = asdict(model.record.config)
     assert json.loads(full) == {"model": record["model"], "training": record["training"]}
@@ -248,8 +243,7 @@ def test_names_are_text_and_never_markup(write, model):
     assert len([tag for tag, _ in page.elements if tag == "img"]) == NUM_IMAGES + SCALES * (2 * NUM_IMAGES + 4)
     assert '<script>alert("1")</script>&amp;\\xff.png' in page.texts("images")
     assert "'\"><img src=x>" in page.texts("images")
-    assert 'a"<b>&' in page.text
-    assert 'a"<b>&: training' in page.text
+    assert {'a"<b>&', 'a"<b>&: training'} <= set(page.text)
 
 
 def test_a_run_that_was_stopped_gives_the_same_page(write, model, tmp_path):
