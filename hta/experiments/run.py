@@ -6,7 +6,7 @@ All variants are trained by the same code, and each comes to one form, a functio
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import islice, product
 from typing import Any
 
@@ -106,7 +106,7 @@ def execute(spec: RunSpec, data_root: str, config: RuntimeConfig) -> tuple[dict[
         "run": {
             "seconds_training": round(trained - start, 2),
             "seconds_scoring": round(scored - trained, 2),
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": describe_machine(runtime),
             "versions": describe_versions(),
         },

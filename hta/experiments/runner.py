@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,7 @@ def _attempt(spec: RunSpec, data_root: str, config: RuntimeConfig) -> Landed:
 
 
 def _failure(spec: RunSpec, error: str) -> dict[str, Any]:
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"spec": asdict(spec), "date": date, "error": error}
 
 
