@@ -25,11 +25,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str] | None) -> None:
-    options = _parser().parse_args(argv)
-    options.act(options)
-
-
-def _parser() -> Parser:
     parser = Parser(prog="python -m hta.experiments", description=__doc__)
     commands = parser.add_subparsers(title="commands", required=True, parser_class=Parser, metavar="COMMAND")
     for name, act, text in (
@@ -42,10 +37,8 @@ def _parser() -> Parser:
     ):
         command = commands.add_parser(name, help=text, description=act.__doc__)
         command.set_defaults(act=act)
-        text = (
-            "folder for the results; by default docs/results of the source checkout if it can be written, else "
-            "./results (here: %(default)s)"
-        )
+        text = "folder for the results; by default docs/results of the source checkout if it can be written, else "
+        text += "./results (here: %(default)s)"
         command.add_argument("--results", type=Path, default=default_folder(), metavar="DIR", help=text)
         if name == "run":
             _add_run_options(command)
@@ -53,28 +46,25 @@ def _parser() -> Parser:
             command.add_argument("number", type=int, choices=list(TABLES), help="number of the table in the paper")
             text = "print only what was run, with our figures and the paper's"
             command.add_argument("--brief", action="store_true", help=text)
-    return parser
+    options = parser.parse_args(argv)
+    options.act(options)
 
 
 def _add_run_options(run: Parser) -> None:
     several: dict[str, Any] = dict(nargs="+", default=())
+    flag: dict[str, Any] = dict(action="store_true")
     what = run.add_argument_group("what to run (all combinations of these)").add_argument
-    text = (
-        "tables of the paper to rerun, with their shots, variants and transformations, and with their data sets or "
-        "those of --datasets"
-    )
+    text = "tables of the paper to rerun, with their shots, variants and transformations, and with their data sets or "
+    text += "those of --datasets"
     what("--tables", **several, type=int, choices=list(TABLES), metavar="N", help=text)
-    text = (
-        "data sets: cifar, mnist, fashionmnist, paris, mvtec, folder (one folder per class) or defects (one folder "
-        "laid out like MVTec AD)"
-    )
+    text = "data sets: cifar, mnist, fashionmnist, paris, mvtec, folder (one folder per class) or defects (one folder "
+    text += "laid out like MVTec AD)"
     what("--datasets", **several, metavar="NAME", help=text)
     what("--classes", **several, metavar="NAME", help="classes to take as normal, one after the other; by default all")
-    what("--shots", nargs="+", type=_count, metavar="N", help="numbers of training images (default 1)")
+    what("--shots", **several, type=_count, metavar="N", help="numbers of training images (default 1)")
     text = "draws of the training images, as numbers or ranges such as 1-3 (default 1)"
     what("--draws", nargs="+", default=["1"], metavar="K", help=text)
-    text = "draw k is not random, but the k-th image (or the k-th N images) of the class"
-    what("--in_order", action="store_true", help=text)
+    what("--in_order", **flag, help="draw k is not random, but the k-th image (or the k-th N images) of the class")
     variants = "; ".join(f"{name}: {variant.title}" for name, variant in plan.VARIANTS.items())
     what("--variants", nargs="+", choices=list(plan.VARIANTS), metavar="V", help=variants)
     text = "schedule: paper is the released one, fast a tenth of the work (default fast)"
@@ -88,35 +78,33 @@ def _add_run_options(run: Parser) -> None:
     what("--prepare", **several, metavar="NAME=VALUE", help="changed preparation of images, such as train_clahe=false")
     data = run.add_argument_group("data").add_argument
     data("--data_root", default="data", metavar="DIR", help="folder that holds the data sets (default data)")
-    data("--download", action="store_true", help="download CIFAR10, MNIST or FashionMNIST into --data_root")
+    data("--download", **flag, help="download CIFAR10, MNIST or FashionMNIST into --data_root")
     data("--dataset_title", metavar="TEXT", help="name to give the data set in tables")
     data("--paper_dataset", metavar="NAME", help="compare with the paper's rows of this data set, such as cifar10")
     how = run.add_argument_group("how to run it").add_argument
     how("--jobs", type=_count, default=1, help="number of runs at a time on this machine (default 1)")
     how("--threads", type=int, default=0, help="CPU threads of each run; by default the cores divided by the jobs")
     how("--device", **several, metavar="D", help="devices that share the runs; by default all CUDA devices")
-    how("--not_cuda", action="store_true", help="run on the CPU even if there is a GPU")
+    how("--not_cuda", **flag, help="run on the CPU even if there is a GPU")
     text = "floating-point format; auto (the default) means bfloat16 if the hardware supports it, else float32"
     how("--precision", choices=("auto", "float32", "bfloat16"), default="auto", help=text)
-    text = "run on the Dask cluster whose scheduler has this address"
-    how("--dask-scheduler", "--dask_scheduler", metavar="ADDRESS", help=text)
+    names = "--dask-scheduler", "--dask_scheduler"
+    how(*names, metavar="ADDRESS", help="run on the Dask cluster whose scheduler has this address")
     how("--part", metavar="I/N", help="make only the I-th of N parts of the runs, for job arrays")
-    how("--keep_scores", action="store_true", help="also write the score of every image, next to the result")
-    how("--dry_run", action="store_true", help="only list the runs and whether they are done")
+    how("--keep_scores", **flag, help="also write the score of every image, next to the result")
+    how("--dry_run", **flag, help="only list the runs and whether they are done")
 
 
 def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if int(text) < 1:
         raise ValueError
-    return value
+    return int(text)
 
 
 def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 < value <= 1:
+    if not 0 < float(text) <= 1:
         raise ValueError
-    return value
+    return float(text)
 
 
 def _run(options: Namespace) -> None:
@@ -126,7 +114,12 @@ def _run(options: Namespace) -> None:
     if options.download:  # once and here, so that all workers find it
         for name, num_transforms in dict.fromkeys((name, r.num_transforms) for r in requests for name in r.datasets):
             load_dataset(name, options.data_root, num_transforms=num_transforms, download=True)
-    runs = _take_part(plan.plan_runs(requests), options.part)
+    runs = plan.plan_runs(requests)
+    if options.part is not None:  # every N-th run, starting at the I-th
+        number, _, count = options.part.partition("/")
+        if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+            raise UserError(f"--part {options.part}: give I/N with 1 <= I <= N, such as 3/20")
+        runs = runs[int(number) - 1 :: int(count)]
     if options.dry_run:
         for run in runs:
             print(f"{'done' if is_done(options.results, run) else 'to do'}: {run.describe()}")
@@ -135,16 +128,9 @@ def _run(options: Namespace) -> None:
     devices = options.device or (() if options.not_cuda or on_cluster else available_devices())
     threads = options.threads or (0 if on_cluster else max(1, available_cores() // options.jobs))
     same = dict(not_cuda=options.not_cuda, threads=threads, precision=options.precision)
-    devices_in_turn = cycle(devices or [None])
-    failures = run_missing(
-        {run: RuntimeConfig(device=next(devices_in_turn), **same) for run in runs},
-        requests[0].data_root,
-        options.results,
-        jobs=options.jobs,
-        dask_scheduler=options.dask_scheduler,
-        keep_scores=options.keep_scores,
-    )
-    if failures:
+    configs = {run: RuntimeConfig(device=d, **same) for run, d in zip(runs, cycle(devices or [None]), strict=False)}
+    asked = dict(jobs=options.jobs, dask_scheduler=options.dask_scheduler, keep_scores=options.keep_scores)
+    if failures := run_missing(configs, requests[0].data_root, options.results, **asked):
         raise RunError(
             f"{failures} of {len(runs)} runs failed: their errors are in {options.results / FAILED_FOLDER}; the same "
             "command tries them again"
@@ -154,9 +140,15 @@ def _run(options: Namespace) -> None:
 def _requests(options: Namespace) -> list[plan.Request]:
     """What was asked for: one combination, or what the tables need."""
     given = {field.name: getattr(options, field.name) for field in fields(plan.Request) if hasattr(options, field.name)}
-    given |= dict(settings=plan.parse_settings(options.set), preparation=plan.parse_preparation(options.prepare))
+    given |= dict(settings=plan.parse_overrides("--set", options.set))
+    given |= dict(preparation=plan.parse_overrides("--prepare", options.prepare))
     given |= dict(shots=options.shots or (1,), variants=options.variants or ("ours",))
-    given |= dict(data_root=str(Path(options.data_root).resolve()), draws=_parse_draws(options.draws))
+    given |= dict(data_root=str(Path(options.data_root).resolve()), draws=[])
+    for text in options.draws:  # numbers and ranges, both ends included
+        first, _, last = text.partition("-")
+        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
+            raise UserError(f"--draws {text}: give numbers or ranges, such as 1 or 1-3")
+        given["draws"] += range(int(first), int(last or first) + 1)
     if not options.tables:
         if not options.datasets:
             raise UserError("--datasets is missing: name one or more, or give --tables; see --help")
@@ -165,27 +157,6 @@ def _requests(options: Namespace) -> list[plan.Request]:
         if getattr(options, name):
             raise UserError(f"--{name}: contradicts --tables, which have their own; leave out one of the two")
     return plan.requests_of_tables(options.tables, plan.Request(**given))
-
-
-def _parse_draws(texts: Sequence[str]) -> list[int]:
-    """Numbers and ranges, both ends included."""
-    draws: list[int] = []
-    for text in texts:
-        first, _, last = text.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal() and int(first) <= int(last or first)):
-            raise UserError(f"--draws {text}: give numbers or ranges, such as 1 or 1-3")
-        draws += range(int(first), int(last or first) + 1)
-    return draws
-
-
-def _take_part(runs: list[plan.RunSpec], part: str | None) -> list[plan.RunSpec]:
-    """Every N-th run, starting at the I-th."""
-    if part is None:
-        return runs
-    number, _, count = part.partition("/")
-    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
-        raise UserError(f"--part {part}: give I/N with 1 <= I <= N, such as 3/20")
-    return runs[int(number) - 1 :: int(count)]
 
 
 def _table(options: Namespace) -> None:

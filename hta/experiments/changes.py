@@ -21,14 +21,10 @@ def compare_changes(runs: pd.DataFrame) -> pd.DataFrame:
 
     Changed are settings, preparation or precision of the same preset, or the preset alone: "paper" beside "fast". Other
     ways to combine the scales into a score are compared on the same plain runs: min-max normalised, and each scale
-    alone.
+    alone. The runs are from `load_runs`.
 
-    Args:
-        runs: from `load_runs`.
-
-    Returns:
-        One row per pair: setup (to sort by) and label (in words) of the plain run, pos_class, draw, plain (its AUROC),
-        change, difference, and mixed: both precisions in words, if they differ though the same was requested.
+    Returns one row per pair: setup (to sort by) and label (in words) of the plain run, pos_class, draw, plain (its
+    AUROC), change, difference, and mixed: both precisions in words, if they differ though the same was requested.
     """
     plain, runs = _plain_runs(runs), _runs_of_method(runs)
     has_settings = runs["changes"] != ""
@@ -51,10 +47,7 @@ def compare_changes(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_scores(runs: pd.DataFrame) -> pd.DataFrame:
-    """Other ways from the votes to a score, in the form of `compare_changes`, which has them for fewer classes.
-
-    They are of the plain runs of every part of table 1 with several classes.
-    """
+    """Other ways from votes to a score, as in `compare_changes`, for each part of table 1 with several classes."""
     scores = _other_scores(_plain_runs(runs[(runs["shots"] == 1) & (runs["task"] == "class")]))
     return scores[scores.groupby("setup")["pos_class"].transform("nunique") > 1]
 

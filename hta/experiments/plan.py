@@ -33,12 +33,14 @@ DEFECT_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 Pairs = tuple[tuple[str, Any], ...]
 
-_PAPER = Path(__file__).parent / "htdg_auc_tables.csv"
-_PREPARATION = ("geometry", "size", "train_filter", "test_filter", "train_clahe")
 _SET_ELSEWHERE = {
     "num_transforms": "give --num_transforms instead",
     "manualSeed": "give --seed instead, to which each run adds its draw",
     "task": "it follows from the data set, give another of --datasets instead",
+}
+_OVERRIDES: Mapping[str, dict[str, type]] = {
+    "--set": {f.name: c for c in (ModelConfig, TrainingConfig) for f in fields(c) if f.name not in _SET_ELSEWHERE},
+    "--prepare": dict.fromkeys(("geometry", "size", "train_filter", "test_filter", "train_clahe"), BenchmarkSpec),
 }
 
 
@@ -50,7 +52,7 @@ def paper_values() -> pd.DataFrame:
     """What the paper prints, one row per cell in its order; paper and paper_std are of AUROC over draws, per cent."""
     numbers = {"table": int, "shots": int, "paper": float, "paper_std": float}
     names = {"class": "pos_class", "auc_mean": "paper", "auc_std": "paper_std"}
-    return pd.read_csv(_PAPER, dtype=str).rename(columns=names).astype(numbers)
+    return pd.read_csv(Path(__file__).parent / "htdg_auc_tables.csv", dtype=str).rename(columns=names).astype(numbers)
 
 
 def paper_part(table: int, dataset: str | None = None, shots: int | None = None) -> pd.DataFrame:
@@ -58,11 +60,6 @@ def paper_part(table: int, dataset: str | None = None, shots: int | None = None)
     values = paper_values()
     values = values[values["table"] == table]
     return values if shots is None else values[(values["dataset"] == dataset) & (values["shots"] == shots)]
-
-
-def paper_datasets() -> list[str]:
-    """The data sets of all tables."""
-    return list(paper_values()["dataset"].unique())
 
 
 # --- one run ------------------------------------------------------------------------------------------------------
@@ -88,16 +85,12 @@ PRESETS: Mapping[str, Preset] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """The method, or a row of the ablation in table 6.
-
-    An image is scored by votes on transformations, by the probability of "real", by its distance to the training
-    images, or by GEOM trained on generated images.
-    """
+    """The method, or a row of the ablation in table 6."""
 
     title: str
     objective: str = "transformations"  # what the discriminators learn (`hta.config.AblationConfig`)
     one_scale: int | None = None  # side of the only scale, pixels; None: the preset's scales
-    score: Literal["votes", "real_probability", "distance", "geom"] = "votes"
+    score: Literal["votes", "real_probability", "distance", "geom"] = "votes"  # what an image is scored by
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -153,11 +146,7 @@ class RunSpec:
         return ", ".join(changes)
 
     def config(self) -> Config:
-        """The resolved settings of model and training.
-
-        Raises:
-            UserError: an overridden setting is unknown or out of range.
-        """
+        """The resolved settings of model and training; a UserError refuses an unknown one, or one out of range."""
         preset, variant = PRESETS[self.preset], VARIANTS[self.variant]
         flat: dict[str, Any] = {"min_size": preset.min_size, "max_size": preset.max_size, "niter": preset.niter}
         # Draws differ in weights and noise too, so that their spread covers all randomness.
@@ -202,11 +191,7 @@ class RunSpec:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], source: str) -> "RunSpec":
-        """Read the form of `dataclasses.asdict` back from JSON.
-
-        Raises:
-            UserError: missing or unknown keys, or an unknown variant or preset.
-        """
+        """Read `dataclasses.asdict` back from JSON; a UserError refuses other keys, variants and presets."""
         data = {"in_order": False} | data  # results that predate the option
         require_keys(data, {f.name for f in fields(cls)}, source)
         pairs = {name: tuple((key, value) for key, value in data[name]) for name in ("settings", "preparation")}
@@ -261,10 +246,9 @@ _OF_TABLE: Mapping[int, tuple[dict[str, Any], ...]] = {
 
 
 def requests_of_tables(tables: Iterable[int], request: Request) -> list[Request]:
-    """What the paper's tables need.
+    """What the paper's tables need, with draws, preset and everything else that they leave open from a request.
 
-    The request has draws, preset and everything else that a table leaves open; its data sets, if it names any, select
-    from those of the tables.
+    Its data sets, if it names any, select from those of the tables.
 
     Raises:
         UserError: a data set that is in none of the tables.
@@ -281,7 +265,7 @@ def requests_of_tables(tables: Iterable[int], request: Request) -> list[Request]
 
 def check_titles(requests: Sequence[Request]) -> None:
     """Refuse one title, or the paper's rows of one data set, for several data sets, and rows that do not exist."""
-    known = paper_datasets()
+    known = list(paper_values()["dataset"].unique())
     for name in (request.paper_dataset for request in requests if request.paper_dataset):
         if name not in known:
             raise UserError(f"--paper_dataset {name}: not in the paper's tables; give one of {', '.join(known)}")
@@ -306,20 +290,14 @@ def _runs_of_dataset(request: Request, dataset: str) -> Iterator[RunSpec]:
     benchmark = prepared_dataset(dataset, request.data_root, request.num_transforms, request.preparation)
     spec = benchmark.spec
     classes = [spec.class_name(name) for name in request.classes or spec.classes]
-    same = ("preset", "test_limit", "seed", "precision", "settings", "preparation", "in_order")
+    names = ("preset", "test_limit", "seed", "precision", "settings", "preparation", "in_order")
+    same = {name: getattr(request, name) for name in names}
+    same |= dict(dataset=spec.name, title=request.dataset_title or spec.title, variant="ours", data_sha256="")
+    own_rows = spec.table_name if spec.table_name in set(paper_values()["dataset"]) else None
+    same |= dict(paper_dataset=request.paper_dataset or own_rows)
+    same |= dict(num_transforms=request.num_transforms or spec.num_transforms)
     for shots, draw, pos_class in product(request.shots, request.draws, classes):
-        plain = RunSpec(
-            dataset=spec.name,
-            title=request.dataset_title or spec.title,
-            pos_class=pos_class,
-            shots=shots,
-            draw=draw,
-            variant="ours",
-            num_transforms=request.num_transforms or spec.num_transforms,
-            data_sha256="",
-            paper_dataset=request.paper_dataset or (spec.table_name if spec.table_name in paper_datasets() else None),
-            **{name: getattr(request, name) for name in same},
-        )
+        plain = RunSpec(pos_class=pos_class, shots=shots, draw=draw, **same)
         chosen = request.fractions or (DEFECT_FRACTIONS if plain.task == "defect" else (1.0,))
         fractions = tuple(sorted({*chosen, default_fraction(plain.task, shots)}))  # the paper's among them
         *_, digest = select_images(plain, benchmark)
@@ -351,23 +329,16 @@ def digest_names(test: Sequence[Sample]) -> str:
     return hashlib.sha256("\n".join(sample.relative for sample in test).encode()).hexdigest()
 
 
-def parse_settings(texts: Sequence[str]) -> Pairs:
-    """Read overridden settings, such as `niter=500`; those that have an option of their own are refused."""
-    for text in texts:
-        remedy = _SET_ELSEWHERE.get(text.partition("=")[0])
-        if remedy is not None:
+def parse_overrides(option: str, texts: Sequence[str]) -> Pairs:
+    """Read overridden settings (`--set niter=500`) or preparation of the images (`--prepare train_clahe=false`).
+
+    Raises:
+        UserError: an unknown name, a setting that has an option of its own, or a value of another type.
+    """
+    owners = _OVERRIDES[option]
+    for text in texts if option == "--set" else ():
+        if remedy := _SET_ELSEWHERE.get(text.partition("=")[0]):
             raise UserError(f"--set {text}: not a setting to override; {remedy}")
-    owners = {f.name: cls for cls in (ModelConfig, TrainingConfig) for f in fields(cls)}
-    return _parse_pairs("--set", texts, {name: cls for name, cls in owners.items() if name not in _SET_ELSEWHERE})
-
-
-def parse_preparation(texts: Sequence[str]) -> Pairs:
-    """Read overridden preparation, such as `train_clahe=false`."""
-    return _parse_pairs("--prepare", texts, dict.fromkeys(_PREPARATION, BenchmarkSpec))
-
-
-def _parse_pairs(option: str, texts: Sequence[str], owners: Mapping[str, type]) -> Pairs:
-    """Raises a `UserError` for an unknown name or a value of another type."""
     pairs: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")

@@ -92,9 +92,7 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def store(
-    folder: Path, spec: RunSpec, record: dict[str, Any], scores: Mapping[str, Any], *, keep_scores: bool = False
-) -> None:
+def store(folder: Path, spec: RunSpec, record: dict[str, Any], scores: Mapping[str, Any], *, keep_scores: bool) -> None:
     """Write a result, or the error of a failed run, whose record has the key "error".
 
     `keep_scores`: also write the arrays by name that `hta.experiments.run.execute` returns beside the record.
@@ -111,11 +109,7 @@ def store(
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder for results if it is missing.
-
-    Raises:
-        RunError: it cannot be made.
-    """
+    """Make a folder for results if it is missing; a RunError says that it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

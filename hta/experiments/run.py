@@ -116,11 +116,7 @@ def execute(spec: RunSpec, data_root: str, config: RuntimeConfig) -> tuple[dict[
 
 
 def train_variant(spec: RunSpec, training_set: TrainingSet, runtime: Runtime) -> Shares:
-    """Train what a run needs, and return what scores its images.
-
-    Raises:
-        RunError: the training failed.
-    """
+    """Train what a run needs, and return what scores its images; a RunError says that the training failed."""
     score = VARIANTS[spec.variant].score
     if score == "distance":
         return lambda images: similarities(images, training_set.images)
@@ -137,12 +133,8 @@ def train_variant(spec: RunSpec, training_set: TrainingSet, runtime: Runtime) ->
 def real_probabilities(pyramid: Pyramid, images: Tensor) -> np.ndarray:
     """Mean probability of "real" over the patches of the untransformed images (table 6, b and c).
 
-    Args:
-        pyramid: its discriminators know the classes "real" and "fake".
-        images: `(B, 3, h, w)` in [-1, 1] at the working size.
-
-    Returns:
-        `(1, B, S)` in [0, 1]; higher = more normal.
+    The discriminators of the pyramid know "real" and "fake"; images are `(B, 3, h, w)` in [-1, 1] at the working size.
+    Returns `(1, B, S)` in [0, 1]; higher = more normal.
     """
     means = []
     for scale, level in zip(pyramid.scales, image_pyramid(images.to(pyramid.device), pyramid.plan.sizes), strict=True):
@@ -154,8 +146,7 @@ def real_probabilities(pyramid: Pyramid, images: Tensor) -> np.ndarray:
 def similarities(images: Tensor, training_images: Tensor) -> np.ndarray:
     """One minus the mean squared error of images `(B, 3, h, w)` to the training images (table 6, f).
 
-    Returns:
-        `(1, B, 1)`, averaged over the training images `(N, 3, h, w)`; higher = more normal.
+    Returns `(1, B, 1)`, averaged over the training images `(N, 3, h, w)`; higher = more normal.
     """
     errors = [(images - image).square().mean(dim=(1, 2, 3)) for image in training_images]
     return 1 - torch.stack(errors).mean(dim=0).double().numpy()[None, :, None]
@@ -164,8 +155,7 @@ def similarities(images: Tensor, training_images: Tensor) -> np.ndarray:
 def score_images(shares_of: Shares, images: Iterable[np.ndarray], working_size: tuple[int, int]) -> np.ndarray:
     """Score images `(H, W, 3)` in [0, 1] as they are read, in batches at the model's working size (height, width).
 
-    Returns:
-        `(F, N, S)`, higher = more normal.
+    Returns `(F, N, S)`, higher = more normal.
     """
     rest = iter(images)
     batches = iter(lambda: list(islice(rest, _BATCH)), [])
@@ -247,9 +237,7 @@ class Geom:
         self.network.draw_weights(stream)
         self.network.to(runtime.device).to(memory_format=torch.channels_last)
         samples = torch.cat([resize(b, (SIDE, SIDE)) for b in draw_samples(pyramid, num_samples, seed)])
-        self._train(samples.to(runtime.device), steps, stream)
-
-    def _train(self, samples: Tensor, steps: int, stream: torch.Generator) -> None:
+        samples = samples.to(runtime.device)
         optimizer = torch.optim.Adam(self.network.parameters(), 1e-3, fused=True)
         for _ in range(steps):
             images = torch.randint(len(samples), (_TRAIN_BATCH,), generator=stream).to(samples.device)
@@ -271,8 +259,7 @@ class Geom:
     def shares(self, images: Tensor) -> np.ndarray:
         """Mean probability of the right transformation of images `(B, 3, h, w)` in [-1, 1].
 
-        Returns:
-            `(1, B, 1)` in [0, 1]; higher = more normal.
+        Returns `(1, B, 1)` in [0, 1]; higher = more normal.
         """
         small = resize(images.to(self.runtime.device), (SIDE, SIDE))
         total = torch.zeros(len(small), device=small.device)
@@ -286,16 +273,11 @@ class Geom:
 
 
 def measure(spec: RunSpec, shares: np.ndarray, labels: np.ndarray) -> tuple[dict[str, Any], np.ndarray]:
-    """AUROC of a run, higher = better.
+    """AUROC of a run, higher = better, from shares `(F, N, S)`, higher = more normal, and labels `(N,)`, 1 = anomalous.
 
-    Args:
-        spec: of the run, with one row of the shares for each of its fractions.
-        shares: `(F, N, S)`, higher = more normal.
-        labels: `(N,)`, 1 = anomalous.
-
-    Returns:
-        AUROC by aggregate for the main fraction, with a bootstrap interval over the test images, and for every fraction
-        and scale; and the `(N,)` anomaly scores that the main figure is of, higher = more anomalous.
+    The shares have one row for each fraction of the run.
+    Returns AUROC by aggregate for the main fraction, with a bootstrap interval over the test images, and for every
+    fraction and scale; and the `(N,)` anomaly scores that the main figure is of, higher = more anomalous.
     """
     by_fraction = {
         f"{fraction:g}": {aggregate: _auroc(labels, anomaly_scores(part, aggregate)) for aggregate in AGGREGATES}

@@ -48,13 +48,10 @@ def run_missing(
     dask_scheduler: str | None = None,
     keep_scores: bool = False,
 ) -> int:
-    """Do the runs whose result is missing; every result is written as soon as it arrives.
+    """Do the runs whose result is missing, write every result as soon as it arrives, and return how many runs failed.
 
     Each run comes with its device, threads and precision. The workers of a Dask scheduler do them if its address is
     given, else this machine, `jobs` at a time. `keep_scores`: also write the scores of every image beside a result.
-
-    Returns:
-        The number of failed runs.
 
     Raises:
         UserError: the cluster cannot be reached, or its packages are missing.
@@ -79,7 +76,7 @@ def run_missing(
         while missing:
             before = len(missing)
             try:
-                for result in _results([*missing.items()], data_root, workers):
+                for result in _results(missing.copy(), data_root, workers):
                     keep(*result)
             except _errors_of_dead_workers() as error:
                 # Which run killed the worker is unknown: continue while others arrive, then give up on the rest.
@@ -101,16 +98,14 @@ def _describe(record: dict[str, Any]) -> str:
     return f"AUROC {'undefined' if auroc is None else f'{auroc:.3f}'} in {duration}"
 
 
-def _results(
-    runs: list[tuple[RunSpec, RuntimeConfig]], data_root: str, workers: dict[str, Any] | None
-) -> Iterator[Landed]:
+def _results(runs: dict[RunSpec, RuntimeConfig], data_root: str, workers: dict[str, Any] | None) -> Iterator[Landed]:
     """Results as they arrive."""
     if workers is None:
-        yield from (_attempt(spec, data_root, config) for spec, config in runs)
+        yield from (_attempt(spec, data_root, config) for spec, config in runs.items())
         return
     # Dask watches over its own workers; ours must not outlive a runner that is killed.
     runner = os.getpid() if workers.get("backend") == "loky" else None
-    tasks = [joblib.delayed(_attempt_in_worker)(spec, data_root, config, runner) for spec, config in runs]
+    tasks = [joblib.delayed(_attempt_in_worker)(spec, data_root, config, runner) for spec, config in runs.items()]
     yield from joblib.Parallel(return_as="generator_unordered", batch_size=1, **workers)(tasks)
 
 
@@ -123,8 +118,7 @@ def _attempt(spec: RunSpec, data_root: str, config: RuntimeConfig) -> Landed:
 
 
 def _failure(spec: RunSpec, error: str) -> dict[str, Any]:
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"spec": asdict(spec), "date": date, "error": error}
+    return {"spec": asdict(spec), "date": datetime.now(UTC).isoformat(timespec="seconds"), "error": error}
 
 
 def _attempt_in_worker(spec: RunSpec, data_root: str, config: RuntimeConfig, runner: int | None) -> Landed:

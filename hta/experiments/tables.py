@@ -35,22 +35,19 @@ _OVER_CLASSES = "(95 % interval over classes)"
 
 
 def build_table(number: int, runs: pd.DataFrame) -> pd.DataFrame:
-    """A table with one part for each way in which something was run, and one for each data set that was not.
+    """A table, 1 to 7, with a part for each way in which something was run, and one for each data set that was not.
 
-    Args:
-        number: 1 to 7.
-        runs: from `load_runs`; those that belong to other tables are left out.
+    The runs are from `load_runs`; those that belong to other tables are left out.
 
     Returns:
-        One row per part, class and column of the method, and one average per part and column that was run:
+        One row per part, class and column of the method, and one average per part and column that was run, with
 
-        - `SETUP`, part, label (of the setup in words, empty for a part that was not run), place (data set and
+        - table, `SETUP`, part, label (of the setup in words, empty for a part that was not run), place (data set and
           shots in words) and hours (time of all its runs): the same in all rows of a part.
-        - pos_class, column, is_average.
-        - ours, std (NaN with a single draw), minmax, fewest and most (numbers of draws): NaN where not run; draws.
-        - paper, paper_std, difference: NaN where the paper has no value; verdict.
-        - minus_ours: in the ablation, the mean difference to the method on the same draws.
-        - false_alarms: of an average, their median and range over the runs, in words.
+        - pos_class, column, is_average; draws (in words), verdict, and minus_ours (in the ablation, the mean difference
+          to the method on the same draws); false_alarms: of an average, their median and range over the runs, in words.
+        - ours, std (NaN with a single draw), minmax, fewest and most (numbers of draws): NaN where not run.
+        - paper, paper_std, difference: NaN where the paper has no value.
         - a column for each other method in the paper, and one with its standard deviation.
 
     Raises:
@@ -111,7 +108,10 @@ def _part_rows(number: int, setup: dict[str, Any], runs: pd.DataFrame) -> pd.Dat
     cells = draws.groupby(key, sort=False).agg(
         ours=("ours", "mean"), std=("ours", "std"), minmax=("minmax", "mean"), fewest=("ours", "size")
     )
-    cells = cells.assign(most=cells["fewest"], minus_ours=_minus_ours(draws) if number == _ABLATION else math.nan)
+    cells = cells.assign(most=cells["fewest"], minus_ours=math.nan)
+    if number == _ABLATION:  # to the method on the same draws
+        wide = draws.pivot(index=["pos_class", "draw"], columns="column", values="ours")
+        cells["minus_ours"] = wide.sub(wide.get("Ours", math.nan), axis=0).groupby("pos_class").mean().stack()
 
     classes = dict.fromkeys([*here["pos_class"][here["pos_class"] != AVERAGE], *draws["pos_class"]])
     classes = classes or dict.fromkeys(runs["pos_class"])  # of which no figure is defined
@@ -154,22 +154,11 @@ def _draws(number: int, runs: pd.DataFrame) -> pd.DataFrame:
     return draws.groupby(["pos_class", "column", "draw"], sort=False, as_index=False).last()
 
 
-def _minus_ours(draws: pd.DataFrame) -> pd.Series:
-    """Mean difference of every class and column to the method on the same draws."""
-    wide = draws.pivot(index=["pos_class", "draw"], columns="column", values="ours")
-    return wide.sub(wide.get("Ours", math.nan), axis=0).groupby("pos_class").mean().stack()
-
-
 def _average(column: str, rows: pd.DataFrame, false_alarms: pd.Series) -> dict[str, Any]:
     """The means over the classes that were run, the paper's over the same classes; NaN if a class has none."""
-    apart = {
-        "pos_class": f"average of {len(rows)} class{'es' * (len(rows) > 1)}",
-        "column": column,
-        "is_average": True,
-        "fewest": rows["fewest"].min(),
-        "most": rows["most"].max(),
-        "false_alarms": "",
-    }
+    place = f"average of {len(rows)} class{'es' * (len(rows) > 1)}"
+    apart: dict[str, Any] = dict(pos_class=place, column=column, is_average=True, false_alarms="")
+    apart |= dict(fewest=rows["fewest"].min(), most=rows["most"].max())
     if len(false_alarms):
         low, middle, high = (f"{100 * value:.0f}" for value in np.percentile([*false_alarms], [0, 50, 100]))
         apart["false_alarms"] = f"{middle} ({low} to {high})"
@@ -240,8 +229,7 @@ def to_brief_markdown(table: pd.DataFrame) -> str:
             changed.append(head["place"])
         else:
             plain.append(head["place"])
-            body = _brief_columns(part) if _has_columns(part) else _brief_rows(part)
-            lines += [f"**{head['label']}** ({head['hours']:.2f} hours)", "", *body, ""]
+            lines += [f"**{head['label']}** ({head['hours']:.2f} hours)", "", *_brief_lines(part), ""]
             differences = _differences(part)
             lines += [*differences, ""] if differences else []
     absent += [f"{place} (changed settings alone)" for place in dict.fromkeys(changed) if place not in plain]
@@ -295,31 +283,23 @@ def _part_lines(head: pd.Series, part: pd.DataFrame) -> list[str]:
     return [f"**{head['label']}**", "", *table, "", *_differences(part), f"Time: {head['hours']:.2f} hours.", ""]
 
 
-def _brief_rows(part: pd.DataFrame) -> list[str]:
-    """One line per class; what was not run is named in one line."""
-    rows, titles = _without_lone_average(part), ["class", "ours", "draws", "paper", "difference", "verdict"]
-    lines = to_lines(["normal class", *titles[1:]], _texts(rows[rows["ours"].notna()])[titles].to_numpy())
-    absent = part.loc[part["ours"].isna(), "pos_class"]
-    return [*lines, *(["", f"Not run: {', '.join(absent)}."] if len(absent) else [])]
-
-
-def _brief_columns(part: pd.DataFrame) -> list[str]:
-    """One line per class for ours and one for the paper's, over all columns."""
-    columns = list(part["column"].unique())
-    lines = []
-    for name, rows in _without_lone_average(part).groupby("pos_class", sort=False):
+def _brief_lines(part: pd.DataFrame) -> list[str]:
+    """One line per class that was run, or, over several columns, one for ours and one for the paper's."""
+    if part.loc[part["ours"].notna() & ~part["is_average"], "pos_class"].nunique() < 2:
+        part = part[~part["is_average"]]  # an average of one class says nothing new
+    if not _has_columns(part):
+        titles = ["class", "ours", "draws", "paper", "difference", "verdict"]
+        figures = _texts(part[part["ours"].notna()])[titles].to_numpy()
+        absent = ", ".join(part.loc[part["ours"].isna(), "pos_class"])
+        return to_lines(["normal class", *titles[1:]], figures) + (["", f"Not run: {absent}."] if absent else [])
+    columns, lines = list(part["column"].unique()), []
+    for name, rows in part.groupby("pos_class", sort=False):
         texts = _texts(rows).set_index("column")
         if rows["ours"].notna().any():
             lines.append([name, "ours", *texts["ours"].reindex(columns, fill_value=NOT_RUN)])
             if rows["paper"].notna().any():
                 lines.append([name, "paper", *texts["paper"].reindex(columns, fill_value="")])
     return to_lines(["normal class", "", *columns], lines)
-
-
-def _without_lone_average(part: pd.DataFrame) -> pd.DataFrame:
-    """All rows; the averages only if more than one class was run."""
-    classes = part.loc[part["ours"].notna() & ~part["is_average"], "pos_class"]
-    return part if classes.nunique() > 1 else part[~part["is_average"]]
 
 
 def _differences(part: pd.DataFrame) -> list[str]:
