@@ -21,7 +21,7 @@ from hta.config import NUM_SAMPLES, Config, ModelConfig, RuntimeConfig, Training
 from hta.data.specs import DatasetOptions, default_model_name, default_task
 from hta.errors import UserError
 from hta.files import printable
-from hta.settings import Checked, option
+from hta.settings import Checked, option, refuse_given
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,27 +123,20 @@ def _command(argv: Sequence[str] | None) -> None:
     allowed = _ONLY_RANDOM_SAMPLES | _ALSO_RANDOM_SAMPLES | {f.name for f in fields(RuntimeConfig)}
     draws = samples.mode == "random_samples"
     idle = set(given) - allowed if draws else set(given) & _ONLY_RANDOM_SAMPLES
-    _refuse(sorted(idle), given, f"has no effect with --mode {samples.mode}; leave it out")
+    refuse_given(sorted(idle), given, f"has no effect with --mode {samples.mode}; leave it out")
     if draws:
         _draw_random_samples(options, samples, config)
     else:
         _train(options, parts[DatasetOptions], samples, config, given)
 
 
-def _refuse(names: Sequence[str], given: dict[str, Any], reason: str) -> None:
-    """Refuse the first of some options that was given."""
-    for name in names:
-        if name in given:
-            raise UserError(f"--{name}: {reason}")
-
-
 def _default_name(options: InputOptions, data: DatasetOptions, given: dict[str, Any]) -> str:
     """The name of a model without --name; options of image files are refused with a data set, and the reverse."""
     if data.dataset is not None:
         reason = "contradicts --dataset, whose protocol defines the training images; leave out one of them"
-        _refuse(["input_name", "input_dir", "size_image"], given, reason)
+        refuse_given(["input_name", "input_dir", "size_image"], given, reason)
         return default_model_name(data, options.num_images or 1)
-    _refuse([f.name for f in fields(DatasetOptions)], given, "has no effect without --dataset; leave it out")
+    refuse_given([f.name for f in fields(DatasetOptions)], given, "has no effect without --dataset; leave it out")
     if not options.input_name:
         raise UserError(_NO_NAME)
     from hta.data.folders import locate

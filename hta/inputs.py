@@ -23,7 +23,7 @@ from hta.errors import UserError
 from hta.evaluation.thresholds import GOOD_IMAGES, NormalVotes, check_enough
 from hta.images import is_gray
 from hta.model import Model, has_other_aspect, load
-from hta.settings import Checked, option
+from hta.settings import Checked, option, refuse_given
 
 logger = logging.getLogger(__name__)
 
@@ -98,20 +98,14 @@ def open_input(
             options, of which `given` has the names on the command line, contradict each other.
     """
     if data.dataset is None:
-        idle = [*(f.name for f in fields(DatasetOptions)), "num_images", "test_limit"]
-        reason, required = (
-            "has no effect without --dataset; give the data set, or leave it out",
-            ["input_name", "test_dir"],
-        )
+        of_dataset = [*(f.name for f in fields(DatasetOptions)), "num_images", "test_limit"]
+        refuse_given(of_dataset, given, "has no effect without --dataset; give the data set, or leave it out")
+        for name in ("input_name", "test_dir"):
+            if not getattr(options, name):
+                raise UserError(f"--{name} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
     else:
-        idle, required = ["test_dir", "labels_csv", "good_dir"], []
         reason = "contradicts --dataset, whose protocol defines what to score; leave out one of them"
-    for name in idle:
-        if name in given:
-            raise UserError(f"--{name}: {reason}")
-    for name in required:
-        if not getattr(options, name):
-            raise UserError(f"--{name} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
+        refuse_given(["test_dir", "labels_csv", "good_dir"], given, reason)
     name = options.input_name or default_model_name(data, options.num_images or 1)
     model = replace(load(name, options.models_dir, runtime), task=options.task or "")
     return model, _of_folder(options) if data.dataset is None else _of_dataset(model, options, data, given)

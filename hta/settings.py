@@ -8,7 +8,7 @@ import math
 import operator
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,13 @@ class Checked:
             if not right_type or not _in_range(value, f.metadata):
                 wanted = describe_range(f.metadata) or f"a value of type {kind.__name__}"
                 raise UserError(f"--{f.name} {value}: must be {wanted}")
+
+
+def refuse_given(names: Iterable[str], given: Container[str], reason: str) -> None:
+    """Refuse, with a UserError, the first of some options that was given on the command line."""
+    for name in names:
+        if name in given:
+            raise UserError(f"--{name}: {reason}")
 
 
 def read_json(path: Path, version: int) -> dict[str, Any]:

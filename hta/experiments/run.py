@@ -46,12 +46,12 @@ Shares = Callable[[Tensor], np.ndarray]
 """Scores images `(B, 3, h, w)` in [-1, 1] at the working size: `(F, B, S)`, higher = more normal."""
 
 TARGET_FPR = 0.05
-SIDE = 32
-NUM_TRANSFORMS = 72
-NUM_SAMPLES = 6_000
+GEOM_SIDE = 32
+GEOM_NUM_TRANSFORMS = 72
+GEOM_NUM_SAMPLES = 6_000
 """Of GEOM: side of its images, transformations, and samples of the pyramid that it is trained on."""
 
-_SHIFT = SIDE // 4
+_SHIFT = GEOM_SIDE // 4
 _TRAIN_BATCH, _BATCH = 128, 64
 _DIGITS = 6
 
@@ -170,11 +170,11 @@ def transformed_pixels() -> Tensor:
 
     The transformations are flip {no, yes} x shift in x and in y {0, -8, +8} (mirrored) x rotation {0, 90, 180, 270}.
     """
-    numbers = torch.arange(SIDE * SIDE).view(1, 1, SIDE, SIDE)
+    numbers = torch.arange(GEOM_SIDE * GEOM_SIDE).view(1, 1, GEOM_SIDE, GEOM_SIDE)
     sources = []
     for flip, x, y, turns in product((False, True), (0, -_SHIFT, _SHIFT), (0, -_SHIFT, _SHIFT), range(4)):
         image = mirror_pad(numbers.flip(-1) if flip else numbers, *([_SHIFT] * 4))
-        image = image[..., _SHIFT - y : _SHIFT - y + SIDE, _SHIFT - x : _SHIFT - x + SIDE]
+        image = image[..., _SHIFT - y : _SHIFT - y + GEOM_SIDE, _SHIFT - x : _SHIFT - x + GEOM_SIDE]
         sources.append(torch.rot90(image, turns, dims=(-2, -1)).flatten())
     return torch.stack(sources)
 
@@ -201,7 +201,7 @@ class WideResNet(nn.Module):
         super().__init__()
         self.stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.blocks = nn.Sequential(_Block(16, 64, 1), _Block(64, 128, 2), _Block(128, 256, 2))
-        self.norm, self.head = nn.BatchNorm2d(256), nn.Linear(256, NUM_TRANSFORMS)
+        self.norm, self.head = nn.BatchNorm2d(256), nn.Linear(256, GEOM_NUM_TRANSFORMS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, 72)` of `(B, 3, H, W)` images."""
@@ -229,19 +229,19 @@ class Geom:
     (float32: 1.4 s and 0.2 s). The seed is of samples, weights and batches.
     """
 
-    def __init__(self, pyramid: Pyramid, steps: int, seed: int, runtime: Runtime, num_samples: int = NUM_SAMPLES):
+    def __init__(self, pyramid: Pyramid, steps: int, seed: int, runtime: Runtime, num_samples: int = GEOM_NUM_SAMPLES):
         self.runtime = runtime
         self._pixels = transformed_pixels().to(runtime.device)
         stream = seeded_generator(seed, "geom")
         self.network = WideResNet()
         self.network.draw_weights(stream)
         self.network.to(runtime.device).to(memory_format=torch.channels_last)
-        samples = torch.cat([resize(b, (SIDE, SIDE)) for b in draw_samples(pyramid, num_samples, seed)])
+        samples = torch.cat([resize(b, (GEOM_SIDE, GEOM_SIDE)) for b in draw_samples(pyramid, num_samples, seed)])
         samples = samples.to(runtime.device)
         optimizer = torch.optim.Adam(self.network.parameters(), 1e-3, fused=True)
         for _ in range(steps):
             images = torch.randint(len(samples), (_TRAIN_BATCH,), generator=stream).to(samples.device)
-            classes = torch.randint(NUM_TRANSFORMS, (_TRAIN_BATCH,), generator=stream).to(samples.device)
+            classes = torch.randint(GEOM_NUM_TRANSFORMS, (_TRAIN_BATCH,), generator=stream).to(samples.device)
             loss = F.cross_entropy(self._logits(samples[images], classes), classes)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -261,12 +261,12 @@ class Geom:
 
         Returns `(1, B, 1)` in [0, 1]; higher = more normal.
         """
-        small = resize(images.to(self.runtime.device), (SIDE, SIDE))
+        small = resize(images.to(self.runtime.device), (GEOM_SIDE, GEOM_SIDE))
         total = torch.zeros(len(small), device=small.device)
-        for transformation in range(NUM_TRANSFORMS):
+        for transformation in range(GEOM_NUM_TRANSFORMS):
             classes = torch.full((len(small),), transformation, device=small.device)
             total += F.softmax(self._logits(small, classes), dim=1)[:, transformation]
-        return (total / NUM_TRANSFORMS).double().cpu().numpy()[None, :, None]
+        return (total / GEOM_NUM_TRANSFORMS).double().cpu().numpy()[None, :, None]
 
 
 # --- the figures ---------------------------------------------------------------------------------------------------

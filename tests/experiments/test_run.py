@@ -14,7 +14,7 @@ from hta.evaluation.views import view_rule
 from hta.experiments import run
 from hta.experiments.plan import RunSpec
 from hta.experiments.run import (
-    SIDE,
+    GEOM_SIDE,
     Geom,
     WideResNet,
     decision_on_views,
@@ -156,7 +156,7 @@ def test_objectives_of_the_variants_and_seed_of_a_draw():
 
 
 def test_geoms_transformations_move_pixels_as_they_say():
-    image = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)
+    image = np.arange(GEOM_SIDE * GEOM_SIDE).reshape(GEOM_SIDE, GEOM_SIDE)
     padded = np.pad(image, 8, mode="symmetric")
     found = {tuple(row.tolist()) for row in transformed_pixels()}
     assert len(found) == 72
@@ -164,9 +164,9 @@ def test_geoms_transformations_move_pixels_as_they_say():
         turned = padded[:, ::-1] if flip else padded
         for dx in (-8, 0, 8):
             for dy in (-8, 0, 8):
-                moved = turned[8 - dy : 8 - dy + SIDE, 8 - dx : 8 - dx + SIDE]
+                moved = turned[8 - dy : 8 - dy + GEOM_SIDE, 8 - dx : 8 - dx + GEOM_SIDE]
                 assert all(tuple(np.rot90(moved, turns).ravel().tolist()) in found for turns in range(4))
-    assert torch.equal(transformed_pixels()[0], torch.arange(SIDE * SIDE))
+    assert torch.equal(transformed_pixels()[0], torch.arange(GEOM_SIDE * GEOM_SIDE))
 
 
 def test_geom_is_a_wide_resnet_of_depth_10_that_scores_by_the_right_transformation(monkeypatch):
@@ -180,9 +180,9 @@ def test_geom_is_a_wide_resnet_of_depth_10_that_scores_by_the_right_transformati
     image = (training_set.images[0].permute(1, 2, 0).numpy() + 1) / 2
     shares = score_images(one.shares, [image], pyramid.plan.working_size)
     assert shares.shape == (1, 1, 1)
-    small = F.interpolate(training_set.images, (SIDE, SIDE), mode="bicubic", antialias=True, align_corners=False).clamp(
-        -1, 1
-    )
+    small = F.interpolate(
+        training_set.images, (GEOM_SIDE, GEOM_SIDE), mode="bicubic", antialias=True, align_corners=False
+    ).clamp(-1, 1)
     right = [
         F.softmax(one.network(small.flatten(2)[..., row].view_as(small)), dim=1)[0, number]
         for number, row in enumerate(transformed_pixels())
