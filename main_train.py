@@ -189,10 +189,16 @@ def _train(
         run = runs.resumed_run(folder, training_set, given)
     else:
         run = runs.new_run(folder, training_set, overwrite=options.overwrite)
+    next_command = _next_command(folder, options, data)
     with run as training_set:
-        model, shares = runs.train_run(folder, training_set, samples.num_samples)
+        model, shares = runs.train_run(folder, training_set, samples.num_samples, next_command)
     # Last: if the reader of the output is gone, the model is finished nevertheless.
     _report(model, folder, shares)
+    print(f"next: {next_command}")
+
+
+def _next_command(folder: "RunFolder", options: InputOptions, data: DatasetOptions) -> str:
+    """The command that scores images with the model."""
     words = ["python", "main_eval.py", "--input_name", folder.path.name]
     if options.models_dir != InputOptions.models_dir:
         words += ["--models_dir", options.models_dir]
@@ -200,7 +206,7 @@ def _train(
         words += ["--test_dir", "YOUR_TEST_FOLDER"]
     else:
         words += ["--dataset", data.dataset, "--data_root", data.data_root, "--pos_class", str(data.pos_class)]
-    print(f"next: {printable(shlex.join(words))}")
+    return printable(shlex.join(words))
 
 
 def _settings_of_run(folder: "RunFolder", config: Config, given: dict[str, Any]) -> Config:

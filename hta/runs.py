@@ -1,6 +1,7 @@
 """A training run from start to finish: prepared, started or resumed, trained, checked and finished."""
 
 import re
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -23,7 +24,7 @@ from hta.models.scales import plan_of
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, resolve, set_up
 from hta.training import progress, report, samples
-from hta.training.report import write_train_page
+from hta.training.report import MOST_PICTURES, PageNotes, picture_for_page, write_train_page
 from hta.training.samples import SAMPLES_FOLDER, draw_samples, write_samples
 from hta.training.trainer import train_pyramid
 
@@ -40,10 +41,14 @@ _CHANGEABLE = ("device", "not_cuda", "threads", "checkpoint_every")
 
 
 class TrainingSet(NamedTuple):
-    """The record of a run, and its training images: `(N, 3, h, w)` float32 in [-1, 1], at the working size."""
+    """The record of a run, and its training images: `(N, 3, h, w)` float32 in [-1, 1], at the working size.
+
+    `pictures` shows the first of them as they were given, `(H, W, 3)` uint8, for the page.
+    """
 
     record: RunRecord
     images: Tensor
+    pictures: Sequence[np.ndarray] = ()
 
 
 def check_image_count(num_images: int, runtime: Runtime) -> None:
@@ -69,6 +74,7 @@ def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config
     check_image_count(len(sources), resolve(config.runtime))
     gray = True
     resized: list[Tensor] = []
+    pictures: list[np.ndarray] = []
     for image, source in zip(images, sources, strict=True):
         height, width = image.shape[:2]
         if not resized:
@@ -78,7 +84,10 @@ def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config
             raise UserError(f"{source}: {width} x {height} px, {one}")
         gray = gray and is_gray(image)
         resized.append(resize(to_tensor([image]), plan.working_size))
-    return TrainingSet(RunRecord(tuple(sources), size, gray, config.resolved(is_gray=gray)), torch.cat(resized))
+        if len(pictures) < MOST_PICTURES:
+            pictures.append(picture_for_page(image, len(sources)))
+    record = RunRecord(tuple(sources), size, gray, config.resolved(is_gray=gray))
+    return TrainingSet(record, torch.cat(resized), pictures)
 
 
 def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
@@ -128,8 +137,8 @@ def new_run(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = F
     config = training_set.record.config
     precision = "bfloat16" if resolve(config.runtime).dtype == torch.bfloat16 else "float32"
     config = replace(config, runtime=replace(config.runtime, precision=precision))
-    stored = TrainingSet(replace(training_set.record, config=config), training_set.images)
-    with folder.created(*stored, replace=overwrite):
+    stored = training_set._replace(record=replace(training_set.record, config=config))
+    with folder.created(stored.record, stored.images, replace=overwrite):
         yield stored
 
 
@@ -168,15 +177,18 @@ def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Collecti
         sources = ", ".join(training_set.record.sources)
         raise UserError(f"{sources}: {reason}; give the same images to resume, or another --name")
     config = replace(record.config, runtime=now.runtime)
-    return TrainingSet(replace(record, config=config), training_set.images)
+    return training_set._replace(record=replace(record, config=config))
 
 
-def train_run(folder: RunFolder, training_set: TrainingSet, num_samples: int = NUM_SAMPLES) -> tuple[Model, np.ndarray]:
+def train_run(
+    folder: RunFolder, training_set: TrainingSet, num_samples: int = NUM_SAMPLES, next_command: str | None = None
+) -> tuple[Model, np.ndarray]:
     """Train from the folder's checkpoint to the end, and leave everything that belongs to a finished run.
 
     Args:
         folder, training_set: from `new_run` or `resumed_run`.
         num_samples: random samples to draw.
+        next_command: scores images with the model; by default two lines of Python.
 
     Returns:
         The model, and its vote shares on the training images, `(N, S)` in [0, 1] (chance is 1 / M).
@@ -185,13 +197,17 @@ def train_run(folder: RunFolder, training_set: TrainingSet, num_samples: int = N
         UserError: a file of the run is damaged.
         RunError: a loss is not finite, or a file cannot be written; the last checkpoint is intact.
     """
-    record, images = training_set.record, training_set.images
+    record, images, pictures = training_set
+    is_resumed, start = (folder.path / progress.METRICS_FILE).exists(), time.perf_counter()
     runtime = set_up(record.config.runtime)
     model = Model(record, train_pyramid(images, record, runtime, folder), runtime, images, folder)
+    seconds = time.perf_counter() - start
     pyramid, seed = model.pyramid, record.config.training.manualSeed
     write_samples(folder.path / SAMPLES_FOLDER, draw_samples(pyramid, num_samples, seed), pyramid.reconstruct())
     shares = model.scorer.shares(model.training_images)[0]
-    write_train_page(folder.path, model.record, pyramid, model.training_images, shares, seed)
+    in_python = f"import hta\nhta.load({str(folder.path)!r}).score(['YOUR_IMAGE.png'])"
+    notes = PageNotes(pictures, seconds, is_resumed, next_command or in_python)
+    write_train_page(folder.path, model.record, pyramid, model.training_images, shares, seed, notes)
     model.keep_calibration()
     folder.finish()
     return model, shares

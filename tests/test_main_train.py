@@ -146,7 +146,11 @@ def test_the_library_leaves_the_same_folder(workspace, monkeypatch, capsys):
     config = default_config(min_size=14, max_size=22, nfc=4, threads=1, precision="float32", niter=2)
     monkeypatch.chdir("pictures")
     hta.train("wall.png", config, folder=workspace / "library" / "my wall", num_samples=3)
-    assert snapshot(workspace / "library") == snapshot(workspace / "elsewhere")
+    ours, theirs = snapshot(workspace / "library"), snapshot(workspace / "elsewhere")
+    pages = [files.pop("my wall/train.html").decode() for files in (ours, theirs)]
+    assert ours == theirs
+    assert "hta.load(" in pages[0]
+    assert "main_eval.py --input_name &#39;my wall&#39; --models_dir elsewhere --test_dir" in pages[1]
 
 
 def test_the_reconstruction_on_disk_is_that_of_the_model(model):
@@ -514,7 +518,7 @@ def prepared():
 
 def state_in_scale_0():
     """The state of its training after one iteration."""
-    (record, images), cpu = prepared(), torch.device("cpu")
+    (record, images, _), cpu = prepared(), torch.device("cpu")
     pyramid = Pyramid(record.config.model, record.image_size, 1, cpu, torch.float32)
     trainer = ScaleTrainer(pyramid, resize(images, pyramid.plan.sizes[0]), record.config.training)
     next(trainer.run())

@@ -4,23 +4,25 @@ import base64
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from markupsafe import escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from torch import Tensor
 
+from hta.errors import RunError
 from hta.files import write_figure
-from hta.images import fit, jpeg_of, png_of, resize, to_uint8
+from hta.images import fit, jpeg_of, png_of, resize, to_tensor, to_uint8
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.storage import RunRecord
 from hta.pages import COLOURS, chart_style, inline_svg, write_page
-from hta.training.progress import LOSSES, METRICS_FILE, read_losses
+from hta.training.progress import LOSSES, METRICS_FILE, format_duration, read_losses
 from hta.training.samples import draw_samples
 
 PAGE_FILE = "train.html"
@@ -31,20 +33,43 @@ OWN_FILES = r"train\.html|curves\.png"
 NUM_SAMPLES = 4  # random samples per scale
 NEAR_CHANCE = 1.5  # a vote share below this many times chance says that little was learnt
 
-# What keeps the page small whatever was trained: thumbnails, reconstructions per scale, points per curve and scale,
-# pixels of all pictures of the scales together.
-_MOST_THUMBNAILS, _MOST_RECONSTRUCTIONS, _MOST_POINTS = 24, 4, 300
+# What keeps the page small whatever was trained: pictures of the training images, reconstructions per scale, points per
+# curve and scale, pixels of all pictures of the scales together.
+MOST_PICTURES, _MOST_RECONSTRUCTIONS, _MOST_POINTS = 24, 4, 300
 _PIXEL_BUDGET = 1_000_000
-# Longer sides, px: of a thumbnail, of the largest picture, of the largest lossless picture; as displayed.
-_THUMBNAIL_SIDE, _LARGEST_SIDE, _LOSSLESS_SIDE, _SHOWN_SIDE = 64, 192, 64, 136
-_FEW_SIDES = {1: 256, 4: 160}  # up to so few training images are shown larger: the longer side, px
+# Longer sides, px: of the largest picture of a scale, of the largest lossless picture; as displayed.
+_LARGEST_SIDE, _LOSSLESS_SIDE, _SHOWN_SIDE = 192, 64, 136
+_PICTURE_SIDES = {1: 1024, 4: 512, MOST_PICTURES: 192}  # longer side, px, that so few training images may have at most
 _MARGIN = 0.03  # of a scale's column in the curves, on either side
+_LEARNT = 0.5  # of the way from chance to all votes: from there on a scale counts as learnt
+_CURVES = {
+    "d_real": ("discriminator, on the training image", "blue"),
+    "d_fake": ("discriminator, on generated images", "orange"),
+    "g_adversarial": ("generator, passing as real", "green"),
+    "g_reconstruction": ("generator, rebuilding the training image", "green"),
+}  # the losses by their names for people
+
+
+@dataclass(frozen=True)
+class PageNotes:
+    """What the page says beyond the model: `seconds` of training, since a resumption if it `is_resumed`."""
+
+    pictures: Sequence[np.ndarray] = ()  # the first training images, `(H, W, 3)` uint8; by default at the working size
+    seconds: float | None = None
+    is_resumed: bool = False
+    next_command: str | None = None
 
 
 def write_train_page(
-    folder: Path, record: RunRecord, pyramid: Pyramid, images: Tensor, vote_shares: np.ndarray, seed: int
+    folder: Path,
+    record: RunRecord,
+    pyramid: Pyramid,
+    images: Tensor,
+    vote_shares: np.ndarray,
+    seed: int,
+    notes: PageNotes = PageNotes(),
 ) -> Path:
-    """Write train.html and curves.png, always the same bytes for a model and seed, and return the page's path.
+    """Write train.html and curves.png, always the same bytes for a model, seed and notes, and return the page's path.
 
     Args:
         folder: of the run; without a metrics.csv in it the curves are empty.
@@ -52,11 +77,14 @@ def write_train_page(
         images: `(N, 3, h, w)` training images at the working size, in [-1, 1].
         vote_shares: `(N, S)` shares of the votes for the correct transformation on the training images, in [0, 1].
         seed: of the random samples; sample i is the i-th one that `draw_samples` draws with it.
+        notes: what else there is to say.
 
     Raises:
         UserError: metrics.csv is damaged.
-        RunError: a file cannot be written.
+        RunError: a vote share is not finite, or a file cannot be written.
     """
+    if not np.isfinite(vote_shares).all():
+        raise RunError(f"{folder}: the model's votes are not finite; train it again with --overwrite")
     model, training = record.config.model, record.config.training
     losses = read_losses(folder / METRICS_FILE)
     with chart_style():
@@ -68,9 +96,12 @@ def write_train_page(
         "training/train_template.html",
         name=folder.resolve().name,
         record=record,
-        all_settings=json.dumps({"model": asdict(model), "training": asdict(training)}, indent=2),
+        all_settings=escape(json.dumps({"model": asdict(model), "training": asdict(training)}, indent=2)),
         pyramid=pyramid,
-        training_images=_thumbnails(record.sources, images),
+        training_images=_training_images(record.sources, notes.pictures or list(to_uint8(images[:MOST_PICTURES]))),
+        verdict=verdict(vote_shares.mean(axis=0), 1 / model.num_transforms),
+        notes=notes,
+        duration=notes.seconds and format_duration(notes.seconds),
         curves=curves,
         iterations_per_point=training.niter / _MOST_POINTS,
         seed=seed,
@@ -79,6 +110,24 @@ def write_train_page(
         scales=list(_scales(pyramid, images, vote_shares, seed)),
     )
     return folder / PAGE_FILE
+
+
+def verdict(shares: np.ndarray, chance: float) -> tuple[str, str]:
+    """What the vote shares of every scale, `(S,)` on the training images, say about a model: a word and a sentence.
+
+    The word is "learnt", "hardly learnt" or "not learnt".
+    """
+    is_learnt, is_chance = (shares - chance) / (1 - chance) >= _LEARNT, shares < NEAR_CHANCE * chance
+    low, high = (f"{100 * share:.0f} %" for share in (shares.min(), shares.max()))
+    found = f"its patches are recognised in {low if low == high else f'{low} to {high}'} of cases (by chance in "
+    found += f"{100 * chance:.0f} %)"
+    if is_learnt.all():
+        return "learnt", f"The model knows its training images: at every scale {found}."
+    weak = ", ".join(map(str, np.flatnonzero(~is_learnt)))
+    remedy = "Try more iterations (a larger --niter), or training images with more structure."
+    if is_chance.all():
+        return "not learnt", f"The model has learnt nothing that its scores could be made of: {found}. {remedy}"
+    return "hardly learnt", f"Too little was learnt at scale {weak}: {found}. {remedy}"
 
 
 def _curves_figure(sizes: Sequence[tuple[int, int]], niter: int, rows: Sequence[tuple]) -> Figure:
@@ -90,9 +139,9 @@ def _curves_figure(sizes: Sequence[tuple[int, int]], niter: int, rows: Sequence[
     figure.subplots_adjust(left=0.75 / width, right=1 - 0.1 / width, bottom=0.1, top=0.94, hspace=0.06)
     table = np.vstack([_thinned([row for row in rows if row[0] == n]) for n in range(len(sizes))])
     places = table[:, 0] + _MARGIN + (1 - 2 * _MARGIN) * table[:, 1] / niter
-    for column, (name, colour) in enumerate(zip(LOSSES, ("blue", "orange", "green", "green"), strict=True), start=2):
-        axes = lower if name == "g_reconstruction" else upper
-        axes.plot(places, table[:, column], label=name, linewidth=0.8, color=COLOURS[colour])
+    for column, name in enumerate(LOSSES, start=2):
+        axes, (words, colour) = lower if name == "g_reconstruction" else upper, _CURVES[name]
+        axes.plot(places, table[:, column], label=words, linewidth=0.8, color=COLOURS[colour])
     for n, (image_height, image_width) in enumerate(sizes):
         title = f"scale {n}: {image_width} x {image_height} px"
         upper.text(n + 0.5, 1.03, title, ha="center", color=COLOURS["ink"], transform=upper.get_xaxis_transform())
@@ -120,11 +169,16 @@ def _thinned(rows: Sequence[tuple]) -> np.ndarray:
     return np.array([*(stretch.mean(axis=0) for stretch in stretches), np.full(table.shape[1], np.nan)])
 
 
-def _thumbnails(sources: Sequence[str], images: Tensor) -> list[dict[str, Any]]:
-    """The first training images, larger where they are few."""
-    side = next((side for most, side in _FEW_SIDES.items() if len(images) <= most), _THUMBNAIL_SIDE)
-    first = zip(sources[:_MOST_THUMBNAILS], images[:_MOST_THUMBNAILS], strict=True)
-    return [_picture(image, source, side, side) for source, image in first]
+def picture_for_page(image: np.ndarray, count: int) -> np.ndarray:
+    """One of `count` training images, `(H, W, 3)` float32 in [0, 1], as the page shows it, uint8: smaller if large."""
+    side = min(next((side for most, side in _PICTURE_SIDES.items() if count <= most), 192), max(image.shape))
+    return to_uint8(resize(to_tensor([image]), fit(image.shape, side)))[0]
+
+
+def _training_images(sources: Sequence[str], pictures: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+    """The first training images at their own size."""
+    named = zip(pictures, sources[: len(pictures)], strict=True)
+    return [_embedded(pixels, source, *pixels.shape[:2]) for pixels, source in named]
 
 
 def _scales(pyramid: Pyramid, images: Tensor, vote_shares: np.ndarray, seed: int) -> Iterator[dict[str, Any]]:
@@ -155,9 +209,12 @@ def _picture(image: Tensor, caption: str, side: int, shown_side: int) -> dict[st
     size = image.shape[-2:]
     if max(size) > side:
         image = resize(image[None], fit(size, side))[0]
-    pixels = to_uint8(image)
+    return _embedded(to_uint8(image), caption, *fit(size, shown_side))
+
+
+def _embedded(pixels: np.ndarray, caption: str, height: int, width: int) -> dict[str, Any]:
+    """A picture `(h, w, 3)` uint8 as part of the page, with the size at which it is shown."""
     exact = max(pixels.shape) <= _LOSSLESS_SIDE
     content = base64.b64encode(png_of(pixels) if exact else jpeg_of(pixels, quality=85)).decode()
-    height, width = fit(size, shown_side)
     address = f"data:image/{'png' if exact else 'jpeg'};base64,{content}"
     return {"address": address, "width": width, "height": height, "caption": caption}

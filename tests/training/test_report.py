@@ -14,14 +14,14 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 import hta
-from hta.errors import UserError
+from hta.errors import RunError, UserError
 from hta.images import to_uint8
 from hta.models.pyramid import Pyramid, fresh_noise
 from hta.models.scales import image_pyramid
 from hta.models.storage import RunFolder
 from hta.runtime import seeded_generator
 from hta.training.progress import Journal, read_losses
-from hta.training.report import _thinned, _thumbnails, write_train_page
+from hta.training.report import PageNotes, _thinned, picture_for_page, verdict, write_train_page
 from hta.training.scale import IterationLosses
 from tests.browser import assert_quiet_and_from_disk, boxes, open_page
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_seen_is_named_and_headings_and_labels_fit(write):
     labels = [attrs["aria-labelledby"] for _, attrs in page.elements if "aria-labelledby" in attrs]
     assert set(labels) <= set(identities)
     assert all(attrs["alt"] for tag, attrs in page.elements if tag == "img")
-    assert [tag for tag, _ in page.elements if tag in ("h1", "h2", "h3")] == ["h1", *["h2"] * 4, *["h3"] * SCALES]
+    assert [tag for tag, _ in page.elements if tag in ("h1", "h2", "h3")] == ["h1", *["h2"] * 5, *["h3"] * SCALES]
     # What scrolls can be reached with the keyboard.
     scrolling = [attrs for tag, attrs in page.elements if tag == "pre" or "curves" in attrs.get("class", "").split()]
     assert [attrs.get("tabindex") for attrs in scrolling] == ["0"] * 2
@@ -143,17 +143,19 @@ def test_what_cannot_be_seen_is_named_and_headings_and_labels_fit(write):
 def test_every_scale_has_its_curves_its_figures_and_its_pictures(write, model):
     page = Page(write())
     curves = page.texts("losses")
-    assert all(curves.count(name) == 2 for name in ("d_real", "d_fake", "g_adversarial", "g_reconstruction"))  # + note
+    assert all(curves.count(f"{name}, ") == 2 for name in ("discriminator", "generator"))
+    whole = " ".join(page.text)
+    assert not [name for name in ("d_real", "d_fake", "g_adversarial", "g_reconstruction", "RMSE") if name in whole]
     assert len(page.sections["images"]["images"]) == NUM_IMAGES
     assert len(page.sections["losses"]["images"]) == 0
     for n, (height, width) in enumerate(model.pyramid.plan.sizes):
         assert f"scale {n}: {width} x {height} px" in curves
         text = page.texts(f"scale-{n}")
         assert text.startswith(f"Scale {n}: {width} x {height} px")
-        assert f"{SHARES[:, n].mean():.3f} (chance {CHANCE:.3f})" in text
+        assert f"{['85', '55', '31'][n]} % (chance 25 %)" in text
         assert ("near chance" in text) == (n == 2)  # 0.31 lies below 1.5 times chance, 0.55 above
         low, high = sorted(f"{value:.3g}" for value in model.pyramid.scales[n].noise_amp.tolist())
-        assert ("noise amplitude 1 " if n == 0 else f"noise amplitude {low} to {high} ") in text
+        assert ("strength of the noise 1 " if n == 0 else f"strength of the noise {low} to {high} ") in text
         names = ["training image 1", "reconstruction 1", "training image 2", "reconstruction 2"]
         names += [f"sample {i}" for i in range(1, 5)]
         assert list(page.pictures(f"scale-{n}")) == [f"{name}, scale {n}" for name in names]
@@ -172,7 +174,7 @@ def test_pictures_are_the_models_pixel_by_pixel(write, model):
             assert np.array_equal(pictures[f"training image {i + 1}, scale {n}"], to_uint8(levels[n][i]))
             assert np.array_equal(pictures[f"reconstruction {i + 1}, scale {n}"], to_uint8(rebuilt[i]))
         error = (rebuilt.clamp(-1, 1) - levels[n]).square().mean().sqrt()
-        assert f"{error:.3f} RMSE" in page.texts(f"scale-{n}")
+        assert f"{50 * error:.1f}".removesuffix(".0") + " % of the brightness range" in page.texts(f"scale-{n}")
         for i in range(4):
             image = torch.tensor([i % NUM_IMAGES])
             noise = fresh_noise(n, 1, size, seeded_generator(7, "sample", i, n))
@@ -188,7 +190,7 @@ def test_pictures_are_the_models_pixel_by_pixel(write, model):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_browser_shows_all_of_it_from_disk_without_an_error(write, model, chromium, width):
     record = replace(model.record, sources=("wall_" * 40 + ".png", HOSTILE))
-    path = write(record=record)
+    path = write(record=record, notes=PageNotes(next_command="python main_eval.py --input_name " + "wall_" * 40))
     open_page(chromium, path, width)
     loaded = "return [...document.images].every(image => image.complete && image.naturalWidth > 0)"
     WebDriverWait(chromium, 5).until(lambda driver: driver.execute_script(loaded))
@@ -200,17 +202,101 @@ def test_a_browser_shows_all_of_it_from_disk_without_an_error(write, model, chro
     assert_quiet_and_from_disk(chromium, path)
 
 
-def test_few_training_images_are_shown_large():
-    for count, side in ((1, 256), (2, 160), (4, 160), (5, 64)):
-        pictures = _thumbnails([f"{i}.png" for i in range(count)], torch.rand(count, 3, 75, 300) * 2 - 1)
-        assert [(picture["width"], picture["height"]) for picture in pictures] == [(side, side // 4)] * count
-        assert decode(pictures[0]["address"]).shape == (side // 4, side, 3)
+@pytest.mark.parametrize(
+    ("count", "size", "shown"),
+    [
+        (1, (90, 400), (90, 400)),
+        (1, (500, 2000), (256, 1024)),
+        (4, (90, 400), (90, 400)),
+        (4, (1024, 256), (512, 128)),
+        (5, (90, 400), (43, 192)),
+        (30, (20, 30), (20, 30)),
+    ],
+)
+def test_training_images_are_shown_at_their_own_size_unless_that_is_large(count, size, shown):
+    assert picture_for_page(np.zeros((*size, 3), np.float32), count).shape == (*shown, 3)
+
+
+def test_the_page_shows_the_image_that_was_given_and_how_to_go_on(tmp_path):
+    given = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    config = hta.default_config(niter=1, min_size=15, max_size=18, nfc=4, threads=1)
+    model = hta.train(given, config, folder=tmp_path / "own", num_samples=0)
+    page = Page(tmp_path / "own" / "train.html")
+    (image,) = page.sections["images"]["images"]
+    assert (image["width"], image["height"]) == ("50", "60")
+    assert np.array_equal(decode(image["src"]), given)  # a PNG up to 64 px
+    assert f"hta.load('{tmp_path / 'own'}').score(" in page.texts("verdict")
+    assert "trained in 0 s" in " ".join(page.text) or "trained in 1 s" in " ".join(page.text)
+    assert model.training_images.shape[2:] == (18, 15)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "is_resumed", "words"),
+    [
+        (None, False, "px"),
+        (75, False, "px; trained in 1 min 15 s"),
+        (75, True, "px; trained in 1 min 15 s since the training was resumed"),
+    ],
+)
+def test_duration_and_next_command_are_said(write, seconds, is_resumed, words):
+    command = "python main_eval.py --input_name 'a <b>' --test_dir YOUR_TEST_FOLDER"
+    page = Page(write(notes=PageNotes((), seconds, is_resumed, command)))
+    assert (
+        next(text for text in page.text if text.startswith("2 training images")).replace(chr(0xA0), " ").endswith(words)
+    )
+    assert command in page.texts("verdict")
+
+
+@pytest.mark.parametrize(
+    ("shares", "word", "said"),
+    [
+        (
+            [1.0, 0.7, 0.63],
+            "learnt",
+            "at every scale its patches are recognised in 63 % to 100 % of cases (by chance in 25 %)",
+        ),
+        ([1.0, 0.62, 0.3], "hardly learnt", "Too little was learnt at scale 1, 2: "),
+        ([0.5, 0.5, 0.5], "hardly learnt", "recognised in 50 % of cases"),
+        ([0.9, 0.25], "hardly learnt", "larger --niter"),
+        ([0.25, 0.37], "not learnt", "learnt nothing"),
+    ],
+)
+def test_the_vote_shares_give_a_verdict(shares, word, said):
+    found = verdict(np.array(shares), 0.25)
+    assert found[0] == word
+    assert said in found[1]
+
+
+def test_the_verdict_stands_first(write):
+    page = Page(write())
+    assert page.texts("verdict").startswith(
+        "hardly learnt Too little was learnt at scale 1, 2: its patches are recognised in 31 % to"
+    )
+    assert list(page.sections) == [
+        "verdict",
+        "images",
+        "settings",
+        "losses",
+        "scales",
+        *(f"scale-{n}" for n in range(3)),
+    ]
+
+
+def test_votes_that_are_not_finite_are_not_drawn(write):
+    with pytest.raises(RunError, match="votes are not finite"):
+        write(vote_shares=SHARES * np.nan)
 
 
 def test_settings_in_short_and_in_full(write, model):
     page = Page(write())
     text = page.texts("settings")
-    said = ("task defect", "transformations 4", "iterations per scale 3", "22 x 19 px, colour", "precision float32")
+    said = (
+        "task find small defects",
+        "transformations 4",
+        "iterations per scale 3",
+        "22 x 19 px, colour",
+        "numbers computed as float32",
+    )
     assert all(words in text for words in said)
     full = text[text.index("{") :]
     record = asdict(model.record.config)
@@ -235,14 +321,14 @@ def test_same_seed_same_bytes_and_no_draw_from_the_global_stream(write):
 
 
 def test_names_are_text_and_never_markup(write, model):
-    record = replace(model.record, sources=(HOSTILE, "'\"><img src=x>"), hta_version="<i>0</i>")
+    record = replace(model.record, sources=(HOSTILE, "'\"><img src=x>\u202egnp.exe\a"), hta_version="<i>0</i>")
     path = write(name='a"<b>&', record=record)
     page = Page(path)
     assert not {tag for tag, _ in page.elements} & {"script", "b"}
     assert sum(tag == "i" for tag, _ in page.elements) == SCALES  # the marks of the bars
     assert len([tag for tag, _ in page.elements if tag == "img"]) == NUM_IMAGES + SCALES * (2 * NUM_IMAGES + 4)
     assert '<script>alert("1")</script>&amp;\\xff.png' in page.texts("images")
-    assert "'\"><img src=x>" in page.texts("images")
+    assert "'\"><img src=x>\\u202egnp.exe\\x07" in page.texts("images")
     assert {'a"<b>&', 'a"<b>&: training'} <= set(page.text)
 
 
@@ -345,7 +431,10 @@ def test_a_trained_folder_holds_the_page_and_a_new_training_replaces_it(tmp_path
     assert RunFolder(folder).finished
     names = ["curves.png", "train.html"]
     first = [(folder / name).read_bytes() for name in names]
+    sections = Page(folder / "train.html").sections
     write_train_page(folder, own.record, own.pyramid, own.training_images, own.scorer.shares(own.training_images)[0], 0)
-    assert [(folder / name).read_bytes() for name in names] == first
+    assert (folder / "curves.png").read_bytes() == first[0]
+    again = Page(folder / "train.html").sections
+    assert [again[name] for name in ("settings", "scale-2")] == [sections[name] for name in ("settings", "scale-2")]
     hta.train([np.zeros((19, 22, 3), np.uint8)], own.record.config, folder=folder, overwrite=True)
     assert all((folder / name).read_bytes() != content for name, content in zip(names, first, strict=True))

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -118,4 +119,6 @@ def test_interrupted_killed_and_resumed_the_bits_are_the_same(tmp_path, settings
         pass
     found = run(folder, *settings, "--resume")
     assert set(found) == set(undisturbed)
+    pages = [re.sub(rb"; trained in \d+ s(.*)<", rb"<", files.pop("train.html")) for files in (found, undisturbed)]
+    assert pages[0] == pages[1]  # but for the duration
     assert [name for name in sorted(found) if found[name] != undisturbed[name]] == []
