@@ -32,6 +32,7 @@ from hta.evaluation.report import write_report
 from hta.evaluation.scores import check_aggregate, score_text
 from hta.files import new_folder, printable
 from hta.model import Model
+from hta.runtime import own_process
 from hta.settings import Checked, option
 
 logger = logging.getLogger("hta.main_eval")
@@ -100,6 +101,7 @@ def _command(argv: Sequence[str] | None) -> None:
 def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     """Load the model and check everything, before anything is written."""
     options, output, scoring = parts[inputs.InputOptions], parts[OutputOptions], parts[ScoringConfig]
+    own_process(parts[RuntimeConfig])
     model, source = inputs.open_input(options, parts[DatasetOptions], parts[RuntimeConfig], given)
     target = Path(output.out) if output.out else model.saved_folder.path / RESULTS_FOLDER / source.name
     good_dir = Path(options.good_dir) if options.good_dir else None

@@ -169,6 +169,7 @@ def _train(
     """Train, and say what was learnt."""
     from hta import runs
     from hta.models.storage import RunFolder
+    from hta.runtime import own_process
 
     default_name = _default_name(options, data, given)
     folder = RunFolder(Path(options.models_dir) / _checked_name(default_name if options.name is None else options.name))
@@ -185,6 +186,7 @@ def _train(
             runs.check_vacant(folder, overwrite=options.overwrite)
         _print_plan(folder, training_set)
         return
+    own_process(training_set.record.config.runtime)
     if options.resume:
         run = runs.resumed_run(folder, training_set, given)
     else:
@@ -272,8 +274,10 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
         raise UserError("--name or --input_name: is empty; give the name of a trained model")
     from hta import runs
     from hta.model import load
+    from hta.runtime import own_process
     from hta.training.samples import draw_samples, write_samples
 
+    own_process(config.runtime)
     model = load(names[0], options.models_dir, config.runtime)
     folder = model.saved_folder
     runs.check_image_count(model.record.num_images, model.runtime)

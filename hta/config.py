@@ -126,7 +126,9 @@ class RuntimeConfig(Checked):
         None, "device to compute on, such as cuda:1 or cpu; by default CUDA if it is available, else the CPU"
     )
     not_cuda: bool = option(False, "use the CPU even if there is a GPU")
-    threads: int = option(0, "number of CPU threads; 0 means one per core", low=0, high=1024)
+    threads: int = option(
+        0, "number of CPU threads; 0 means one per core, or from Python those that torch has already", low=0, high=1024
+    )
     precision: str = option(
         "auto",
         "floating-point format; auto means bfloat16 if the hardware supports it, else float32",

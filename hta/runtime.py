@@ -5,6 +5,8 @@ import hashlib
 import logging
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -80,23 +82,65 @@ def resolve(config: RuntimeConfig) -> Runtime:
 
 
 def set_up(config: RuntimeConfig) -> Runtime:
-    """`resolve`, and configure threads, determinism and memory allocation of the whole process."""
+    """`resolve`, and do what the settings ask for explicitly: a number of threads, deterministic kernels.
+
+    All else of the process belongs to the user of the library.
+    """
     runtime = resolve(config)
     if runtime.device.type == "cpu" and config.device is None and not config.not_cuda:
         logger.info("no CUDA device found: running on the CPU")
-    torch.set_num_threads(config.threads or available_cores())
+    if config.threads and not _is_limited:
+        torch.set_num_threads(config.threads)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    return runtime
+
+
+def own_process(config: RuntimeConfig) -> None:
+    """Use the whole machine: one thread per core unless the settings say otherwise, and memory that is kept.
+
+    For scripts, to whom the process belongs; the library leaves both alone.
+    """
+    torch.set_num_threads(config.threads or available_cores())
     if platform.libc_ver()[0] == "glibc":
         # Keep freed memory: each step allocates new activations, and fresh pages cost more than the maths.
         libc = ctypes.CDLL(None)
         libc.mallopt(_MALLOC_MMAP_THRESHOLD, _KEEP_BYTES)
         libc.mallopt(_MALLOC_TRIM_THRESHOLD, _KEEP_BYTES)
-    if runtime.device.type == "cuda":
-        # float32 convolutions in float32, not in the shorter TF32 that is the default on a GPU.
-        torch.backends.cudnn.allow_tf32 = False
-    return runtime
+    torch.backends.cudnn.allow_tf32 = False  # see `full_precision`
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 convolutions in float32 during a block, not in the shorter TF32 that is the default on a GPU."""
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+_has_threads = _is_limited = False  # at the last fork; in this process, by `_limit_threads`
+
+
+def _look_at_threads() -> None:
+    """Note, before a fork, whether there are threads that the new process will lack."""
+    global _has_threads
+    tasks = Path("/proc/self/task")
+    _has_threads = len(list(tasks.iterdir())) > 1 if tasks.exists() else True
+
+
+def _limit_threads() -> None:
+    """Compute in one thread in a forked process: torch would wait forever for the threads that were not copied."""
+    global _is_limited
+    if _has_threads:
+        _is_limited = True
+        torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_look_at_threads, after_in_child=_limit_threads)
 
 
 def seeded_generator(*keys: int | str) -> torch.Generator:

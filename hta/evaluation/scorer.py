@@ -27,6 +27,7 @@ from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.transforms import to_grayscale
+from hta.runtime import full_precision
 
 _CHANNEL_BLOCK = 16  # channels that matrix units process at once: fewer logits would take more time, not less
 # Activations of one pass: on a CPU they should stay in its caches, on a GPU they should fill it.
@@ -182,6 +183,7 @@ class Scorer:
             for scale, size in zip(pyramid.scales, self.plan.sizes, strict=True)
         ]
 
+    @full_precision()
     def votes(self, images: Tensor) -> list[Tensor]:
         """The votes of the patches at each scale, see `ScaleVoter.votes`."""
         levels = image_pyramid(images, self.plan.sizes)

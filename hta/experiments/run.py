@@ -38,7 +38,7 @@ from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid, plan_of
 from hta.models.transforms import mirror_pad
 from hta.runs import TrainingSet, prepare
-from hta.runtime import Runtime, describe_machine, describe_versions, seeded_generator, set_up
+from hta.runtime import Runtime, describe_machine, describe_versions, own_process, seeded_generator, set_up
 from hta.training.samples import draw_samples
 from hta.training.trainer import train_pyramid
 
@@ -73,6 +73,7 @@ def execute(spec: RunSpec, data_root: str, config: RuntimeConfig) -> tuple[dict[
     selection, test, digest = select_images(spec, benchmark)
     if digest != spec.data_sha256:
         raise RunError(f"{data_root}: holds other images than the runner saw; give all workers the same data")
+    own_process(config)
     runtime = set_up(config)
 
     start = time.perf_counter()

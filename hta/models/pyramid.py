@@ -12,6 +12,7 @@ from hta.models.blocks import init_weights
 from hta.models.kernels import PLAIN_KERNELS, Kernels
 from hta.models.networks import Discriminator, Generator
 from hta.models.scales import guarded_ceil, plan_of
+from hta.runtime import full_precision
 
 NoiseSource = Callable[[int, tuple[int, int]], Tensor]
 """Draws the noise for a scale: (scale, (height, width)) -> `(B, 3, height, width)` of unit variance."""
@@ -120,6 +121,7 @@ class Pyramid:
         kept = self.reconstruct(gen_start_scale, index)
         return self._generate(index, noise, num_scales, sizes=sizes, start=gen_start_scale, image=kept)
 
+    @full_precision()
     def _generate(self, index, noise, num_scales=None, sizes=None, start=0, image=None) -> Tensor:
         """Run the frozen generators from scale `start`, given the `image` of the next coarser scale."""
         sizes = sizes or self.plan.sizes

@@ -25,7 +25,15 @@ from hta.evaluation.scorer import Scorer
 from hta.images import resize
 from hta.models.canvas import plan_canvases
 from hta.models.scales import image_pyramid, plan_of
-from hta.runtime import Runtime, available_cores, describe_machine, describe_versions, resolve, seeded_generator, set_up
+from hta.runtime import (
+    Runtime,
+    available_cores,
+    describe_machine,
+    describe_versions,
+    own_process,
+    resolve,
+    seeded_generator,
+)
 from hta.speed.explicit import PlainNetwork, transformation_list, vote_share
 from hta.speed.workload import (
     IMAGE_SIDE,
@@ -186,7 +194,8 @@ def run_benchmark(threads: int, precision: str, quick: bool) -> dict[str, Any]:
         The report, see `summarize`.
     """
     config = benchmark_config(threads, precision)
-    runtime, plan = set_up(config.runtime), plan_of(config.model, (IMAGE_SIDE, IMAGE_SIDE))
+    own_process(config.runtime)
+    runtime, plan = resolve(config.runtime), plan_of(config.model, (IMAGE_SIDE, IMAGE_SIDE))
     rounds = 1 if quick else 3
     conv_peak = measure_conv_peak(config, runtime, 2 * rounds)
     discriminator = measure_discriminator(config, runtime, 2 * rounds)
@@ -294,14 +303,16 @@ def measure_growth(threads: int, precision: str) -> Iterator[dict[str, Any]]:
 
 def train_finest(config: Config, side: int, shots: int) -> tuple[float, float]:
     """Seconds of the second iteration at the finest scale, and peak memory of this process, MiB."""
-    iterations = scale_trainer(config, set_up(config.runtime), side=side, shots=shots).run()
+    own_process(config.runtime)
+    iterations = scale_trainer(config, resolve(config.runtime), side=side, shots=shots).run()
     next(iterations)
     return timed(partial(next, iterations))(), peak_memory_mib()
 
 
 def score_images(config: Config, count: int) -> tuple[float, float]:
     """Seconds to score an image with its map, mean over `count` images, and peak memory of this process, MiB."""
-    scorer = Scorer(random_pyramid(config, set_up(config.runtime)))
+    own_process(config.runtime)
+    scorer = Scorer(random_pyramid(config, resolve(config.runtime)))
     image = data.astronaut()[:IMAGE_SIDE, :IMAGE_SIDE].astype("float32") / 255
     start = time.perf_counter()
     for _ in scorer.stream(itertools.repeat(image, count), 1.0, ScoringConfig().batch_size):

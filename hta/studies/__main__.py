@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import RuntimeConfig
 from hta.model import load
+from hta.runtime import own_process
 from hta.settings import Checked
 from hta.studies import demo, planted, samples, thresholds
 
@@ -37,7 +38,9 @@ def _command(argv: Sequence[str] | None) -> None:
     _, cls, run = _STUDIES[given["name"]]
     options, subjects = take_settings(cls, given), []
     if hasattr(options, "input_name"):
-        subjects = [load(options.input_name, options.models_dir, take_settings(RuntimeConfig, given))]
+        runtime = take_settings(RuntimeConfig, given)
+        own_process(runtime)
+        subjects = [load(options.input_name, options.models_dir, runtime)]
     for line in run(options, *subjects):
         print(line)
 

@@ -10,13 +10,14 @@ from hta.models.native import choose_kernels
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.storage import CHECKPOINT_FILE, RunFolder, RunRecord
-from hta.runtime import Runtime
+from hta.runtime import Runtime, full_precision
 from hta.training.progress import Journal
 from hta.training.scale import ScaleTrainer
 
 logger = logging.getLogger(__name__)
 
 
+@full_precision()
 def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: RunFolder | None = None) -> Pyramid:
     """Train all scales, or continue from the checkpoint of a run folder.
 
