@@ -127,7 +127,8 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
     model, source, threshold, scale = evaluation.model, evaluation.source, evaluation.threshold, evaluation.scale
     items, labels = source.images, [item.label for item in source.images]
     traits: list[inputs.Traits] = []
-    with new_folder(evaluation.target, replace=True) as folder:
+    replace_results = results.foreign_files if evaluation.output.overwrite else None
+    with new_folder(evaluation.target, replace=replace_results, keep=True) as folder:
         start = time.perf_counter()
         pixels = PixelMetrics() if scale and any(item.mask is not None for item in items) else None
         stream = _scored(evaluation, traits)

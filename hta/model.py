@@ -19,6 +19,7 @@ from hta.evaluation.scorer import ImageVotes, Scorer
 from hta.evaluation.scores import anomaly_scores, check_aggregate, default_fraction
 from hta.evaluation.thresholds import NormalVotes, Threshold
 from hta.evaluation.views import view_rule
+from hta.files import recover
 from hta.images import IMAGE_SUFFIXES, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid
 from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
@@ -254,6 +255,8 @@ def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
 def find_model(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR) -> RunFolder:
     """The run folder of a name below `models_dir`, of a path, or of a training image that gave the model its name."""
     path = Path(name_or_path)
+    for place in (path, Path(models_dir) / path.name):
+        recover(place)
     is_image = path.suffix.lower() in IMAGE_SUFFIXES
     # A mistyped path must not lead to another model that happens to have the same last part.
     if RunFolder(path).exists or (len(path.parts) > 1 and not is_image):

@@ -16,7 +16,7 @@ from hta import files
 from hta.config import NUM_SAMPLES, Config
 from hta.errors import UserError
 from hta.evaluation import calibration, results
-from hta.files import check_replaceable, printable
+from hta.files import check_replaceable, foreign, printable, recover
 from hta.images import is_gray, resize, to_array, to_tensor
 from hta.model import ImageLike, Model, as_list
 from hta.models import storage
@@ -34,7 +34,7 @@ _MAX_IMAGES = {torch.bfloat16: 256}
 # Paths in a run folder that the scripts write, or desktops of their own accord; all of them may be replaced.
 _OWN_FILES = re.compile(
     "|".join(module.OWN_FILES for module in (storage, progress, report, samples, calibration, results))
-    + rf"|(results/)?{files.OWN_FILES}|(.+/)?(\.DS_Store|Thumbs\.db)"
+    + rf"|(results/)?{files.OWN_FILES}"
 )
 # Settings that a resumed run may change, since they do not affect its result.
 _CHANGEABLE = ("device", "not_cuda", "threads", "checkpoint_every")
@@ -96,6 +96,7 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
     That is a model if `overwrite` is off, and always files that hta did not write and the working directory.
     """
     path = folder.path
+    recover(path)
     if printable(path) != str(path):
         raise UserError(f"{printable(path)}: is not UTF-8, as the name of a model must be; give another --name")
     nearest = next((parent for parent in (path, *path.parents) if parent.exists()), None)
@@ -117,13 +118,19 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
 
 def check_overwritable(folder: RunFolder, remedy: str, part: str = "") -> None:
     """Refuse to replace a run folder, or its subfolder `part`, with the working directory or files of others in it."""
-    paths = (path.relative_to(folder.path).as_posix() for path in (folder.path / part).rglob("*"))
-    foreign = sorted(path for path in paths if not _OWN_FILES.fullmatch(path))
-    if foreign:
-        found = foreign[0] + (f" and {len(foreign) - 1} more" if len(foreign) > 1 else "")
-        reason = "which hta did not write and --overwrite would delete"
+    others = [name for name in foreign_files(folder.path) if not part or f"{name}/".startswith(f"{part}/")]
+    if others:
+        found = others[0] + (f" and {len(others) - 1} more" if len(others) > 1 else "")
+        reason = "which hta did not write and would delete"
         raise UserError(f"{folder.path}: contains {found}, {reason}; move it away, or {remedy}")
     check_replaceable(folder.path / part, str(folder.path / part), remedy)
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """What hta did not write into a run folder, see `hta.files.foreign`."""
+    evaluated = [path for path in folder.glob("results/*/") if not path.is_symlink()]
+    inside = [f"results/{path.name}/{name}" for path in evaluated for name in results.foreign_files(path)]
+    return foreign(folder, _OWN_FILES.fullmatch) + inside
 
 
 @contextmanager
@@ -138,17 +145,19 @@ def new_run(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = F
     precision = "bfloat16" if resolve(config.runtime).dtype == torch.bfloat16 else "float32"
     config = replace(config, runtime=replace(config.runtime, precision=precision))
     stored = training_set._replace(record=replace(training_set.record, config=config))
-    with folder.created(stored.record, stored.images, replace=overwrite):
+    with folder.created(stored.record, stored.images, replace=foreign_files if overwrite else None):
         yield stored
 
 
 def check_resumable(folder: RunFolder) -> None:
     """Refuse to resume where there is no run, or a finished one, with a UserError."""
+    recover(folder.path)
     if not folder.exists:
         remedy = "start without --resume, or check --name and --models_dir"
         raise UserError(f"{folder.path}: nothing to resume here; {remedy}")
     if folder.finished:
         raise UserError(f"{folder.path}: is finished and has no checkpoint to resume from; --overwrite trains it anew")
+    check_overwritable(folder, "give another --name", SAMPLES_FOLDER)
 
 
 @contextmanager

@@ -408,7 +408,7 @@ def test_what_hta_did_not_write_is_never_overwritten(copied, capsys, place):
     own.mkdir(parents=True) if place.endswith("/") else own.parent.mkdir(parents=True, exist_ok=True)
     if not own.is_dir():
         own.write_text("the only copy")
-    words = ["TrainedModels/shots", f"contains {place.rstrip('/')},", "--overwrite", "move it away", "--name"]
+    words = ["TrainedModels/shots", f"contains {place.rstrip('/')},", "would delete", "move it away", "--name"]
     assert_refused(copied, in_shots("--overwrite"), words, capsys)
 
 
@@ -417,11 +417,11 @@ def test_all_that_hta_writes_goes_with_the_model(copied):
     assert main_eval.main(["--input_name", "shots", "--test_dir", "shots", "--threads", "1", "--not_cuda"]) == 0
     folder = copied / "TrainedModels" / "shots"
     assert (folder / "results" / "shots" / "maps" / "a.png.png").is_file()
-    (folder / ".0123.part").write_text("half a file")
+    (folder / ".0123456789abcdef.part").write_text("half a file")
     (folder / ".DS_Store").write_text("of the desktop")
     (folder / "config.json").write_text("{")  # a model that cannot be read is trained again as its error says
     assert main_train.main(in_shots("--overwrite")) == 0
-    assert {path.name for path in folder.iterdir()} & {"results", ".0123.part", ".DS_Store"} == set()
+    assert {path.name for path in folder.iterdir()} & {"results", ".0123456789abcdef.part", ".DS_Store"} == set()
     assert not list(folder.glob("random_samples_*"))
     assert json.loads((folder / "config.json").read_text())["config"]["training"]["niter"] == 2
     assert [path.name for path in folder.parent.iterdir()] == ["shots"]

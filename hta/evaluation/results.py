@@ -11,29 +11,31 @@ The suffix is appended, not replaced, so that `a.png` and `a.jpg` do not collide
 
 import csv
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from hta import files
 from hta.data.sample import Sample
 from hta.errors import UserError
 from hta.evaluation.metrics import auroc_with_interval, summarize_image_metrics, undefined
 from hta.evaluation.overlays import ColourScale, draw_overlay, thumbnail
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
 from hta.evaluation.scorer import ImageVotes
-from hta.files import check_replaceable, write_atomically
+from hta.files import check_replaceable, foreign, recover, write_atomically
 from hta.images import jpeg_of, write_png
 
 SCORES_FILE, METRICS_FILE, REPORT_FILE = "scores.csv", "metrics.json", "report.html"
 MAPS_FOLDER, OVERLAYS_FOLDER = "maps", "overlays"
-OWN_FILES = r"results(/[^/]+(/(scores\.csv|metrics\.json|report\.html|(maps|overlays)(/.+)?))?)?"
-"""Pattern of the paths in a run folder that an evaluation writes."""
+OWN_FILES = r"results/([^/]+/.*)?"
+"""Pattern of the paths in a run folder that an evaluation writes; `foreign_files` looks into each results folder."""
 
 MAP_SUFFIX, PLAIN_SUFFIX = ".png", ".jpg"
 """Appended to the path of an image: of its map and overlay, and of the picture without them."""
@@ -53,7 +55,8 @@ BOOTSTRAP_SEED = 0
 _PLAIN_QUALITY = 90
 _THUMBNAIL_QUALITY = 70  # noise, the worst picture, then takes 5 kB: 2,000 pairs stay below 30 MB, base64 included
 _MOST_PENDING = 8  # images that may wait to be written
-_CONTENTS = {SCORES_FILE, METRICS_FILE, MAPS_FOLDER, OVERLAYS_FOLDER, REPORT_FILE}
+_CONTENTS = {SCORES_FILE, METRICS_FILE, f"{MAPS_FOLDER}/", f"{OVERLAYS_FOLDER}/", REPORT_FILE}
+_PICTURES = ((MAPS_FOLDER, MAP_SUFFIX), (OVERLAYS_FOLDER, MAP_SUFFIX), (OVERLAYS_FOLDER, PLAIN_SUFFIX))
 _IMAGE_METRICS, _PIXEL_METRICS = list(METRIC_NAMES)[:4], list(METRIC_NAMES)[4:]
 
 
@@ -73,16 +76,34 @@ def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_d
             raise UserError(
                 f"--out {target}: is inside {option}, so its pictures would count as {kind} images; give another folder"
             )
+    recover(target)
     existing = next(place for place in (target, *target.absolute().parents) if place.exists())
     if not existing.is_dir():
         raise UserError(f"--out {target}: {existing} is a file; give another folder")
-    contents = {path.name for path in target.iterdir()} if existing == target else set()
-    foreign = sorted(contents - _CONTENTS)
-    if foreign:
-        raise UserError(f"--out {target}: exists and holds {foreign[0]}, which is not a result; give another folder")
-    if contents and not overwrite:
+    found = foreign_files(target) if existing == target else []
+    if found:
+        raise UserError(f"--out {target}: exists and holds {found[0]}, which is not a result; give another folder")
+    if existing == target and any(target.iterdir()) and not overwrite:
         raise UserError(f"--out {target}: holds results; give another folder, or --overwrite to replace them")
     check_replaceable(target, f"--out {target}", "give another folder")
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """What no evaluation wrote into a results folder, pictures of other images included; see `hta.files.foreign`."""
+    # Names as the table has them, and without the apostrophe that keeps a spreadsheet from calculating.
+    images = {image for name in _scored_names(folder / SCORES_FILE) for image in (name, name.removeprefix("'"))}
+    pictures = {f"{kind}/{image}{suffix}" for image in images for kind, suffix in _PICTURES}
+    own = _CONTENTS | pictures | {f"{parent}/" for picture in pictures for parent in PurePosixPath(picture).parents}
+    return foreign(folder, lambda path: path in own or re.fullmatch(files.OWN_FILES, path))
+
+
+def _scored_names(table: Path) -> list[str]:
+    """The images in a scores.csv by their names; none if it cannot be read."""
+    try:
+        with table.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            return [row["path"] for row in csv.DictReader(stream)] if table.is_file() else []
+    except (OSError, KeyError, csv.Error):
+        return []
 
 
 @dataclass

@@ -9,12 +9,10 @@ A run folder contains
 """
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 
 import safetensors
 import safetensors.torch
@@ -24,7 +22,7 @@ from torch import Tensor
 from hta import __version__
 from hta.config import Config
 from hta.errors import UserError
-from hta.files import HAS_LOCKS, new_folder, sweep, try_lock, write_atomically
+from hta.files import Foreign, locked, new_folder, sweep, write_atomically
 from hta.models.pyramid import Pyramid, Scale
 from hta.runtime import Runtime, seeded_generator
 from hta.settings import Checked, from_mapping, read_json
@@ -115,7 +113,7 @@ class RunFolder:
         return self.path / f"scale_{n}.safetensors"
 
     @contextmanager
-    def created(self, record: RunRecord, images: Tensor, *, replace: bool) -> Iterator[None]:
+    def created(self, record: RunRecord, images: Tensor, *, replace: Foreign | None = None) -> Iterator[None]:
         """Start a run: the folder appears with its record, images and a first checkpoint, or not at all.
 
         It is locked when it appears, and stays locked during the block.
@@ -123,10 +121,10 @@ class RunFolder:
         Args:
             record: of the run.
             images: `(N, 3, h, w)` float32 in [-1, 1], the training images at the working size.
-            replace: whether to replace an existing run, unless another process trains it (UserError).
+            replace: replace an existing run in which this finds nothing, unless another process trains it (UserError).
         """
         # Decided only once: a run that another process creates from now on is not replaced.
-        replaced = replace and self.exists
+        replaced = replace if self.exists else None
         data = {"format_version": FORMAT_VERSION, "hta_version": record.hta_version} | asdict(record)
         with ExitStack() as new_lock:
             with self.locked() if replaced else nullcontext(), new_folder(self.path, replace=replaced) as fresh:
@@ -140,27 +138,17 @@ class RunFolder:
     def locked(self, folder: Path | None = None) -> Iterator[None]:
         """Keep other processes from training here; a killed process leaves no lock behind.
 
-        Windows has no such locks: there it is up to the user not to train twice in one folder.
+        Windows has no such locks, nor have some network file systems: there it is up to the user.
 
         Args:
             folder: the folder to lock if it will only have been moved here by the end of the block.
 
         Raises:
-            UserError: another process trains here.
+            UserError: another process trains here, or the file to lock is a link.
         """
-        if not HAS_LOCKS:
+        busy = f"{self.path}: another process is training this model; wait, or give another --name"
+        with locked((folder or self.path) / LOCK_FILE, busy, self.path / LOCK_FILE):
             yield
-            return
-        file = (folder or self.path) / LOCK_FILE
-        with file.open("w") as stream:
-            if not try_lock(stream) or not _is_at(stream, file):
-                raise UserError(f"{self.path}: another process is training this model; wait, or give another --name")
-            try:
-                yield
-            finally:
-                file = self.path / LOCK_FILE
-                if _is_at(stream, file):  # otherwise the folder was replaced, and the lock belongs to another run
-                    file.unlink(missing_ok=True)
 
     def read_record(self) -> RunRecord:
         """The run's record."""
@@ -231,14 +219,6 @@ class RunFolder:
         pyramid = Pyramid(model, record.image_size, record.num_images, runtime.device, runtime.dtype)
         self.load_scales(pyramid, pyramid.plan.num_scales)
         return record, pyramid
-
-
-def _is_at(stream: IO, place: Path) -> bool:
-    """Whether an open file is still the one at a path."""
-    try:
-        return os.path.samestat(os.fstat(stream.fileno()), place.stat())
-    except FileNotFoundError:
-        return False
 
 
 def scale_tensors(scale: Scale) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """Pictures that a trained pyramid draws: random samples and reconstructions (paper, figure 2)."""
 
+import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
@@ -8,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hta.files import new_folder
+from hta.errors import UserError
+from hta.files import foreign, new_folder
 from hta.images import to_uint8, write_png
 from hta.models.pyramid import Pyramid, fresh_noise
 from hta.runtime import seeded_generator
@@ -16,7 +18,8 @@ from hta.runtime import seeded_generator
 SAMPLES_FOLDER = "samples"
 """The folder in a run folder for samples that are drawn after training."""
 
-OWN_FILES = r"(samples|random_samples_[^/]+)(/(random|reconstruction)_\d+\.png)?"
+_PICTURES = r"(random|reconstruction)_\d+\.png"
+OWN_FILES = rf"(samples|random_samples_[^/]+)/({_PICTURES})?"
 """Pattern of the paths in a run folder that this module writes."""
 
 _BATCH_PIXELS = 16 * 64 * 64  # of the samples that are drawn together, so that large ones do not fill the memory
@@ -66,14 +69,17 @@ def write_samples(folder: Path, samples: Iterable[Tensor], rebuilt: Iterable[Ten
     """Write pictures as PNG into a new folder, which appears complete or not at all.
 
     Args:
-        folder: replaced if it exists.
+        folder: replaced if it exists, unless it is a link or holds anything else.
         samples: batches from `draw_samples`.
         rebuilt: reconstructions of the training images, `(3, h, w)` in [-1, 1].
 
     Raises:
+        UserError: another process fills the folder, or it is a link.
         RunError: the folder cannot be written.
     """
-    with new_folder(folder, replace=True) as fresh:
+    if folder.is_symlink():
+        raise UserError(f"{folder}: is a link, which is not followed; remove it")
+    with new_folder(folder, replace=partial(foreign, is_own=re.compile(_PICTURES).fullmatch)) as fresh:
         for kind, images in (("random", chain.from_iterable(samples)), ("reconstruction", rebuilt)):
             for number, image in enumerate(images):
                 write_png(fresh / f"{kind}_{number:03d}.png", to_uint8(image))

@@ -23,7 +23,7 @@ RECORD = RunRecord(("a.png", "b.png"), (20, 24), False, Config(MODEL).resolved(i
 def folder(tmp_path):
     """A finished run whose scales hold random numbers, running statistics and amplitudes included."""
     folder = RunFolder(tmp_path / "runs" / "wall")
-    with folder.created(RECORD, torch.rand(2, 3, 19, 22) * 2 - 1, replace=False):
+    with folder.created(RECORD, torch.rand(2, 3, 19, 22) * 2 - 1):
         pass
     for n, scale in enumerate(random_scales()):
         folder.save_scale(n, scale)
@@ -170,10 +170,10 @@ def test_a_run_that_cannot_begin_leaves_nothing(tmp_path):
     images = torch.zeros(2, 3, 19, 22)
     (tmp_path / "file").write_text("")
     below_a_file = RunFolder(tmp_path / "file" / "wall")
-    with pytest.raises(RunError), below_a_file.created(RECORD, images, replace=False):
+    with pytest.raises(RunError), below_a_file.created(RECORD, images):
         pass
     bad = replace(RECORD, sources=(object(),))
-    with pytest.raises(TypeError), RunFolder(tmp_path / "wall").created(bad, images, replace=False):
+    with pytest.raises(TypeError), RunFolder(tmp_path / "wall").created(bad, images):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -181,7 +181,7 @@ def test_a_run_that_cannot_begin_leaves_nothing(tmp_path):
 def test_a_run_that_came_in_the_meantime_is_not_replaced(folder, monkeypatch):
     before = {path.name: path.read_bytes() for path in folder.path.iterdir()}
     monkeypatch.setattr(RunFolder, "exists", False)  # as it was a moment before
-    with pytest.raises(RunError), folder.created(RECORD, torch.zeros(2, 3, 19, 22), replace=True):
+    with pytest.raises(RunError), folder.created(RECORD, torch.zeros(2, 3, 19, 22), replace=lambda _: []):
         pass
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
     assert [path.name for path in folder.path.parent.iterdir()] == [folder.path.name]
