@@ -94,18 +94,27 @@ def _command(argv: Sequence[str] | None) -> None:
     for title, cls in GROUPS.items():
         add_settings(parser, title, cls, exclude=NOT_FOR_SCORING)
     given = vars(parser.parse_args(argv))
-    evaluation = _prepare({cls: take_settings(cls, given) for cls in GROUPS.values()}, given)
-    _report(evaluation, *_evaluate(evaluation))
+    parts = {cls: take_settings(cls, given) for cls in GROUPS.values()}
+    _report(*_evaluate(parts, *_open(parts, given)))
 
 
-def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
-    """Load the model and check everything, before anything is written."""
-    options, output, scoring = parts[inputs.InputOptions], parts[OutputOptions], parts[ScoringConfig]
+def _open(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Model, inputs.Source, Path]:
+    """Load the model, find the images, and check the folder for the results."""
+    options, output = parts[inputs.InputOptions], parts[OutputOptions]
     own_process(parts[RuntimeConfig])
     model, source = inputs.open_input(options, parts[DatasetOptions], parts[RuntimeConfig], given)
     target = Path(output.out) if output.out else model.saved_folder.path / RESULTS_FOLDER / source.name
+    for path in () if output.out else (target.parent, target):
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, which may lead out of the model; give --out to write there")
     good_dir = Path(options.good_dir) if options.good_dir else None
     results.check_target(target, source.folder, overwrite=output.overwrite, good_dir=good_dir)
+    return model, source, target
+
+
+def _prepare(parts: dict[type, Any], model: Model, source: inputs.Source, target: Path) -> Evaluation:
+    """Check the images and settings, and find the threshold."""
+    options, output, scoring = parts[inputs.InputOptions], parts[OutputOptions], parts[ScoringConfig]
     items, skipped = inputs.readable(source.images, skip=options.skip_unreadable)
     check_aggregate(scoring.aggregate, len(items))
     scoring = replace(scoring, fraction_defect=model.fraction(scoring))
@@ -118,17 +127,20 @@ def _prepare(parts: dict[type, Any], given: dict[str, Any]) -> Evaluation:
     return Evaluation(model, source, scoring, threshold, scale, output, target)
 
 
-def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
-    """Score the images and write the results.
+def _evaluate(
+    parts: dict[type, Any], model: Model, source: inputs.Source, target: Path
+) -> tuple[Evaluation, dict[str, Any], np.ndarray]:
+    """Score the images and write the results into a folder that is held from the beginning.
 
-    Returns the content of metrics.json, and what the images are ranked by, `(N,)`, higher = more anomalous: the maxima
-    of the maps where these decide, else the scores.
+    Returns the evaluation, the content of metrics.json, and what the images are ranked by, `(N,)`, higher = more
+    anomalous: the maxima of the maps where these decide, else the scores.
     """
-    model, source, threshold, scale = evaluation.model, evaluation.source, evaluation.threshold, evaluation.scale
-    items, labels = source.images, [item.label for item in source.images]
-    traits: list[inputs.Traits] = []
-    replace_results = results.foreign_files if evaluation.output.overwrite else None
-    with new_folder(evaluation.target, replace=replace_results, keep=True) as folder:
+    replace_results = results.foreign_files if parts[OutputOptions].overwrite else None
+    with new_folder(target, replace=replace_results, keep=True) as folder:
+        evaluation = _prepare(parts, model, source, target)
+        source, threshold, scale = evaluation.source, evaluation.threshold, evaluation.scale
+        items, labels = source.images, [item.label for item in source.images]
+        traits: list[inputs.Traits] = []
         start = time.perf_counter()
         pixels = PixelMetrics() if scale and any(item.mask is not None for item in items) else None
         stream = _scored(evaluation, traits)
@@ -157,7 +169,7 @@ def _evaluate(evaluation: Evaluation) -> tuple[dict[str, Any], np.ndarray]:
         metrics = json.dumps(document, indent=2, allow_nan=False) + "\n"
         (folder / results.METRICS_FILE).write_text(metrics, encoding="utf-8")
         write_report(folder, document, rows)
-    return document, scores if peaks is None or threshold.decided_by == "score" else peaks
+    return evaluation, document, scores if peaks is None or threshold.decided_by == "score" else peaks
 
 
 def _scored(evaluation: Evaluation, traits: list[inputs.Traits]) -> Iterator[results.Scored]:
