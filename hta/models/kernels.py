@@ -83,6 +83,8 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 class Kernels:
     """The implementation in torch operators."""
 
+    description = "torch's own operators"
+
     def moments(self, batches: Sequence[Tensor], coverage: Coverage) -> tuple[Tensor, Tensor]:
         """Compute mean and biased variance of each channel over all windows.
 

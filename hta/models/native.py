@@ -10,9 +10,11 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 _SOURCE = Path(__file__).with_name("kernels.c")
 _FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _SECONDS_TO_COMPILE = 60
+_NAMES = ("moments", "activate", "reduce", "subtract", "entropy")
 # The same values as in kernels.c.
 _MOST_CHANNELS = 256
 _PIECE = 512
@@ -45,35 +48,49 @@ _TENSOR, _INT = ctypes.c_void_p, ctypes.c_int64
 
 def choose_kernels(device: torch.device, compiled: bool) -> Kernels:
     """Choose the kernels to train with; `compiled` ones only on a CPU, with a working C compiler."""
-    library = _library() if compiled and device.type == "cpu" else None
-    return PLAIN_KERNELS if library is None else NativeKernels(library)
+    built = _library() if compiled and device.type == "cpu" else None
+    return PLAIN_KERNELS if built is None else NativeKernels(*built)
 
 
 @lru_cache(maxsize=1)
-def _library() -> ctypes.CDLL | None:
-    """The compiled kernels; None, with a notice, if they cannot be built."""
+def _library() -> tuple[ctypes.CDLL, str] | None:
+    """The compiled kernels, and with what they were compiled; None, with a notice, if they cannot be built."""
     compiler = _compiler()
     if not compiler:
         logger.info("no C compiler found: training with torch's own operators, which takes longer")
         return None
     try:
-        return _build(compiler)
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.info("%s cannot make the compiled kernels (%s): training with torch's own operators", compiler[0], error)
+        return _build(compiler), f"{_version(compiler)} {' '.join(_FLAGS)}"
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        text = "the C compiler %r cannot make the kernels (%s): training with torch's own operators"
+        logger.info(text, compiler[0], error)
         return None
 
 
 def _compiler() -> list[str]:
     """The command of a C compiler: $CC, or the first one found; empty if there is none."""
-    named = os.environ.get("CC")
-    return shlex.split(named) if named else [found for found in map(shutil.which, ("cc", "gcc", "clang")) if found][:1]
+    named = os.environ.get("CC", "").strip()
+    if not named:
+        return [found for found in map(shutil.which, ("cc", "gcc", "clang")) if found][:1]
+    try:
+        return [named] if shutil.which(named) else shlex.split(named)
+    except ValueError:  # a quote without its other half
+        return [named]
+
+
+def _version(compiler: Sequence[str]) -> str:
+    """The first line of what a compiler says about itself, or its name."""
+    command = [*compiler, "--version"]
+    said = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS_TO_COMPILE).stdout
+    return (said.splitlines() or [compiler[0]])[0][:200]
 
 
 def _build(compiler: Sequence[str]) -> ctypes.CDLL:
-    """Compile and load the library; raises OSError or SubprocessError if either fails."""
+    """Compile and load the library; raises OSError, SubprocessError or AttributeError if either fails."""
     # Use the OpenMP runtime that torch has loaded: a second pool of threads would compete with its own.
-    for path in sorted(Path(torch.__file__).parent.glob("lib/libgomp*.so*")):
-        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    runtimes = sorted(map(str, Path(torch.__file__).parent.glob("lib/libgomp*.so*")))
+    for path in runtimes:
+        ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
     with tempfile.TemporaryDirectory(prefix="hta-kernels-") as folder:
         built, library = Path(folder, "kernels.o"), Path(folder, "kernels.so")
         for command in (
@@ -81,7 +98,25 @@ def _build(compiler: Sequence[str]) -> ctypes.CDLL:
             [*compiler, "-shared", str(built), "-o", str(library), "-lm"],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS_TO_COMPILE)
-        return ctypes.CDLL(str(library))  # resolves all symbols at once
+        _try_to_load([*runtimes, str(library)])
+        loaded = ctypes.CDLL(str(library))  # resolves all symbols at once
+    for name, kind in product(_NAMES, _STATISTIC):
+        getattr(loaded, _symbol(name, kind))
+    return loaded
+
+
+def _try_to_load(libraries: list[str]) -> None:
+    """Load libraries in another process, since half a library ends the process that loads it; an OSError says so."""
+    if getattr(sys, "frozen", False):  # Python is not at hand
+        return
+    script = "import ctypes, sys; [ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL) for path in sys.argv[1:]]"
+    command = [sys.executable, "-I", "-S", "-c", script, *libraries]
+    if subprocess.run(command, capture_output=True, timeout=_SECONDS_TO_COMPILE).returncode < 0:
+        raise OSError("it leaves a damaged library")
+
+
+def _symbol(name: str, kind: torch.dtype) -> str:
+    return f"{name}_{str(kind).removeprefix('torch.')}"
 
 
 class NativeKernels(Kernels):
@@ -89,10 +124,15 @@ class NativeKernels(Kernels):
 
     Args:
         library: the compiled kernels.
+        description: the compiler and its flags.
     """
 
-    def __init__(self, library: ctypes.CDLL):
-        self._library = library
+    def __init__(self, library: ctypes.CDLL, description: str):
+        self._library, self.description = library, description
+
+    def __reduce__(self):
+        """A copy, maybe in another process, uses torch's operators: what is trained already needs no kernels."""
+        return Kernels, ()
 
     def moments(self, batches: Sequence[Tensor], coverage: Coverage) -> tuple[Tensor, Tensor]:
         """See `Kernels.moments`."""
@@ -161,7 +201,7 @@ class NativeKernels(Kernels):
 
     def _call(self, name: str, like: Tensor, inputs: list[Tensor], numbers: list[float], outputs: list[Tensor]) -> None:
         """Call the variant of a kernel for the activation type of `like`."""
-        function = getattr(self._library, f"{name}_{str(like.dtype).removeprefix('torch.')}")
+        function = getattr(self._library, _symbol(name, like.dtype))
         statistic = _STATISTIC[like.dtype]
         function.restype = None
         function(

@@ -168,7 +168,7 @@ def test_training_takes_the_kernels_that_the_settings_ask_for():
         assert type(trainer.targets.kernels) is expected
 
 
-@pytest.mark.parametrize(("compiler", "said"), [("", "no C compiler found"), ("false", "false cannot make")])
+@pytest.mark.parametrize(("compiler", "said"), [("", "no C compiler found"), ("false", "'false' cannot make")])
 def test_without_a_compiler_training_goes_on(monkeypatch, caplog, compiler, said):
     native._library.cache_clear()
     monkeypatch.setenv("CC", compiler)
