@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -260,6 +261,15 @@ def foreign(folder: Path, is_own: Callable[[str], object], inside: str = "") -> 
         elif is_folder:
             found += foreign(path, is_own, f"{name}/")
     return found
+
+
+def check_plain(path: Path, most_bytes: int) -> None:
+    """Refuse, with a UserError, to read what is no file on a disk (a pipe never ends) or is larger than makes sense."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise UserError(f"{path}: is not a plain file")
+    if found.st_size > most_bytes:
+        raise UserError(f"{path}: has {found.st_size} bytes, where at most {most_bytes} make sense")
 
 
 def check_replaceable(path: Path, named: str, remedy: str) -> None:

@@ -22,7 +22,7 @@ from hta.evaluation.views import view_rule
 from hta.files import recover
 from hta.images import IMAGE_SUFFIXES, resize, to_array, to_tensor
 from hta.models.pyramid import Pyramid
-from hta.models.storage import IMAGES_FILE, RunFolder, RunRecord
+from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, set_up
 
 logger = logging.getLogger(__name__)
@@ -280,10 +280,4 @@ def load(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR, runtime:
     folder = find_model(name_or_path, models_dir)
     resolved = set_up(runtime or RuntimeConfig())
     record, pyramid = folder.load_pyramid(resolved)
-    images, shape = folder.read_images(), (record.num_images, 3, *pyramid.plan.working_size)
-    if images.shape != shape:
-        raise UserError(
-            f"{folder.path / IMAGES_FILE}: holds images of shape {tuple(images.shape)}, the model's are {shape}; the "
-            "file belongs to another model: restore it or train again with --overwrite"
-        )
-    return Model(record, pyramid, resolved, images, folder)
+    return Model(record, pyramid, resolved, folder.read_images(), folder)

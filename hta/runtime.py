@@ -48,7 +48,7 @@ def _resolve_device(config: RuntimeConfig) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(config.device)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         raise UserError(f"--device {config.device}: not a device; give cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--device {config.device}: only cpu and cuda are supported")

@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from hta.errors import UserError
+from hta.files import check_plain
+
+_MOST_JSON_BYTES = 1 << 24
+_MOST_DIGITS = 18
+_SHOWN = 100  # characters of a wrong value
 
 _LIMITS = {"low": operator.ge, "high": operator.le, "above": operator.gt, "below": operator.lt}
 
@@ -72,15 +77,22 @@ class Checked:
     def __post_init__(self):
         for f in fields(self):
             value, kind = getattr(self, f.name), field_type(type(self), f.name)
+            if getattr(value, "ndim", None) == 0:  # a scalar of NumPy or torch
+                value = value.item()
             if value is None and f.default is None:
                 continue
+            if isinstance(value, int) and abs(value) >= 10**_MOST_DIGITS:
+                raise UserError(f"--{f.name}: has more than {_MOST_DIGITS} digits")
             if (type(value), kind) in ((int, float), (list, tuple)):
                 value = kind(value)
-                object.__setattr__(self, f.name, value)
+            object.__setattr__(self, f.name, value)
             right_type = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
             if not right_type or not _in_range(value, f.metadata):
                 wanted = describe_range(f.metadata) or f"a value of type {kind.__name__}"
-                raise UserError(f"--{f.name} {value}: must be {wanted}")
+                shown = (
+                    f"{value}"[:_SHOWN] if isinstance(value, str | int | float) else f"of type {type(value).__name__}"
+                )
+                raise UserError(f"--{f.name} {shown}: must be {wanted}")
 
 
 def refuse_given(names: Iterable[str], given: Container[str], reason: str) -> None:
@@ -93,6 +105,7 @@ def refuse_given(names: Iterable[str], given: Container[str], reason: str) -> No
 def read_json(path: Path, version: int) -> dict[str, Any]:
     """The object in a JSON file without its `format_version`; a UserError if it is none or has another version."""
     try:
+        check_plain(path, _MOST_JSON_BYTES)
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON ({error})") from error
@@ -108,7 +121,7 @@ def require_keys(data: Any, keys: set[str], source: str) -> None:
     if not isinstance(data, dict):
         raise UserError(f"{source}: not a JSON object where the keys {', '.join(sorted(keys))} are expected")
     difference = {"unknown": sorted(set(data) - keys), "missing": sorted(keys - set(data))}
-    found = "; ".join(f"{kind} key {', '.join(names)}" for kind, names in difference.items() if names)
+    found = "; ".join(f"{kind} key {', '.join(names)[:_SHOWN]}" for kind, names in difference.items() if names)
     if found:
         raise UserError(f"{source}: {found}: not written by this version of hta")
 

@@ -3,7 +3,9 @@
 import json
 from dataclasses import FrozenInstanceError, asdict, fields
 
+import numpy as np
 import pytest
+import torch
 
 from hta.config import Config, ModelConfig, RuntimeConfig, TrainingConfig, default_config
 from hta.errors import UserError
@@ -128,3 +130,28 @@ def test_what_is_said_stays():
     # The iterations follow the transformations, whoever chose them.
     assert Config(ModelConfig(num_transforms=54)).resolved(is_gray=True).training.niter == 1000
     assert Config(ModelConfig(task="class", num_transforms=4)).resolved(is_gray=False).training.niter == 2000
+
+
+@pytest.mark.parametrize("wrap", [np.asarray, torch.tensor, lambda value: np.asarray(value)[()]])
+def test_scalars_of_numpy_and_torch_are_numbers(wrap):
+    values = {"niter": 7, "alpha": 3, "lr_g": 0.25, "compile": False, "scale_factor": 0.5, "manualSeed": 9}
+    wrapped = default_config(**{name: wrap(value) for name, value in values.items()})
+    assert wrapped == default_config(**values)
+    assert json.loads(json.dumps(asdict(wrapped.training)))["alpha"] == 3.0
+    narrow = default_config(niter=np.int8(7), lr_g=np.float32(0.25), compile=np.bool_(False), device=np.str_("cpu"))
+    assert narrow == default_config(niter=7, lr_g=0.25, compile=False, device="cpu")
+    for wrong in ({"niter": wrap(0.5)}, {"niter": wrap(True)}, {"compile": wrap(1)}, {"lr_g": np.zeros(1)}):
+        with pytest.raises(UserError, match="must be"):
+            default_config(**wrong)
+
+
+@pytest.mark.parametrize("settings", [{"niter": 10**400}, {"lr_g": 10**400}, {"max_size": -(10**5000)}])
+def test_numbers_of_hundreds_of_digits_are_refused(settings):
+    with pytest.raises(UserError, match=f"{next(iter(settings))}: has more than 18 digits"):
+        default_config(**settings)
+
+
+def test_a_wrong_value_is_shown_in_part():
+    with pytest.raises(UserError) as caught:
+        default_config(task="x" * 10_000)
+    assert len(str(caught.value)) < 200

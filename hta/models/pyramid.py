@@ -86,6 +86,14 @@ class Pyramid:
             network.to(self.device).to(memory_format=torch.channels_last)
         return Scale(G, D, fixed_noise.to(self.device), torch.ones(self.num_images, device=self.device))
 
+    def unfilled_scale(self, n: int) -> Scale:
+        """Scale n on torch's device "meta", where tensors have shapes and types but take no memory."""
+        config, width = self.config, self.plan.widths[n]
+        shape = config.ker_size, config.num_layer, self.dtype, self.kernels
+        with torch.device("meta"):
+            G, D = Generator(width, *shape), Discriminator(width, config.num_classes, *shape)
+            return Scale(G, D, torch.empty(1, 1, *self.plan.sizes[n]), torch.empty(self.num_images))
+
     @torch.no_grad()
     def reconstruct(self, num_scales: int | None = None, index: Tensor | None = None) -> Tensor:
         """Reconstruct training images from the fixed noise, by default each once; see `sample`."""

@@ -10,6 +10,9 @@ from hta.config import MAX_WIDTH, ModelConfig
 from hta.errors import UserError
 from hta.images import resize
 
+_MOST_SCALES = 64
+_MOST_PIXELS = 1 << 24  # of the working size; the networks would take hundreds of GiB there
+
 
 @dataclass(frozen=True)
 class ScalePlan:
@@ -68,7 +71,8 @@ def plan_of(config: ModelConfig, image_size: tuple[int, int]) -> ScalePlan:
         image_size: (height, width) of the training images, pixels.
 
     Raises:
-        UserError: a side of the working image is below min_size, or a scale is smaller than the receptive field.
+        UserError: a side of the working image is below min_size, a scale is smaller than the receptive field, or the
+            scales are too many or too large.
     """
     height, width = image_size
     min_size, max_size, field = config.min_size, config.max_size, config.receptive_field
@@ -82,7 +86,13 @@ def plan_of(config: ModelConfig, image_size: tuple[int, int]) -> ScalePlan:
             f"image of {width} x {height} px: at --max_size {max_size} it is {working[1]} x {working[0]} px, below "
             f"--min_size {min_size}; give --max_size {needed} or more, or crop the longer side"
         )
+    if working[0] * working[1] > _MOST_PIXELS:
+        size = f"a working size of {working[1]} x {working[0]} px"
+        raise UserError(f"--max_size {max_size}: gives {size}, above {_MOST_PIXELS} pixels; give a smaller one")
     last = _num_scales(height, width, min_size, max_size, config.scale_factor) - 1
+    if last >= _MOST_SCALES:
+        found = f"gives {last + 1} scales, where at most {_MOST_SCALES} make sense"
+        raise UserError(f"--scale_factor {config.scale_factor}: {found}; give a smaller one, such as 0.75")
     factor = (min_size / min(working)) ** (1 / last) if last else 1.0
     sizes = tuple(
         (guarded_ceil(working[0] * factor ** (last - n)), guarded_ceil(working[1] * factor ** (last - n)))

@@ -9,6 +9,8 @@ A run folder contains
 """
 
 import json
+import math
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -22,8 +24,9 @@ from torch import Tensor
 from hta import __version__
 from hta.config import Config
 from hta.errors import UserError
-from hta.files import Foreign, locked, new_folder, sweep, write_atomically
+from hta.files import Foreign, check_plain, locked, new_folder, sweep, write_atomically
 from hta.models.pyramid import Pyramid, Scale
+from hta.models.scales import plan_of
 from hta.runtime import Runtime, seeded_generator
 from hta.settings import Checked, from_mapping, read_json
 
@@ -33,6 +36,10 @@ CONFIG_FILE = "config.json"
 IMAGES_FILE = "training_images.safetensors"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 LOCK_FILE = ".lock"
+
+_SPARE_BYTES = 1 << 20  # names and shapes in a file of tensors
+_MOST_CHECKPOINT_BYTES = 1 << 30
+_LARGEST = 1e9  # of any value in a model; some products of larger ones are not finite
 
 _REMEDY = "restore the file or train again with --overwrite"
 
@@ -70,18 +77,23 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     write_atomically(path, safetensors.torch.save(plain, metadata))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the tensors, on the CPU, and the metadata of a safetensors file.
+def load_tensors(path: Path, most_bytes: int = _MOST_CHECKPOINT_BYTES) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the tensors, on the CPU, and the metadata of a safetensors file of at most so many bytes.
 
     Raises:
-        UserError: the file is missing, truncated, or not a safetensors file.
+        UserError: the file is missing, truncated, too large, or not a safetensors file.
     """
     try:
+        check_plain(path, most_bytes)
         with safetensors.safe_open(path, framework="pt") as stream:
             return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise UserError(f"{path}: missing from the model; {_REMEDY}") from None
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except UserError as error:
+        raise UserError(f"{error}; {_REMEDY}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from error
+    except (safetensors.SafetensorError, ValueError) as error:
         raise UserError(f"{path}: not a complete safetensors file ({error}); {_REMEDY}") from error
 
 
@@ -155,10 +167,12 @@ class RunFolder:
         path = self.path / CONFIG_FILE
         try:
             record = from_mapping(RunRecord, read_json(path, FORMAT_VERSION), str(path))
-            if not record.sources or not all(isinstance(name, str) for name in record.sources):
+            if not record.sources or not all(map(_is_file_name, record.sources)):
                 raise UserError(f"{path}: sources must be a list of file names")
             if len(record.image_size) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in record.image_size):
                 raise UserError(f"{path}: image_size must be [height, width]")
+            if not record.hta_version.isascii():
+                raise UserError(f"{path}: hta_version must be a version")
             if None in (record.config.model.num_transforms, record.config.training.niter):
                 raise UserError(f"{path}: num_transforms and niter must be numbers")
         except UserError as error:
@@ -167,13 +181,19 @@ class RunFolder:
 
     def read_images(self) -> Tensor:
         """The training images at the working size, `(N, 3, h, w)` float32 in [-1, 1]."""
-        path = self.path / IMAGES_FILE
-        tensors, _ = load_tensors(path)
+        path, record = self.path / IMAGES_FILE, self.read_record()
+        shape = record.num_images, 3, *plan_of(record.config.model, record.image_size).working_size
+        tensors, _ = load_tensors(path, 4 * math.prod(shape) + _SPARE_BYTES)
         images = tensors.get("images")
         if len(tensors) != 1 or images is None or images.dim() != 4 or images.dtype != torch.float32:
             raise UserError(f"{path}: does not hold training images; {_REMEDY}")
-        _require_finite("images", images, str(path))
-        return images
+        if images.shape != shape:
+            raise UserError(
+                f"{path}: holds images of shape {tuple(images.shape)}, the model's are {shape}; the file belongs to "
+                f"another model: {_REMEDY}"
+            )
+        _require_sane("images", images, str(path), 1 + 1e-6)
+        return images.clone()  # the file may change
 
     def save_checkpoint(self, tensors: dict[str, Tensor], *, scale: int, iteration: int) -> None:
         """Replace the checkpoint by the state of a scale after some iterations; it has no tensors before the first."""
@@ -200,9 +220,12 @@ class RunFolder:
     def load_scales(self, pyramid: Pyramid, count: int) -> None:
         """Fill a pyramid with its first `count` trained scales."""
         for n in range(count):
+            path, planned = self.scale_file(n), scale_tensors(pyramid.unfilled_scale(n))
+            most_bytes = sum(tensor.nbytes for tensor in planned.values()) + _SPARE_BYTES
+            tensors, _ = load_tensors(path, most_bytes)
+            _require_shapes(planned, tensors, str(path))  # before memory is taken for them
             scale = pyramid.new_scale(n, seeded_generator("placeholder"))
-            path = self.scale_file(n)
-            restore_scale(scale, load_tensors(path)[0], str(path))
+            restore_scale(scale, tensors, str(path))
             scale.freeze()
             pyramid.scales.append(scale)
 
@@ -234,18 +257,38 @@ def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None
     """Copy the output of `scale_tensors` into a scale; other tensors are ignored.
 
     Raises:
-        UserError: a tensor is missing, has another shape or type, or is not finite; names the file, `source`.
+        UserError: a tensor is missing, has another shape or type, or senseless values; names the file, `source`.
     """
-    for name, place in scale_tensors(scale).items():
+    places = scale_tensors(scale)
+    _require_shapes(places, tensors, source)
+    for name, place in places.items():
+        value = tensors[name]
+        _require_sane(name, value, source, _LARGEST)
+        if name.endswith("running_var") and value.min() < 0:
+            raise UserError(f"{source}: {name} contains negative variances; {_REMEDY}")
+        place.copy_(value)
+
+
+def _require_shapes(planned: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:
+    """Refuse tensors that lack one of those planned, or have it in another shape or type."""
+    for name, place in planned.items():
         value = tensors.get(name)
         if value is None or value.shape != place.shape or value.dtype != place.dtype:
             found = "missing" if value is None else f"{tuple(value.shape)} {value.dtype}"
             wanted = f"the model needs {tuple(place.shape)} {place.dtype}"
             raise UserError(f"{source}: {name} is {found}, but {wanted}; the file belongs to another model: {_REMEDY}")
-        _require_finite(name, value, source)
-        place.copy_(value)
 
 
-def _require_finite(name: str, value: Tensor, source: str) -> None:
+def _require_sane(name: str, value: Tensor, source: str, largest: float) -> None:
     if not value.isfinite().all():
         raise UserError(f"{source}: {name} contains values that are not finite; {_REMEDY}")
+    if value.abs().max() > largest:
+        raise UserError(f"{source}: {name} contains values above {largest:g}; {_REMEDY}")
+
+
+def _is_file_name(name: object) -> bool:
+    """Whether a value from a file can be the name of one: a text that the operating system can encode."""
+    try:
+        return isinstance(name, str) and bool(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False

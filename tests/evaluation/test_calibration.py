@@ -161,7 +161,7 @@ NOT_STATISTICS += [{name: value} for name, values in NOT_VALUES.items() for valu
         (b'{"format_version": 3, "fraction', "cannot be read as JSON"),
         (b"\xff\xfe\x00", "cannot be read"),
         (b"[" * 200_000, "cannot be read as JSON"),
-        ("a folder", "cannot be read"),
+        ("a folder", "is not a plain file"),
         (b"[1, 2]", "has format None"),
         ({"format_version": 2}, "has format 2"),
         ({"format_version": None}, "has format None"),

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import pickle
+import shutil
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch.nn.functional as F
 from hta.config import RuntimeConfig
 from hta.models import native
 from hta.models.canvas import plan_canvases
-from hta.models.kernels import LEAKY_SLOPE, PLAIN_KERNELS, Coverage, Norm
+from hta.models.kernels import LEAKY_SLOPE, PLAIN_KERNELS, Coverage, Kernels, Norm
 from hta.models.native import NativeKernels, choose_kernels
 from hta.models.networks import Discriminator
 from hta.runtime import resolve
@@ -168,7 +170,17 @@ def test_training_takes_the_kernels_that_the_settings_ask_for():
         assert type(trainer.targets.kernels) is expected
 
 
-@pytest.mark.parametrize(("compiler", "said"), [("", "no C compiler found"), ("false", "'false' cannot make")])
+@pytest.mark.parametrize(
+    ("compiler", "said"),
+    [
+        ("", "no C compiler found"),
+        ("false", "'false' cannot make"),
+        ("gcc'", '"gcc\'" cannot make'),
+        ("gcc\\", r"'gcc\\' cannot make"),
+        ("gcc\x1b[31m", r"'gcc\x1b[31m' cannot make"),
+        ("a b/cc", "'a' cannot make"),
+    ],
+)
 def test_without_a_compiler_training_goes_on(monkeypatch, caplog, compiler, said):
     native._library.cache_clear()
     monkeypatch.setenv("CC", compiler)
@@ -177,3 +189,26 @@ def test_without_a_compiler_training_goes_on(monkeypatch, caplog, compiler, said
         assert choose_kernels(CPU, True) is PLAIN_KERNELS
     assert said in caplog.text
     native._library.cache_clear()
+
+
+@pytest.mark.parametrize("size", ["1000000", "0", "4096"], ids=["without kernels", "empty", "half"])
+def test_a_compiler_that_leaves_a_damaged_library_is_said(monkeypatch, tmp_path, caplog, size):
+    native._library.cache_clear()
+    compiler = tmp_path / "my compiler" / "cc"  # with a space in its path
+    compiler.parent.mkdir()
+    find = 'for word; do [ "$last" = -o ] && out="$word"; last="$word"; done; cd "$(dirname "$out")"'
+    compiler.write_text(f'#!/bin/sh\n{find}\n"$REAL" -shared -x c /dev/null -o whole; head -c {size} whole > "$out"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("REAL", shutil.which("cc"))
+    monkeypatch.setenv("CC", str(compiler))
+    with caplog.at_level(logging.INFO, logger="hta"):
+        assert choose_kernels(CPU, True) is PLAIN_KERNELS
+    assert "my compiler/cc' cannot make" in caplog.text
+    native._library.cache_clear()
+
+
+def test_the_compiler_is_known_and_a_copy_needs_none():
+    assert "-O3" in NATIVE_KERNELS.description
+    assert NATIVE_KERNELS.description[:3].lower() in ("cc ", "gcc", "cla")
+    assert PLAIN_KERNELS.description == "torch's own operators"
+    assert type(pickle.loads(pickle.dumps(NATIVE_KERNELS))) is type(copy.deepcopy(NATIVE_KERNELS)) is Kernels  # noqa: S301

@@ -80,6 +80,9 @@ def test_plans_equal_the_definition_over_many_sizes(settings):
         ((5, 5), {}, ("5 x 5", "--min_size", "larger image")),
         ((60, 400), {}, ("400 x 60", "--min_size", "--max_size", "crop")),
         ((24, 64), {}, ("64 x 24", "--min_size")),
+        ((64, 64), {"scale_factor": 0.9999999}, ("--scale_factor 0.9999999", "at most 64", "give a smaller one")),
+        ((64, 64), {"scale_factor": 0.986}, ("gives 69 scales",)),
+        ((25, 20_000_000), {"max_size": 20_000_000}, ("--max_size 20000000", "above 16777216 pixels")),
         ((64, 64), {"min_size": 11, "num_layer": 6}, ("--min_size 11", "13 px")),
     ],
 )

@@ -1,7 +1,9 @@
 """Models on disk: the same bits back, nothing half written, and nothing but safetensors and JSON read."""
 
 import json
+import os
 import pickle
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -77,6 +79,11 @@ def test_a_model_comes_back_to_the_bit_and_frozen(folder):
         (lambda d: d.update(is_gray="false"), ("is_gray false: must be a value of type bool",)),
         (lambda d: d.update(hta_version=1), ("hta_version 1: must be a value of type str",)),
         (lambda d: d.update(image_size=[20, 10**400]), ("image_size",)),
+        (lambda d: d.update(sources=["\ud800.png", "b.png"]), ("sources",)),
+        (lambda d: d.update(hta_version="\udfff"), ("hta_version",)),
+        (lambda d: d["config"]["training"].update(niter=10**400), ("niter: has more than 18 digits",)),
+        (lambda d: d["config"]["training"].update(lr_g=10**400), ("lr_g: has more than 18 digits",)),
+        (lambda d: d["config"]["runtime"].update(device=[[["x"] * 999]]), ("device of type list",)),
         (lambda d: d["config"]["model"].update(nfc="many"), ("--nfc many",)),
         (lambda d: d["config"]["model"].update(num_transforms=None), ("num_transforms and niter must be numbers",)),
         (lambda d: d["config"]["training"].update(niter=None), ("num_transforms and niter must be numbers",)),
@@ -164,6 +171,74 @@ def test_values_that_are_not_finite_are_named(folder, value):
     save_tensors(folder.scale_file(1), tensors)
     with pytest.raises(UserError, match=r"scale_1\.safetensors: generator\.body\.tail\.weight contains .* not finite"):
         folder.load_pyramid(runtime())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("discriminator.body.blocks.1.norm.running_var", -1e-3, "contains negative variances"),
+        ("generator.body.blocks.0.conv.weight", 1e30, r"contains values above 1e\+09"),
+        ("noise_amp", -2e9, r"contains values above 1e\+09"),
+    ],
+)
+def test_values_that_no_training_gives_are_named(folder, name, value, words):
+    tensors, _ = load_tensors(folder.scale_file(1))
+    tensors[name].view(-1)[1] = value
+    save_tensors(folder.scale_file(1), tensors)
+    with pytest.raises(UserError, match=rf"scale_1\.safetensors: {name} {words}; restore"):
+        folder.load_pyramid(runtime())
+
+
+def _make_pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _make_device(path):
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def _make_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="files of POSIX systems")
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_make_pipe, "is not a plain file"),
+        (_make_device, "is not a plain file"),
+        (_make_folder, "is not a plain file"),
+        (lambda path: os.truncate(path, 8 << 30), "has 8589934592 bytes"),
+    ],
+)
+def test_only_plain_files_of_a_sane_size_are_opened(folder, damage, words):
+    for path in (folder.path / "training_images.safetensors", folder.scale_file(2)):
+        damage(path)
+        with pytest.raises(UserError, match=rf"{path.name}: {words}.*restore the file"):
+            folder.read_images() if path.name.startswith("training") else folder.load_pyramid(runtime())
+    folder.save_checkpoint({}, scale=0, iteration=0)
+    damage(folder.path / "checkpoint.safetensors")
+    with pytest.raises(UserError, match=words):
+        folder.read_checkpoint()
+    if damage not in (_make_pipe, _make_device, _make_folder):  # those are no model at all
+        damage(folder.path / "config.json")
+        with pytest.raises(UserError, match=words):
+            folder.read_record()
+
+
+def test_sizes_are_compared_before_memory_is_taken_for_them(folder):
+    path = folder.path / "config.json"
+    data = json.loads(path.read_text())
+    data["image_size"] = [3000, 3000]
+    data["config"]["model"] |= {"max_size": 3000, "min_size": 2900, "nfc": 128, "ker_size": 9, "num_layer": 10}
+    path.write_text(json.dumps(data))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UserError, match=r"scale_0\.safetensors: fixed_noise is .* \(1, 1, 2900, 2900\)"):
+        folder.load_pyramid(runtime())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 20_000  # KiB; fixed_noise alone has 33,000
 
 
 def test_a_run_that_cannot_begin_leaves_nothing(tmp_path):
