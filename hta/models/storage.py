@@ -39,7 +39,7 @@ LOCK_FILE = ".lock"
 
 _SPARE_BYTES = 1 << 20  # names and shapes in a file of tensors
 _MOST_CHECKPOINT_BYTES = 1 << 30
-_LARGEST = 1e9  # of any value in a model; some products of larger ones are not finite
+_LARGEST = 1e12  # of any value in a trained scale; some products of larger ones are not finite
 
 _REMEDY = "restore the file or train again with --overwrite"
 
@@ -224,6 +224,8 @@ class RunFolder:
             most_bytes = sum(tensor.nbytes for tensor in planned.values()) + _SPARE_BYTES
             tensors, _ = load_tensors(path, most_bytes)
             _require_shapes(planned, tensors, str(path))  # before memory is taken for them
+            for name in planned:
+                _require_sane(name, tensors[name], str(path), _LARGEST)
             scale = pyramid.new_scale(n, seeded_generator("placeholder"))
             restore_scale(scale, tensors, str(path))
             scale.freeze()
@@ -263,7 +265,7 @@ def restore_scale(scale: Scale, tensors: dict[str, Tensor], source: str) -> None
     _require_shapes(places, tensors, source)
     for name, place in places.items():
         value = tensors[name]
-        _require_sane(name, value, source, _LARGEST)
+        _require_sane(name, value, source)
         if name.endswith("running_var") and value.min() < 0:
             raise UserError(f"{source}: {name} contains negative variances; {_REMEDY}")
         place.copy_(value)
@@ -279,7 +281,7 @@ def _require_shapes(planned: dict[str, Tensor], tensors: dict[str, Tensor], sour
             raise UserError(f"{source}: {name} is {found}, but {wanted}; the file belongs to another model: {_REMEDY}")
 
 
-def _require_sane(name: str, value: Tensor, source: str, largest: float) -> None:
+def _require_sane(name: str, value: Tensor, source: str, largest: float = math.inf) -> None:
     if not value.isfinite().all():
         raise UserError(f"{source}: {name} contains values that are not finite; {_REMEDY}")
     if value.abs().max() > largest:
