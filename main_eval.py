@@ -115,7 +115,7 @@ def _open(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Model, inputs.
 def _prepare(parts: dict[type, Any], model: Model, source: inputs.Source, target: Path) -> Evaluation:
     """Check the images and settings, and find the threshold."""
     options, output, scoring = parts[inputs.InputOptions], parts[OutputOptions], parts[ScoringConfig]
-    items, skipped = inputs.readable(source.images, skip=options.skip_unreadable)
+    items, skipped, doubts = inputs.readable(source.images, skip=options.skip_unreadable)
     check_aggregate(scoring.aggregate, len(items))
     scoring = replace(scoring, fraction_defect=model.fraction(scoring))
     good = inputs.score_good(model, options, items, scoring, with_maps=not output.no_maps)
@@ -123,7 +123,7 @@ def _prepare(parts: dict[type, Any], model: Model, source: inputs.Source, target
     peaks = (good or model.calibration(scoring)).peaks
     scale = None if peaks is None or output.no_maps else ColourScale.of_normal_peaks(peaks)
     about = {"skipped": skipped, "good_images": good and {"dir": options.good_dir, "images": len(good.shares)}}
-    source = replace(source, images=items, about=source.about | about)
+    source = replace(source, images=items, about=source.about | about, warnings=[*source.warnings, *doubts])
     return Evaluation(model, source, scoring, threshold, scale, output, target)
 
 
@@ -142,7 +142,7 @@ def _evaluate(
         items, labels = source.images, [item.label for item in source.images]
         traits: list[inputs.Traits] = []
         start = time.perf_counter()
-        pixels = PixelMetrics() if scale and any(item.mask is not None for item in items) else None
+        pixels = PixelMetrics() if scale and any(item.masks for item in items) else None
         stream = _scored(evaluation, traits)
         rows = results.write_pictures(stream, folder, scale, pixels, evaluation.output.full_size_maps)
         seconds = time.perf_counter() - start

@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.benchmark import Selection, select
-from hta.data.folders import LABELS_RULE, find_good_images, find_test_images, refuse_copies
+from hta.data.folders import find_good_images, find_test_images, refuse_copies
+from hta.data.masks import Marked, oddities
+from hta.data.names import LABELS_RULE
 from hta.data.sample import Sample, check_readable
 from hta.data.specs import DatasetOptions, default_model_name, default_task
 from hta.errors import UserError
@@ -48,10 +50,14 @@ class InputOptions(Checked):
     models_dir: str = option("TrainedModels", "folder that holds the models")
     test_dir: str = option(
         "",
-        "an image or a folder of images; in a folder laid out like MVTec AD, the subfolder good and those named after "
-        "defects provide labels, and ground_truth provides masks",
+        "an image or a folder of images; in a folder laid out like MVTec AD, the subfolder good (or normal, ok, ...) "
+        "and those named after defects provide labels, and ground_truth (or masks, gt, ...) provides masks",
     )
     labels_csv: str | None = option(None, f"take labels from a CSV file with the header path,label: {LABELS_RULE}")
+    mask_dir: str | None = option(
+        None, "folder of the masks, laid out like --test_dir, if they are not found otherwise"
+    )
+    invert_masks: bool = option(False, "black instead of white pixels of the masks are the anomalous ones")
     good_dir: str | None = option(
         None,
         "folder of normal images that are neither trained on nor scored (at least 19 for 5 % false alarms), from which "
@@ -105,7 +111,7 @@ def open_input(
                 raise UserError(f"--{name} is missing: give --input_name MODEL and --test_dir IMAGES; see --help")
     else:
         reason = "contradicts --dataset, whose protocol defines what to score; leave out one of them"
-        refuse_given(["test_dir", "labels_csv", "good_dir"], given, reason)
+        refuse_given(["test_dir", "labels_csv", "mask_dir", "invert_masks", "good_dir"], given, reason)
     name = options.input_name or default_model_name(data, options.num_images or 1)
     model = replace(load(name, options.models_dir, runtime), task=options.task or "")
     return model, _of_folder(options) if data.dataset is None else _of_dataset(model, options, data, given)
@@ -114,7 +120,13 @@ def open_input(
 def _of_folder(options: InputOptions) -> Source:
     """Image files, with the labels and masks that their folder provides."""
     test_dir = Path(options.test_dir)
-    items = find_test_images(test_dir, None if options.labels_csv is None else Path(options.labels_csv))
+    labels_csv, mask_dir = (None if path is None else Path(path) for path in (options.labels_csv, options.mask_dir))
+    notes: list[str] = []
+    items = find_test_images(test_dir, labels_csv, mask_dir, notes)
+    for note in notes:
+        logger.info("%s", note)
+    if options.invert_masks:
+        items = [replace(item, invert_masks=True) for item in items]
     located = test_dir.resolve()
     about = {"test_dir": options.test_dir, "labels_csv": options.labels_csv, "dataset": None}
     return Source(items, located.name if located.is_dir() else located.stem, test_dir, about, len(items))
@@ -190,13 +202,16 @@ def score_good(
     return model.score_good((item.read() for item in bar), scoring, with_maps=with_maps)
 
 
-def readable(items: Sequence[Sample], *, skip: bool) -> tuple[list[Sample], dict[str, str]]:
-    """Read every image and mask once; returns those that can be read, and why the others cannot, by their names.
+def readable(items: Sequence[Sample], *, skip: bool) -> tuple[list[Sample], dict[str, str], list[str]]:
+    """Read every image and mask once, to find all faults before the work begins.
+
+    Returns the images that can be read, why the others cannot, by their names, and what is odd about the masks.
 
     Raises:
         UserError: some cannot be read and `skip` is off, or none can.
     """
-    reasons = check_readable(progress_bar(items, "checking", len(items)))
+    marked: list[Marked] = []
+    reasons = check_readable(progress_bar(items, "checking", len(items)), marked)
     if reasons and not (skip and len(reasons) < len(items)):
         lines, all_bad = list(reasons.values()), len(reasons) == len(items)
         more = f"; and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
@@ -204,7 +219,11 @@ def readable(items: Sequence[Sample], *, skip: bool) -> tuple[list[Sample], dict
         raise UserError(f"{'; '.join(lines[:_LISTED])}{more}; {remedy}")
     for reason in reasons.values():
         logger.warning("left out: %s", reason)
-    return [item for item in items if item.relative not in reasons], reasons
+    return (
+        [item for item in items if item.relative not in reasons],
+        reasons,
+        oddities(marked, inverted=items[0].invert_masks),
+    )
 
 
 Traits = tuple[bool, float, tuple[int, int]]

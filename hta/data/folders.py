@@ -1,35 +1,30 @@
 """Image files in folders: which to train on and which to score, with labels and masks."""
 
-import csv
 import difflib
+import errno
 import hashlib
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
+from hta.data.labels import absolute, listing, parse_label, printed, read_labels
+from hta.data.masks import key_of, match_masks
+from hta.data.names import NORMAL_FOLDER, fold, image_stem, is_answer, is_normal, mask_kind
 from hta.data.sample import Sample
 from hta.errors import UserError
 from hta.images import IMAGE_SUFFIXES, image_size, read_image, resize, to_tensor
 
 logger = logging.getLogger(__name__)
 
-NORMAL_FOLDER = "good"
-MASK_FOLDER, MASK_ENDING = "ground_truth", "_mask"
 TEST_FOLDER, TRAIN_FOLDER = "test", "train"
 
-NORMAL_LABELS = (NORMAL_FOLDER, "normal", "ok")
-"""Words that mean normal in a CSV file, as 0 does; case does not matter."""
-
-LABELS_RULE = f"0, {' or '.join(NORMAL_LABELS)} is normal, 1 or the name of a defect anomalous"
-"""The labels that a CSV file may have, in words."""
-
-_LISTED = 5  # how many offending files a message names before it only counts them
 _SUFFIXES = " ".join(sorted(IMAGE_SUFFIXES))
 
 # --- training images ------------------------------------------------------------------------------------------------
@@ -55,11 +50,11 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
         paths = _images_of_folder(folders[0], num_images)
     elif num_images not in (None, len(paths)):
         raise UserError(f"--num_images: {num_images} asked, {len(paths)} files named; leave it out, or give a folder")
-    seen: set[Path] = set()
+    seen: set[str] = set()
     for path in paths:
-        if path.resolve() in seen:
+        if (place := os.path.realpath(path)) in seen:
             raise UserError(f"--input_name: {path} is given twice; name each image once")
-        seen.add(path.resolve())
+        seen.add(place)
     return paths
 
 
@@ -90,7 +85,7 @@ def locate(name: str, input_dir: Path) -> Path:
     if os.path.dirname(name.rstrip("/")):  # noqa: PTH120 - pathlib would forget that `./a.png` is a path
         places.reverse()
     for path in places:
-        if name and os.access(path, os.F_OK):
+        if name and _exists("--input_name", path):
             return path
     close = difflib.get_close_matches(name, [path.name for path in _entries(input_dir)], n=3)
     remedy = f"did you mean {' or '.join(close)}?" if close else "check the name"
@@ -102,9 +97,18 @@ def images_in(folder: Path) -> list[Path]:
     return [path for path in _entries(folder) if _is_image_name(path.name)]
 
 
+def normal_folder(folder: Path) -> Path:
+    """Return the subfolder whose name means normal: `good`, or another that is there."""
+    names = [NORMAL_FOLDER, *(child.name for child in _subfolders(folder) if is_normal(child.name))]
+    return next((folder / name for name in names if (folder / name).is_dir()), folder / NORMAL_FOLDER)
+
+
 def _images_of_folder(folder: Path, num_images: int | None) -> list[Path]:
     """List the image files directly in a folder, sorted by name and capped."""
-    paths = [path for path in images_in(folder) if path.is_file()]
+    files = [path for path in _entries(folder) if path.is_file() and not path.name.startswith(".")]
+    paths = _images_and_masks([path for path in files if _is_image_name(path.name)], folder, [], ())[0]
+    if paths and (note := _left_out(f"--input_name {folder}", sorted({*files} - {*paths}))):
+        logger.info("%s", note)
     if not paths:
         raise UserError(f"{folder}: holds no image file ({_SUFFIXES}); give the folder that holds the images")
     if num_images is None:
@@ -126,45 +130,87 @@ def _resize_array(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 # --- test images ----------------------------------------------------------------------------------------------------
 
 
-def find_test_images(test_dir: Path, labels_csv: Path | None = None) -> list[Sample]:
+def find_test_images(
+    test_dir: Path, labels_csv: Path | None = None, mask_dir: Path | None = None, notes: list[str] | None = None
+) -> list[Sample]:
     """Find the images to score, sorted by relative path, with labels and masks from the folder's layout or a CSV file.
 
-    In MVTec's layout (the class folder, of which only `test` is scored, or its test folder), and in any folder with a
-    subfolder `good`, labels are known: `good` is normal, every other folder a kind of defect. Any other folder is
-    searched recursively, without labels. Masks, `ground_truth/<defect>/<stem>_mask.png` or `<stem>.png`, are never
-    scored.
+    Any folder is searched recursively, but of MVTec's class folder only `test`. Labels are known where one of the
+    outermost folders means normal (`hta.data.names`), the others then being kinds of defect; or where a folder of each
+    image means normal or anomalous; or where there are masks for each of the outermost folders. Masks, which are never
+    scored, are in folders named for it within or beside that of the images, or end in `_mask` beside their image.
 
     Args:
         test_dir: A folder, or one image file.
-        labels_csv: CSV file with the header `path,label` and a row for every image. Paths are relative to `test_dir`,
-            else to the CSV's folder; labels are 0 or one of `NORMAL_LABELS` for normal, 1 or a kind of defect for
-            anomalous. They replace those of the layout.
+        labels_csv: CSV file with the columns path and label and a row for every image. Paths are relative to
+            `test_dir`, else to the CSV's folder. The labels (`LABELS_RULE`) replace those of the layout, and a file
+            with a label is no mask.
+        mask_dir: The folder of the masks, laid out like that of the images.
+        notes: Receives a line on how names were understood, and one on files that were left out.
 
     Raises:
         UserError: There is no image, a mask fits no image or two masks fit one, or the CSV does not fit the images.
     """
-    if not os.access(test_dir, os.F_OK):
-        raise UserError(f"--test_dir: no file or folder {test_dir}; check the path")
-    samples = _samples_of_folder(test_dir) if test_dir.is_dir() else [Sample(test_dir, test_dir.name)]
-    if labels_csv is not None:
-        samples = _with_csv_labels(samples, test_dir if test_dir.is_dir() else test_dir.parent, labels_csv)
-    return sorted(samples, key=lambda sample: sample.relative)
+    is_folder = _checked("--test_dir", test_dir).is_dir()
+    folder = test_dir if is_folder else test_dir.parent
+    root, mask_roots, is_sure = _find_layout(folder) if is_folder else (folder, [], True)
+    files, others = _walk(root) if is_folder else ([test_dir], [])
+    given = {} if labels_csv is None else read_labels(labels_csv, files, [folder, labels_csv.parent])
+    if mask_dir is not None:
+        mask_roots, is_sure = [_checked("--mask_dir", mask_dir, kind="folder")], True
+        files = [path for path in files if not absolute(path).is_relative_to(absolute(mask_dir))]
+        images, masks, strays = _images_and_masks(files, root, [], given)
+        files, others = [*images, *strays], [*others, *chain(*masks.values())]
+    known = given if mask_dir is None else files
+    try:
+        images, masks, strays = _images_and_masks(files, root, mask_roots, known)
+        is_sure = is_sure or not strays
+    except UserError:
+        if is_sure:
+            raise
+    if not is_sure:
+        images, masks, strays = _images_and_masks(files, root, [], known)
+    if not images:
+        raise UserError(f"--test_dir: {root} holds no image file ({_SUFFIXES}); give a folder of images")
+    if strays and labels_csv is None and is_folder:
+        found, remedy = listing([str(path) for path in strays]), "--mask_dir names the masks, --labels_csv the images"
+        raise UserError(f"mask without an image in {root}: {found}; remove it or add the image ({remedy})")
+    kinds = _kinds_of_folders(images, root, masks, strict=labels_csv is None) if is_folder else {}
+    words = kinds if labels_csv is None else given
+    samples = {}
+    for path in images:
+        name = path.relative_to(folder).as_posix()
+        sample = Sample(path, name, defect=kinds.get(path), masks=masks.get(path, ()))
+        samples[path] = _labelled(sample, words.get(path), labels_csv)
+    if labels_csv and (missing := [sample.relative for sample in samples.values() if sample.label is None]):
+        raise UserError(f"{labels_csv}: no row for {listing(missing)}; add the rows or take the images away")
+    if notes is not None:
+        others = [path for path in others if absolute(path) != absolute(labels_csv or folder)]
+        notes += filter(None, (_reading(samples, words, root), _left_out("--test_dir", [*others, *strays])))
+    return sorted(samples.values(), key=lambda sample: sample.relative)
 
 
 def find_good_images(good_dir: Path, scored: Iterable[Sample] = ()) -> list[Sample]:
     """Find normal images to derive a threshold from: all images below a folder, sorted by path, copies left out.
 
     Raises:
-        UserError: There is no such folder or no image in it, or one of them is among the `scored` ones.
+        UserError: There is no such folder or no image in it, an image is in a folder that means anomalous, or one is
+            among the `scored` ones.
     """
-    if not good_dir.is_dir():
-        raise UserError(f"--good_dir: no folder {good_dir}; check the path")
-    paths = list({path.resolve(): path for path in reversed(_walk_images(good_dir))}.values())[::-1]
+    files, others = _walk(_checked("--good_dir", good_dir, kind="folder"))
+    files, masks, strays = _images_and_masks(files, good_dir, [], ())
+    paths = sorted({os.path.realpath(path): path for path in reversed(files)}.values())
     if not paths:
         raise UserError(f"--good_dir {good_dir}: no image in it; {_SUFFIXES}")
-    scored_files = {path.resolve() for path in _files(scored)}
-    if both := next((path for path in paths if path.resolve() in scored_files), None):
+    for path in paths:
+        bad = [name for name in _folders(path, good_dir) if is_normal(name) is False and not is_answer(name)]
+        if bad:
+            raise UserError(f"--good_dir {good_dir}: {path} is in a folder {bad[0]}; give normal images only")
+    scored_files = {os.path.realpath(path) for path in _files(scored)}
+    if both := next((path for path in paths if os.path.realpath(path) in scored_files), None):
         _refuse_scored(good_dir, f"{both} is also a test image")
+    if note := _left_out("--good_dir", [*others, *strays, *chain(*masks.values())]):
+        logger.info("%s", note)
     firsts = _first_copies(paths)
     for path, first in firsts.items():
         if first != path:
@@ -201,129 +247,156 @@ def _first_copies(paths: Sequence[Path]) -> dict[Path, Path]:
     return copies
 
 
-def _samples_of_folder(folder: Path) -> list[Sample]:
-    """Index a folder of any layout; where it has labels, the first folder below its root is the kind of defect."""
-    root, masks_root = _find_layout(folder)
-    paths = _walk_images(root, skip=MASK_FOLDER)
-    if not paths:
-        raise UserError(f"--test_dir: {root} holds no image file ({_SUFFIXES}); give a folder of images")
-    masks = {} if masks_root is None else _match_masks(paths, root, masks_root)
-    samples = [Sample(path, path.relative_to(folder).as_posix(), mask=masks.get(path)) for path in paths]
-    if masks_root is None and not (root / NORMAL_FOLDER).is_dir():
-        return samples
-    kinds = [path.relative_to(root).parts[0] for path in paths]
-    if loose := next((path for path in paths if path.parent == root), None):
-        remedy = f"move it into {NORMAL_FOLDER} or a folder of defects"
-        raise UserError(f"{loose}: is beside the folders that give the labels; {remedy}")
-    return [
-        replace(sample, label=0) if kind == NORMAL_FOLDER else replace(sample, label=1, defect=kind)
-        for sample, kind in zip(samples, kinds, strict=True)
-    ]
+def _find_layout(folder: Path) -> tuple[Path, list[Path], bool]:
+    """Return the folder of the test images, the folders of masks outside of it, and whether they are surely masks."""
+    children = _subfolders(folder)
+    masks = [child for child in children if mask_kind(child.name) == ""]
+    test = next((child for child in children if child.name.casefold() in ("test", "tests", "testing")), None)
+    has_train = any(child.name.casefold() in ("train", "training") for child in children)
+    if test and (masks or has_train or any(is_normal(child.name) for child in _subfolders(test))):
+        return test, masks, True
+    # Those beside the folder may belong to anything, unless it has a name like `test` or `images`.
+    place = absolute(folder)
+    beside = _subfolders(place.parent) if os.access(place.parent, os.R_OK) else []
+    return folder, [sibling for sibling in beside if mask_kind(sibling.name) == ""], not fold(place.name)
 
 
-def _find_layout(folder: Path) -> tuple[Path, Path | None]:
-    """Return the folder of the test images, and that of their masks if the layout has any."""
-    test, masks = folder / TEST_FOLDER, folder / MASK_FOLDER
-    if test.is_dir() and any(path.is_dir() for path in (test / NORMAL_FOLDER, masks, folder / TRAIN_FOLDER)):
-        return test, masks if masks.is_dir() else None
-    places = [masks] if (folder / NORMAL_FOLDER).is_dir() else []
-    # A sibling counts only beside a folder of MVTec's name: elsewhere it may belong to anything.
-    if _absolute(folder).name == TEST_FOLDER:
-        places.append(_absolute(folder).parent / MASK_FOLDER)
-    return folder, next((place for place in places if place.is_dir()), None)
+def _images_and_masks(
+    files: Sequence[Path], root: Path, mask_roots: Sequence[Path], images: Container[Path]
+) -> tuple[list[Path], dict[Path, tuple[Path, ...]], list[Path]]:
+    """Tell images and masks apart.
+
+    Args:
+        files: Files below `root`.
+        mask_roots: Folders that hold nothing but masks.
+        images: Those of the files that are known to be images.
+
+    Returns:
+        The images, the masks of those that have any, and the masks that fit no image.
+    """
+    stems = {path.with_suffix("") for path in files}
+
+    def is_mask(path: Path) -> bool:
+        bare = path.with_name(image_stem(path.stem))
+        is_beside = bare.name != path.stem and bare in stems
+        return path not in images and (is_beside or any(mask_kind(name) is not None for name in _folders(path, root)))
+
+    inside = {path: key_of(path, root, is_mask=True) for path in files if is_mask(path)}
+    keys = {path: key_of(path, root, is_mask=False) for path in files if path not in inside}
+    masks = inside | {path: key_of(path, place, is_mask=True) for place in mask_roots for path in _walk(place)[0]}
+    normal = {path for path in keys if any(is_normal(name) for name in _folders(path, root))}
+    found, strays = match_masks(masks, keys, normal)
+    # A folder named after a kind and a mask, such as `torn_mask`, may hold images.
+    ordinary = [path for path in strays if path in inside and "" not in map(mask_kind, _folders(path, root))]
+    return [*keys, *ordinary], found, [path for path in strays if path not in ordinary]
 
 
-def _match_masks(paths: Sequence[Path], root: Path, masks_root: Path) -> dict[Path, Path]:
-    """Find the masks of images; each mask must fit one image, and only one."""
-    masks: dict[Path, Path] = {}  # by the path below the masks' folder, without suffix
-    for path in _walk_images(masks_root):
-        other = masks.setdefault(path.relative_to(masks_root).with_suffix(""), path)
-        if other != path:
-            raise UserError(f"{path}: a second mask beside {other}; remove one of them")
-    owners: dict[Path, Path] = {}
-    for path in paths:
-        stem = path.relative_to(root).with_suffix("")
-        found = [masks[key] for key in (stem.with_name(stem.name + MASK_ENDING), stem) if key in masks]
-        if len(found) > 1:
-            raise UserError(f"{path}: two masks, {found[0]} and {found[1]}; remove one of them")
-        for mask in found:
-            if (owner := owners.setdefault(mask, path)) != path:
-                raise UserError(f"{mask}: the mask of both {owner} and {path}; rename one of the images")
-    if without := [str(mask) for mask in masks.values() if mask not in owners]:
-        raise UserError(f"mask without an image in {root}: {_listing(without)}; remove it or add the image")
-    return {path: mask for mask, path in owners.items()}
+def _kinds_of_folders(images: Sequence[Path], root: Path, masked: Collection[Path], *, strict: bool) -> dict[Path, str]:
+    """Give each image the name of the folder that tells its label; empty where the names do not tell.
+
+    `strict` refuses an image beside the folders that give the labels.
+    """
+    first = {path: _outermost(path, root) for path in images}
+    names = {*first.values(), *(child.name for child in _subfolders(root))}
+    if any(is_normal(name) and not is_answer(name) for name in names):
+        if strict and (loose := next((path for path, name in first.items() if not name), None)):
+            remedy = f"move it into {NORMAL_FOLDER} or a folder of defects, or give --labels_csv"
+            raise UserError(f"{loose}: is beside the folders that give the labels; {remedy}")
+        return {path: name for path, name in first.items() if name}
+    understood = {
+        path: next((name for name in _folders(path, root) if is_normal(name) is not None), "") for path in images
+    }
+    if all(understood.values()):
+        return understood
+    return first if all(first.values()) and {first[path] for path in masked} == set(first.values()) else {}
 
 
-def _with_csv_labels(samples: Sequence[Sample], base: Path, labels_csv: Path) -> list[Sample]:
-    """Set the labels from a CSV file, which must name exactly the samples."""
-    by_path = {_absolute(base / sample.relative): sample for sample in samples}
-    labelled: dict[Path, Sample] = {}
-    unknown = []
-    for name, label in _csv_rows(labels_csv):
-        places = [_absolute(folder / name) for folder in (base, labels_csv.parent)]
-        place = next((place for place in places if place in by_path), None)
-        if place is None:
-            unknown.append(name)
-        elif place in labelled:
-            raise UserError(f"{labels_csv}: two rows for {name}; remove one")
-        else:
-            labelled[place] = _relabelled(by_path[place], label, labels_csv)
-    if unknown:
-        raise UserError(f"{labels_csv}: no such test image: {_listing(unknown)}; correct or remove these rows")
-    if missing := [sample.relative for path, sample in by_path.items() if path not in labelled]:
-        raise UserError(f"{labels_csv}: no row for {_listing(missing)}; add the rows or take the images away")
-    return list(labelled.values())
-
-
-def _relabelled(sample: Sample, label: str, labels_csv: Path) -> Sample:
-    """Set a label from the CSV file: a number, a word for normal, or the name of a kind of defect."""
-    if label.lower() in NORMAL_LABELS:
-        return replace(sample, label=0, defect=None)
+def _labelled(sample: Sample, word: str | None, labels_csv: Path | None) -> Sample:
+    """Set the label that the word of a folder or of a CSV file means; `defect` is the folder's word so far."""
+    kind = None if sample.defect is None or is_normal(sample.defect) else sample.defect
+    if word is None:
+        return replace(sample, defect=None)
+    if labels_csv is None:
+        return replace(sample, label=int(kind is not None), defect=kind)
     try:
-        value = float(label)
-    except ValueError:
-        return replace(sample, label=1, defect=label)
-    if value not in (0, 1):
-        raise UserError(f"{labels_csv}: label {label} of {sample.relative}; {LABELS_RULE}")
-    return replace(sample, label=int(value), defect=sample.defect if value else None)
+        label, defect = parse_label(word)
+    except ValueError as error:
+        raise UserError(f"{labels_csv}: label {printed(word)} of {sample.relative}; {error}") from error
+    return replace(sample, label=label, defect=(defect or kind) if label else None)
 
 
-def _csv_rows(labels_csv: Path) -> Iterator[tuple[str, str]]:
-    """Read (path, label) of every row."""
-    try:
-        with labels_csv.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            if not {"path", "label"} <= set(reader.fieldnames or ()):
-                raise UserError(f"{labels_csv}: its first line lacks path,label; add this header")
-            for row in reader:
-                path, label = row["path"] or "", (row["label"] or "").strip()  # names may begin with a space
-                if not path.strip() or not label:
-                    raise UserError(f"{labels_csv}: line {reader.line_num} lacks a path or a label; complete it")
-                yield path, label
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{labels_csv}: cannot be read as a CSV file ({error}); check the path and the text") from error
+def _folders(path: Path, root: Path) -> tuple[str, ...]:
+    return path.relative_to(root).parent.parts
+
+
+def _outermost(path: Path, root: Path) -> str:
+    """The outermost folder of an image whose name says something; empty for an image in `root` itself."""
+    names = _folders(path, root)
+    return next((name for name in names if fold(name)), names[0] if names else "")
+
+
+def _reading(samples: Mapping[Path, Sample], words: Mapping[Path, str], root: Path) -> str:
+    """How the names of folders or the labels of a CSV file were understood, in a line; empty where there are none."""
+    parts = []
+    for label, meaning in enumerate(("normal", "anomalous")):
+        found = [words[path] for path, sample in samples.items() if sample.label == label]
+        parts.append(f"{len(found)} {meaning}" + (f" ({listing(sorted(set(found)))})" if found else ""))
+    if words:
+        return f"labels: {', '.join(parts)}"
+    if names := sorted({name for path in samples if (name := _outermost(path, root))}):
+        remedy = f"name one {NORMAL_FOLDER}, or give --labels_csv"
+        return f"no labels: which folders are normal and which anomalous is not clear ({listing(names)}); {remedy}"
+    return ""
+
+
+def _left_out(option: str, paths: Sequence[Path]) -> str:
+    """Name the files that are not read as images, in a line; empty where there are none."""
+    names = listing(sorted(path.name for path in paths))
+    return f"{option}: {len(paths)} files are left out: {names}" if paths else ""
 
 
 # --- walking --------------------------------------------------------------------------------------------------------
 
 
-def _walk_images(root: Path, skip: str | None = None) -> list[Path]:
-    """List the image files below a folder, sorted; links to folders are followed, each folder is entered once."""
+def _walk(root: Path) -> tuple[list[Path], list[Path]]:
+    """List the image files below a folder, and the others; links to folders are followed, each is entered once."""
     found: list[Path] = []
-    entered: set[Path] = set()
+    entered: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_folder):
-        place = Path(folder).resolve()
+        place = os.path.realpath(folder)
         if place in entered:  # by another way, or by a link that leads back up
             subfolders.clear()
             continue
         entered.add(place)
-        subfolders[:] = sorted(name for name in subfolders if name != skip and not name.startswith("."))
-        found += [Path(folder, name) for name in names if _is_image_name(name)]
-    return sorted(found)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    found.sort()
+    images = [path for path in found if _is_image_name(path.name)]
+    return images, [path for path in found if not _is_image_name(path.name)]
 
 
 def _refuse_folder(error: OSError) -> NoReturn:
     raise UserError(f"{error.filename}: cannot be opened ({error.strerror}); check its permissions") from error
+
+
+def _exists(option: str, path: Path) -> bool:
+    """Whether there is a file or folder; refuses what is there and cannot be opened."""
+    try:
+        path.stat()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return False
+        raise UserError(f"{option}: {path} cannot be opened ({error.strerror}); check permissions and links") from error
+    return True
+
+
+def _checked(option: str, path: Path, kind: str = "file or folder") -> Path:
+    """Return a path to what there is; refuses others, and files where a folder is wanted."""
+    if not _exists(option, path):
+        raise UserError(f"{option}: no {kind} {path}; check the path")
+    if kind == "folder" and not path.is_dir():
+        raise UserError(f"{option}: {path} is not a folder; give a folder")
+    return path
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -334,17 +407,10 @@ def _entries(folder: Path) -> list[Path]:
         _refuse_folder(error)
 
 
+def _subfolders(folder: Path) -> list[Path]:
+    return [path for path in _entries(folder) if path.is_dir() and not path.name.startswith(".")]
+
+
 def _is_image_name(name: str) -> bool:
     """Recognise an image by its suffix; hidden files (`._photo.png` of some systems) are not images."""
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _absolute(path: Path) -> Path:
-    """Make a path comparable without following links: two links to one file stay two samples."""
-    return Path(os.path.normpath(path.absolute()))
-
-
-def _listing(names: Sequence[str]) -> str:
-    """Name the first few, count the others."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from hta.data.folders import NORMAL_FOLDER, TEST_FOLDER, TRAIN_FOLDER, find_test_images, images_in
+from hta.data.folders import TEST_FOLDER, TRAIN_FOLDER, find_test_images, images_in, normal_folder
+from hta.data.names import NORMAL_FOLDER
 from hta.data.sample import Sample
 from hta.data.specs import CIFAR, FOLDER_GRAY, BenchmarkSpec, benchmark_spec
 from hta.errors import RunError, UserError
@@ -193,14 +194,14 @@ def load_mvtec(spec: BenchmarkSpec, data_root: Path) -> Benchmark:
     parts = [_object_samples(tree / name, name, f"{name}/") for name in spec.classes if (tree / name).is_dir()]
     train, test = ([sample for part in parts for sample in part[index]] for index in (0, 1))
     for sample in test:
-        if sample.label and sample.mask is None:
+        if sample.label and not sample.masks:
             raise UserError(f"{sample.source}: its mask is missing; unpack the class again from {_MVTEC_ARCHIVE}")
     return Benchmark(spec, train, test)
 
 
 def _object_samples(folder: Path, name: str, prefix: str = "") -> tuple[list[Sample], list[Sample]]:
     """List training and test images of one object in MVTec's layout, their names after the prefix."""
-    paths = images_in(folder / TRAIN_FOLDER / NORMAL_FOLDER)
+    paths = images_in(normal_folder(folder / TRAIN_FOLDER))
     train = [Sample(path, prefix + path.relative_to(folder).as_posix(), classes=(name,)) for path in paths]
     found = find_test_images(folder) if train else []
     if not any(sample.label == 0 for sample in found):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from hta.data.masks import Marked, read_mask
 from hta.data.preparation import prepare_mask, prepare_test_image
 from hta.data.specs import BenchmarkSpec
 from hta.errors import UserError
-from hta.images import image_size, read_image, to_array
+from hta.images import image_size, to_array
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +24,8 @@ class Sample:
         label: 1 = anomalous, 0 = normal, None = unknown.
         defect: The kind of defect, or the class of an image that is anomalous because of it; None for normal images and
             where it is unknown.
-        mask: File of the anomalous pixels, None where there is none.
+        masks: Files of the anomalous pixels, which are united; empty where there are none.
+        invert_masks: Whether the masks mark the normal pixels instead.
         classes: The classes of its data set that it belongs to: one, or in Paris any number.
         spec: How a data set prepares the image for scoring; None: it is scored as it is.
     """
@@ -32,7 +34,8 @@ class Sample:
     relative: str
     label: int | None = None
     defect: str | None = None
-    mask: Path | None = None
+    masks: tuple[Path, ...] = ()
+    invert_masks: bool = False
     classes: tuple[str, ...] = ()
     spec: BenchmarkSpec | None = None
 
@@ -44,25 +47,26 @@ class Sample:
     def read_mask(self) -> np.ndarray | None:
         """Return the anomalous pixels, `(H, W)` bool of the same size as the image; None without a mask.
 
-        A pixel is anomalous where any channel is above 0; transparent pixels count as black.
-
         Raises:
-            UserError: The mask cannot be read, or its size differs from that of the image.
+            UserError: A mask cannot be read, or its size differs from that of the image.
         """
-        if self.mask is None:
+        if not self.masks:
             return None
-        mask = np.any(read_image(self.mask, background=0.0) > 0, axis=2)
         shape = image_size(self.source) if isinstance(self.source, Path) else self.source.shape[:2]
-        if mask.shape != shape:
-            raise UserError(
-                f"{self.mask}: {mask.shape[0]} x {mask.shape[1]} px (height x width), but its image {self.source} has "
-                f"{shape[0]} x {shape[1]}; make the mask as large as the image"
-            )
-        return mask if self.spec is None else prepare_mask(mask, self.spec)
+        united = np.zeros(shape, dtype=bool)
+        for path in self.masks:
+            mask = read_mask(path)
+            if mask.shape != shape:
+                raise UserError(
+                    f"{path}: {mask.shape[0]} x {mask.shape[1]} px (height x width), but its image {self.source} has "
+                    f"{shape[0]} x {shape[1]}; make the mask as large as the image"
+                )
+            united |= mask != self.invert_masks
+        return united if self.spec is None else prepare_mask(united, self.spec)
 
 
-def check_readable(samples: Iterable[Sample]) -> dict[str, str]:
-    """Read every image and mask once, to find all faults before the work begins.
+def check_readable(samples: Iterable[Sample], marked: list[Marked] | None = None) -> dict[str, str]:
+    """Read every image and mask once, to find all faults before the work begins; `marked` receives what masks mark.
 
     Returns the reason in one line for each image that cannot be read, or whose mask cannot, by its name, in order.
     """
@@ -70,7 +74,10 @@ def check_readable(samples: Iterable[Sample]) -> dict[str, str]:
     for sample in samples:
         try:
             sample.read()
-            sample.read_mask()
+            mask = sample.read_mask()
         except UserError as error:
             reasons[sample.relative] = str(error)
+        else:
+            if mask is not None and marked is not None:
+                marked.append(Marked.of(mask, sample.label))
     return reasons

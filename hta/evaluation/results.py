@@ -167,7 +167,7 @@ def write_pictures(
 
 def has_known_pixels(item: Sample) -> bool:
     """Whether it is known which pixels of an image are anomalous: it has a mask, or is normal."""
-    return item.mask is not None or item.label == 0
+    return bool(item.masks) or item.label == 0
 
 
 def _write(folder: Path, result: ImageResult, levels: np.ndarray, picture: np.ndarray, draw: Callable) -> None:

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from hta.data import folders
-from hta.data.folders import LABELS_RULE, find_test_images, find_training_images, load_training_images
-from hta.data.sample import Sample, check_readable
+from hta.data.folders import find_good_images, find_test_images, find_training_images, load_training_images
+from hta.data.names import LABELS_RULE
+from hta.data.sample import check_readable
 from hta.errors import UserError
-from hta.images import is_gray, read_image
+from hta.images import IMAGE_SUFFIXES, is_gray, read_image
 
 
 def make(root, *names, size=(4, 6)):
@@ -28,7 +29,9 @@ def load(paths, size_image=None):
 
 def table(samples, base):
     """Name, label, kind of defect and mask of each sample."""
-    return [(s.relative, s.label, s.defect, s.mask and s.mask.relative_to(base).as_posix()) for s in samples]
+    return [
+        (s.relative, s.label, s.defect, s.masks[0].relative_to(base).as_posix() if s.masks else None) for s in samples
+    ]
 
 
 @pytest.fixture
@@ -67,6 +70,12 @@ class TestFindTrainingImages:
         (tmp_path / "f" / "notes.txt").write_text("text")
         for names, expected in ((["f"], ["a.jpg", "b.PNG", "c.tiff"]), (["f/c.tiff", "f/a.jpg"], ["c.tiff", "a.jpg"])):
             assert [path.name for path in find_training_images(names, tmp_path)] == expected
+
+    def test_other_files_and_masks_are_left_out_with_a_notice(self, tmp_path, caplog):
+        make(tmp_path, "f/a.png", "f/a_mask.png", "f/b.heic")
+        with caplog.at_level(logging.INFO):
+            assert [path.name for path in find_training_images(["f"], tmp_path)] == ["a.png"]
+        assert "2 files are left out: a_mask.png, b.heic" in caplog.text
 
     def test_num_images_caps_a_folder_with_a_notice(self, tmp_path, caplog):
         make(tmp_path, "f/b.png", "f/a.png", "f/c.png")
@@ -150,7 +159,11 @@ class TestFindTestImages:
             (
                 ["b/1.png", "a/z.jpg", "a.b/1.png", "a-b/1.png", ".hidden/c.png", "a/ground_truth/z.png", "10.png"],
                 ".",
-                [(name, None, None, None) for name in ("10.png", "a-b/1.png", "a.b/1.png", "a/z.jpg", "b/1.png")],
+                [
+                    *[(name, None, None, None) for name in ("10.png", "a-b/1.png", "a.b/1.png")],
+                    ("a/z.jpg", None, None, "a/ground_truth/z.png"),
+                    ("b/1.png", None, None, None),
+                ],
             ),
             (
                 ["good/a.png", "bad/deep/a.jpg", "ground_truth/bad/deep/a_mask.png"],
@@ -166,6 +179,129 @@ class TestFindTestImages:
     def test_layouts(self, tmp_path, files, given, expected):
         make(tmp_path, *files)
         assert table(find_test_images(tmp_path / given), tmp_path) == expected
+
+    @pytest.mark.parametrize(
+        ("folders_of", "labels"),
+        [
+            ("ok ko", [("ko", 1), ("ok", 0)]),
+            ("OK NG", [("NG", 1), ("OK", 0)]),
+            ("Normal Abnormal", [("Abnormal", 1), ("Normal", 0)]),
+            ("0 1", [("0", 0), ("1", 1)]),
+            ("no yes", [("no", 0), ("yes", 1)]),
+            ("No-defect crack", [("No-defect", 0), ("crack", 1)]),
+            ("good good_2 no", [("good", 0), ("good_2", 0), ("no", 0)]),
+            ("line1/ok line2/ng", [("line1/ok", 0), ("line2/ng", 1)]),
+            ("test_images/good test_images/hole", [("test_images/good", 0), ("test_images/hole", 1)]),
+            ("test/Good test/Bad train/Good", [("test/Bad", 1), ("test/Good", 0)]),
+            ("Test/Normal Train/Normal", [("Test/Normal", 0)]),
+            ("bad defects", [("bad", 1), ("defects", 1)]),
+            # 0, yes and the like are labels only where all folders are understood.
+            ("0 1 2", [("0", None), ("1", None), ("2", None)]),
+            ("none crack", [("crack", None), ("none", None)]),
+            ("batch1 batch2", [("batch1", None), ("batch2", None)]),
+            ("bad rest", [("bad", None), ("rest", None)]),
+        ],
+    )
+    def test_names_of_folders(self, tmp_path, folders_of, labels):
+        make(tmp_path, *(f"{name}/x.png" for name in folders_of.split()))
+        found = find_test_images(tmp_path, notes=(notes := []))
+        assert [(sample.relative.removesuffix("/x.png"), sample.label) for sample in found] == labels
+        assert [sample.defect for sample in found] == [name.split("/")[-1] if label else None for name, label in labels]
+        (note,) = notes
+        assert note.startswith("no labels" if labels[0][1] is None else "labels: ")
+        assert all(name.split("/")[-1] in note for name, label in labels if label is not None)
+
+    @pytest.mark.parametrize("given", ["Data/Images", "Data", "."])
+    def test_the_published_tree_of_visa(self, tmp_path, given):
+        make(tmp_path, "Data/Images/Normal/0.JPG", "Data/Images/Anomaly/0.JPG", "Data/Masks/Anomaly/0.png")
+        found = table(find_test_images(tmp_path / given), tmp_path)
+        assert [row[1:] for row in found] == [(1, "Anomaly", "Data/Masks/Anomaly/0.png"), (0, None, None)]
+
+    @pytest.mark.parametrize(
+        "mask",
+        [
+            *[f"{name}/hole/x.png" for name in ("mask", "Masks", "gt", "GT", "Label", "labels", "annotations")],
+            *[f"hole/{name}" for name in ("x_mask.bmp", "x-GT.png", "x_label.png", "mask_x.png", "masks/x.png")],
+            *(
+                "ground_truth/hole/x_gt.png",
+                "Mask/x.png",
+                "hole_mask/x.png",
+                "mask_images/x_mask.png",
+                "gt/hole/x/1.png",
+            ),
+        ],
+    )
+    def test_masks_are_no_images(self, tmp_path, mask):
+        make(tmp_path, "good/x.png", "good/y.png", "hole/x.png", mask)
+        expected = [("good/x.png", 0, None, None), ("good/y.png", 0, None, None), ("hole/x.png", 1, "hole", mask)]
+        assert table(find_test_images(tmp_path), tmp_path) == expected
+
+    def test_masks_beside_the_folder_of_the_images(self, tmp_path):
+        make(tmp_path, "pics/ng/x.png", "pics/ok/x.png", "masks/ng/x.png", "test/ng/x.png", "images/ng/z.png")
+        masks = [row[3] for row in table(find_test_images(tmp_path / "pics"), tmp_path)]
+        assert masks == ["masks/ng/x.png", None]
+        # Where they do not fit, they may belong to anything, unless the name of the folder says more.
+        make(tmp_path, "masks/ng/y.png")
+        assert [row[3] for row in table(find_test_images(tmp_path / "pics"), tmp_path)] == [None, None]
+        rejected("mask without an image", find_test_images, tmp_path / "test")
+
+    def test_several_masks_of_an_image(self, tmp_path):
+        make(tmp_path, "test/good/0.png", "test/a/000.png", "test/a/001.png", "ground_truth/a/000/000.png")
+        make(tmp_path, "ground_truth/a/000/001.png", "ground_truth/a/001_mask1.png", "ground_truth/a/001_mask2.png")
+        found = [[mask.name for mask in sample.masks] for sample in find_test_images(tmp_path)]
+        assert found == [["000.png", "001.png"], ["001_mask1.png", "001_mask2.png"], []]
+
+    def test_in_doubt_the_user_decides(self, tmp_path):
+        # A printed label may be what is defective: its images have the stems of good ones.
+        make(tmp_path, "in/good/0.png", "in/label/0.png", "in/hole/1.png", "other/hole/1.png")
+        rejected("--labels_csv", find_test_images, tmp_path / "in")
+        found = table(find_test_images(tmp_path / "in", mask_dir=tmp_path / "other"), tmp_path)
+        assert found == [
+            ("good/0.png", 0, None, None),
+            ("hole/1.png", 1, "hole", "other/hole/1.png"),
+            ("label/0.png", 1, "label", None),
+        ]
+        (tmp_path / "l.csv").write_text("path,label\ngood/0.png,0\nhole/1.png,1\nlabel/0.png,torn\n")
+        found = find_test_images(tmp_path / "in", tmp_path / "l.csv")
+        assert [(sample.relative, sample.defect) for sample in found] == [
+            *(("good/0.png", None), ("hole/1.png", "hole"), ("label/0.png", "torn"))
+        ]
+        make(tmp_path, "ordinary/good/0.png", "ordinary/torn_mask/5.png")
+        assert [sample.defect for sample in find_test_images(tmp_path / "ordinary")] == [None, "torn_mask"]
+
+    def test_mask_dir_replaces_the_masks_that_would_be_found(self, tmp_path):
+        make(tmp_path, "good/0.png", "hole/1.png", "gt/hole/1.png", "masks/hole/1.png")
+        rejected("two masks", find_test_images, tmp_path)
+        found = find_test_images(tmp_path, mask_dir=tmp_path / "gt", notes=(notes := []))
+        assert table(found, tmp_path) == [("good/0.png", 0, None, None), ("hole/1.png", 1, "hole", "gt/hole/1.png")]
+        assert "1 files are left out: 1.png" in notes[-1]
+        image = find_test_images(tmp_path / "hole/1.png", mask_dir=tmp_path / "gt/hole")
+        assert table(image, tmp_path) == [("1.png", None, None, "gt/hole/1.png")]
+        rejected("no folder", find_test_images, tmp_path, mask_dir=tmp_path / "none")
+
+    def test_other_files_are_counted_and_named_once(self, tmp_path):
+        make(tmp_path, *(f"a{suffix}" for suffix in (*IMAGE_SUFFIXES, ".PNG", ".Jpg")))
+        make(tmp_path, "a.heic", "a.dng", "notes.txt", ".DS_Store", "._a.png")
+        (tmp_path / "l.csv").write_text(
+            "path,label\n" + "".join(f"a{x},0\n" for x in (*IMAGE_SUFFIXES, ".PNG", ".Jpg"))
+        )
+        found = find_test_images(tmp_path, tmp_path / "l.csv", notes=(notes := []))
+        assert len(found) == len(IMAGE_SUFFIXES) + 2
+        assert notes[1:] == ["--test_dir: 3 files are left out: a.dng, a.heic, notes.txt"]
+
+    def test_loops_of_links_are_no_traceback(self, tmp_path):
+        make(tmp_path, "root/a.png")
+        for link, target in (("loop", "loop"), ("root/x", "y"), ("root/y", "x"), ("root/z.png", "z.png")):
+            (tmp_path / link).symlink_to(tmp_path / link.replace(link.split("/")[-1], target))
+        for call, *arguments in (
+            (find_test_images, tmp_path / "loop"),
+            (find_good_images, tmp_path / "loop"),
+            (find_training_images, [str(tmp_path / "loop")], tmp_path),
+        ):
+            rejected("cannot be opened (Too many levels of symbolic links)", call, *arguments)
+        for samples in (find_test_images(tmp_path / "root"), find_good_images(tmp_path / "root")):
+            assert [sample.relative for sample in samples] == ["a.png", "z.png"]
+            assert list(check_readable(samples)) == ["z.png"]
 
     def test_class_folder_and_test_folder(self, mvtec, monkeypatch):
         good = [(f"good/{name}.png", 0, None, None) for name in ("000", "001")]
@@ -193,7 +329,8 @@ class TestFindTestImages:
             ("ground_truth/scratch/007_mask.png", "ground_truth/scratch/007_mask.png; remove it or add the image"),
             ("ground_truth/unknown/000_mask.png", "mask without an image"),
             ("ground_truth/scratch/000.png", "two masks"),
-            ("ground_truth/scratch/000_mask.bmp", "a second mask"),
+            ("ground_truth/scratch/000_mask.bmp", "two masks"),
+            ("ground_truth/000.png", "the mask of both"),
             ("test/scratch/000.jpg", "the mask of both"),
             ("test/loose.png", "beside the folders"),
         ],
@@ -218,9 +355,12 @@ class TestLabelsCsv:
     @pytest.mark.parametrize(
         ("label", "expected"),
         [
-            *[(word, (0, None)) for word in ("0", "0.0", "good", "Good", "NORMAL", "ok", "OK ")],
-            *[(word, (1, None)) for word in ("1", " 1 ", "1.0")],
-            *[(word, (1, word)) for word in ("crack", "Crack", "3 holes")],
+            *[
+                (word, (0, None))
+                for word in ("0", "0.0", "good", "Good", "NORMAL", "OK ", "False", "no defect", "negative")
+            ],
+            *[(word, (1, None)) for word in ("1", " 1 ", "1.0", "True", "yes", "Positive")],
+            *[(word, (1, word)) for word in ("crack", "Crack", "3 holes", "NG")],
         ],
     )
     def test_spellings_of_labels(self, tmp_path, label, expected):
@@ -250,7 +390,7 @@ class TestLabelsCsv:
         assert [(item.label, item.defect) for item in items] == [
             *[(1, None), (1, None), (1, "scratch"), (1, "scratch"), (0, None)]
         ]
-        assert items[2].mask is not None
+        assert items[2].masks
 
     @pytest.mark.parametrize(
         ("rows", "message"),
@@ -277,37 +417,10 @@ class TestLabelsCsv:
             rejected("lacks path,label", find_test_images, tmp_path, tmp_path / "l.csv")
 
 
-class TestMasks:
-    @pytest.mark.parametrize(
-        ("pixels", "expected"),
-        [
-            ([[0, 1, 255]], [[False, True, True]]),
-            ([[[0, 0, 0], [0, 0, 9]]], [[False, True]]),
-            ([[[0, 0, 0, 0], [255, 255, 255, 0], [255, 255, 255, 255]]], [[False, False, True]]),
-        ],
-    )
-    def test_non_zero_and_not_transparent_is_anomalous(self, tmp_path, pixels, expected):
-        Image.fromarray(np.array(pixels, dtype=np.uint8)).save(tmp_path / "a.png")
-        mask = Sample(tmp_path / "a.png", "a.png", mask=tmp_path / "a.png").read_mask()
-        assert mask.dtype == bool
-        np.testing.assert_array_equal(mask, expected)
-
-    def test_size_must_be_that_of_the_image(self, tmp_path):
-        image, mask = make(tmp_path, "a.png", "a_mask.png")
-        item = Sample(image, "a.png", mask=mask)
-        assert item.read_mask().shape == (4, 6)
-        assert Sample(image, "a.png").read_mask() is None
-        Image.new("L", (4, 6)).save(mask)
-        with pytest.raises(UserError, match="6 x 4") as error:
-            item.read_mask()
-        assert str(image) in str(error.value)
-        assert str(mask) in str(error.value)
-
-
 def test_check_readable_lists_every_broken_file_with_its_reason(mvtec):
     items = find_test_images(mvtec)
     assert check_readable(items) == {}
-    text, link, cut, mask = items[0].source, items[1].source, items[2].source, items[4].mask
+    text, link, cut, mask = items[0].source, items[1].source, items[2].source, items[4].masks[0]
     text.write_text("text")
     cut.write_bytes(cut.read_bytes()[:50])
     mask.write_bytes(b"")

@@ -275,10 +275,10 @@ def test_names_are_text_the_least_defect_is_in_pixels_of_the_image_and_colours_a
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def write_pictures(folder, pictures, anomaly_map, name="{}.png", mask=None):
+def write_pictures(folder, pictures, anomaly_map, name="{}.png", masks=()):
     """What comes of pictures that all have the same map, or none."""
     votes = ImageVotes(np.array([0.5]), anomaly_map, (8, 8))
-    samples = [Sample(picture, name.format(n), mask=mask) for n, picture in enumerate(pictures)]
+    samples = [Sample(picture, name.format(n), masks=masks) for n, picture in enumerate(pictures)]
     scored = ((sample, votes, sample.source) for sample in samples)
     return results.write_pictures(scored, folder, None if anomaly_map is None else SCALE, None, False)
 
@@ -300,7 +300,7 @@ def test_thumbnails_show_image_map_and_outline(tmp_path):
     anomaly_map, mask = np.zeros((32, 64), dtype=np.float32), np.zeros((256, 512), dtype=bool)
     anomaly_map[:, 32:], mask[64:192, 64:192] = 1, True
     Image.fromarray(mask).save(tmp_path / "mask.png")
-    (result,) = write_pictures(tmp_path, [picture], anomaly_map, mask=tmp_path / "mask.png")
+    (result,) = write_pictures(tmp_path, [picture], anomaly_map, masks=(tmp_path / "mask.png",))
     image, overlay = pixels_of(result.thumbnail), pixels_of(result.overlay)
     assert image.shape == overlay.shape == (THUMBNAIL_SIDE // 2, THUMBNAIL_SIDE, 3)
     assert np.abs(image - 90).max() <= 2

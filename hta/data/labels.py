@@ -1,0 +1,140 @@
+"""Labels from a CSV file, as programs and spreadsheets write it."""
+
+import csv
+import io
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hta.data.names import LABELS_RULE, composed, is_answer, is_normal
+from hta.errors import UserError
+
+_MAX_BYTES = 1 << 26  # a million rows and more
+_LISTED = 5  # how many offending names a message has before it only counts them
+_LONGEST = 200  # characters of a name in a message
+
+
+def read_labels(labels_csv: Path, files: Sequence[Path], folders: Sequence[Path]) -> dict[Path, str]:
+    """Read the label of each file that a CSV file with the columns path and label names.
+
+    Columns may be separated by commas, semicolons, tabs or bars, the text UTF-8 or UTF-16. Where a name fits no file,
+    it is tried without spaces around it, with `/` for a backslash, and in the code page of western Windows.
+
+    Args:
+        labels_csv: The CSV file.
+        files: The files that it may name.
+        folders: Paths in it are relative to one of these.
+
+    Raises:
+        UserError: The file cannot be read, lacks a column or has it twice, or a row is incomplete or fits no file, or
+            two fit one.
+    """
+    exact = {str(absolute(path)): path for path in files}
+    places = {composed(name): path for name, path in exact.items()} | exact
+    labels: dict[Path, str] = {}
+    unknown = []
+    for name, label in _rows(labels_csv):
+        wanted = [str(absolute(folder / text)) for text in _spellings(name) for folder in folders]
+        found = next((places[text] for text in (*wanted, *map(composed, wanted)) if text in places), None)
+        if found is None:
+            unknown.append(name)
+        elif found in labels:
+            raise UserError(f"{labels_csv}: two rows for {printed(name)}; remove one")
+        else:
+            labels[found] = label
+    if unknown:
+        raise UserError(f"{labels_csv}: no such test image: {listing(unknown)}; correct or remove these rows")
+    return labels
+
+
+def parse_label(label: str) -> tuple[int, str | None]:
+    """Return 0 for normal or 1 for anomalous, and the kind of defect if the label is the name of one.
+
+    Raises:
+        ValueError: It is a number other than 0 and 1.
+    """
+    try:
+        number = float(label)
+    except ValueError:
+        normal = is_normal(label)
+        return int(not normal), None if normal or is_answer(label) else label
+    if number not in (0, 1):
+        raise ValueError(LABELS_RULE)
+    return int(number), None
+
+
+def _rows(labels_csv: Path) -> Iterator[tuple[str, str]]:
+    """Read (path, label) of every row that is not blank."""
+    try:
+        reader, columns = _open_table(_text(labels_csv), labels_csv)
+        for row in reader:
+            path, label = (row[column] if column < len(row) else "" for column in columns)
+            if path.strip() and label.strip():
+                yield path, label.strip()  # names of files may begin with a space
+            elif any(map(str.strip, row)):
+                raise UserError(f"{labels_csv}: line {reader.line_num} lacks a path or a label; complete it")
+    except (OSError, UnicodeError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(
+            f"{labels_csv}: cannot be read as a CSV file ({reason}); check the path and the text"
+        ) from error
+
+
+def _open_table(text: str, labels_csv: Path) -> tuple[Any, list[int]]:
+    """Return a reader that has read the header, and the numbers of the columns path and label."""
+    for delimiter in ",;\t|":
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+        # Some spreadsheets write a line `sep=;` first.
+        rows = (row for row in reader if any(map(str.strip, row)) and not row[0].lower().startswith("sep="))
+        names = [name.strip().casefold() for name in next(rows, [])]
+        if {"path", "label"} <= set(names):
+            break
+    else:
+        raise UserError(f"{labels_csv}: its first line lacks path,label; add this header")
+    if twice := next((name for name in ("path", "label") if names.count(name) > 1), None):
+        raise UserError(f"{labels_csv}: has several columns {twice}; keep one of them")
+    return reader, [names.index(name) for name in ("path", "label")]
+
+
+def _text(path: Path) -> str:
+    """Read a text file in UTF-8 or UTF-16; bytes of other encodings become surrogates, as in names of files."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
+        raise csv.Error(f"not a file of at most {_MAX_BYTES >> 20} MiB")
+    data = path.read_bytes()
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        text = data.decode("utf-16")
+    elif 0 in data[:2]:  # UTF-16 without a mark: every other byte of ASCII is zero
+        text = data.decode("utf-16-le" if data[1] == 0 else "utf-16-be")
+    else:
+        text = data.decode("utf-8", "surrogateescape")
+    if "\0" in text:
+        raise csv.Error("it holds zero bytes")
+    return text.removeprefix("\ufeff")
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """The forms in which the name of a file may be meant."""
+    for text in (name, name.strip(), name.strip().replace("\\", "/")):
+        yield text
+        if any("\udc80" <= character <= "\udcff" for character in text):
+            yield text.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+
+
+def absolute(path: Path) -> Path:
+    """Make a path comparable without following links: two links to one file stay two samples."""
+    return Path(os.path.normpath(path.absolute()))
+
+
+def printed(text: str) -> str:
+    """A name for a message, cut if it is long; control characters and bytes that are no text are escaped."""
+    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
+
+
+def listing(names: Sequence[str]) -> str:
+    """Name the first few, count the others."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(map(printed, names[:_LISTED])) + more

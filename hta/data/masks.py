@@ -1,0 +1,121 @@
+"""Masks: which image each belongs to, which pixels it marks, and what is odd about those of a folder."""
+
+from collections import defaultdict
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from hta.data.names import composed, fold, image_stem, is_numbered_mask, mask_kind
+from hta.errors import UserError
+from hta.images import read_image
+
+_LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".pbm", ".ppm", ".pnm")
+_MAX_CLASSES = 16  # a mask of more gray levels has edges that were smoothed or compressed
+_MOSTLY, _BORDER = 0.5, 0.75  # shares of an image and of its border that a mask seldom marks unless it is inverted
+
+_REMEDY = "rename one, or lay the masks out like their images"
+
+# --- finding --------------------------------------------------------------------------------------------------------
+
+Key = tuple[str, ...]
+
+
+def key_of(path: Path, base: Path, *, is_mask: bool) -> Key:
+    """What an image and its masks have in common: the folders below `base` that say something, and the stem."""
+    folders = path.relative_to(base).parent.parts
+    kinds = [fold(name) if not is_mask or mask_kind(name) is None else mask_kind(name) for name in folders]
+    return (*filter(None, kinds), composed(path.stem))
+
+
+def match_masks(
+    masks: Mapping[Path, Key], images: Mapping[Path, Key], normal: Container[Path]
+) -> tuple[dict[Path, tuple[Path, ...]], list[Path]]:
+    """Find the masks of images.
+
+    A mask has the folders of its image and its stem, with or without an ending such as `_mask`; or it is in a folder
+    that has the name of its image. If only the end of the image's path fits, it belongs to the sole image that is not
+    normal and fits.
+
+    Args:
+        masks, images: The keys of both.
+        normal: The normal images.
+
+    Returns:
+        The masks of each image that has any, and the masks that fit no image.
+
+    Raises:
+        UserError: A mask fits two images, or an image has two masks that are not numbered.
+    """
+    by_key: dict[Key, list[Path]] = defaultdict(list)
+    by_end: dict[Key, list[Path]] = defaultdict(list)
+    for path, key in images.items():
+        by_key[key].append(path)
+        for start in range(len(key) if path not in normal else 0):
+            by_end[key[start:]].append(path)
+    found: dict[Path, list[Path]] = defaultdict(list)
+    orphans: list[Path] = []
+    for mask, key in masks.items():
+        own = (*key[:-2], composed(mask.parent.name)) if len(key) > 1 else ()
+        keys = (key, (*key[:-1], image_stem(key[-1])), own)
+        owners = next((index[wanted] for index in (by_key, by_end) for wanted in keys if wanted in index), [])
+        if len(owners) > 1:
+            raise UserError(f"{mask}: the mask of both {owners[0]} and {owners[1]}; {_REMEDY}")
+        found[owners[0]].append(mask) if owners else orphans.append(mask)
+    for image, several in found.items():
+        if len(several) > 1 and not all(is_numbered_mask(m.stem) or m.parent.name == image.stem for m in several):
+            raise UserError(f"{image}: two masks, {several[0]} and {several[1]}; remove one of them")
+    return {image: tuple(several) for image, several in found.items()}, orphans
+
+
+# --- pixels ---------------------------------------------------------------------------------------------------------
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Read the pixels that a mask marks: bool (H, W).
+
+    Of masks with a few levels all that are not black, of others (JPEG, smooth edges) those above half of the brightest
+    one. Transparent pixels are black, unless the picture is black ink on a transparent ground.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    levels = read_image(path, background=0.0).max(axis=2)
+    if not levels.any():
+        ink = 1 - read_image(path, background=1.0).max(axis=2)
+        levels = ink if ink.min() < 1 else levels
+    brightest = levels.max()
+    used = np.bincount((levels * 255).astype(np.uint8).ravel(), minlength=256)
+    is_smooth = brightest > _MOSTLY and np.count_nonzero(used) > _MAX_CLASSES
+    return levels > (brightest / 2 if is_smooth or path.suffix.lower() not in _LOSSLESS else 0)
+
+
+class Marked(NamedTuple):
+    """What the masks of an image mark: shares of all pixels and of those on its border; and the label of the image."""
+
+    share: float
+    border: float
+    label: int | None
+
+    @classmethod
+    def of(cls, mask: np.ndarray, label: int | None) -> "Marked":
+        """Measure a mask, bool (H, W)."""
+        border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+        return cls(float(mask.mean()), float(border.mean()), label)
+
+
+def oddities(marked: Sequence[Marked], *, inverted: bool) -> list[str]:
+    """What is odd about the masks of a folder, one line for each kind; `inverted`: as the user asked."""
+    black = sum(mask.share == 0 and mask.label == 1 for mask in marked)
+    turned = sum(
+        (_MOSTLY < mask.share < 1 and mask.border > _BORDER) or (mask.share == 1 and mask.label == 0) for mask in marked
+    )
+    remedy, lines = "leave out --invert_masks" if inverted else "give --invert_masks", []
+    if turned and 2 * turned > len(marked) - black:
+        what = "mark most of their image and of its border"
+        lines.append(f"{turned} of {len(marked)} masks {what}; if they are the wrong way round, {remedy}")
+    if black:
+        what = "mark nothing in an anomalous image; correct or remove them"
+        lines.append(f"{black} of {len(marked)} masks {what}, or, if they are the wrong way round, {remedy}")
+    return lines

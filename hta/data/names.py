@@ -1,0 +1,81 @@
+"""What names mean: which folders and labels are normal or anomalous, and which folders and files are masks."""
+
+import re
+import unicodedata
+from functools import cache
+
+NORMAL_FOLDER = "good"
+
+LABELS_RULE = (
+    "0, false, no or a word like good, normal, ok or no defect is normal; 1, true, yes, a word like bad, ng or "
+    "anomaly, or the name of a defect anomalous"
+)
+"""The labels that a CSV file may have, in words."""
+
+# Answers to "is it defective?"; of a folder they are understood only where all others are, too.
+_NO, _YES = "0|no?|false|neg(?:ative)?|none", "1|y(?:es)?|true|pos(?:itive)?"
+_GOOD = "good|ok|okay|io|normal|nominal|pass|passed|healthy|clean|fine|intact|undamaged|flawless"
+_BAD = (
+    "bad|ng|nok|nio|ko|abnormal(?:ity|ities)?|anomal(?:y|ies|ous)|defect(?:ive)?|fault|faulty|fail|failed|damaged?|"
+    "broken|outlier|reject|rejected|unhealthy"
+)
+# The digits are those of a second folder, `good_2`.
+_NORMAL = re.compile(rf"(?:(?:{_GOOD})|(?:no|non|not|without)(?:{_BAD})|(?:{_BAD})free)s?\d*")
+_ANOMALOUS = re.compile(rf"(?:{_BAD}|(?:no|non|not)(?:{_GOOD}))s?\d*")
+
+_FILLERS = re.compile("(?:image|img|picture|photo|test)s?|data|testing")
+
+_CLEAR_MASK = r"(?:masks?|gts?|ground_?truths?)"
+_MASK = rf"(?:{_CLEAR_MASK}|labels?|annotations?|segmentations?|seg)"
+_MASK_FOLDER = re.compile(rf"{_MASK}|(?P<before>.+)_{_CLEAR_MASK}|{_CLEAR_MASK}_(?P<after>.+)")
+_MASK_STEM = re.compile(rf"(?i)^{_MASK}[-_. ]+(?=.)|(?<=.)[-_. ]+{_MASK}(?:[-_. ]?(?P<number>\d+))?$")
+
+
+@cache
+def fold(name: str) -> str:
+    """A name in lower case, its words joined by `_`, without those that say nothing: `Test Images/Good` is `good`."""
+    return "_".join(word for word in _words(name) if not _FILLERS.fullmatch(word))
+
+
+@cache
+def is_normal(name: str) -> bool | None:
+    """Whether a label or folder name means normal (True) or anomalous (False); None: neither, as a kind of defect."""
+    if is_answer(name):
+        return re.fullmatch(_NO, "".join(_words(name))) is not None
+    word = fold(name).replace("_", "")
+    return True if _NORMAL.fullmatch(word) else False if _ANOMALOUS.fullmatch(word) else None
+
+
+def is_answer(name: str) -> bool:
+    """Whether `is_normal` takes a name for an answer, such as 0 or yes, that may mean something else as a folder."""
+    return bool(re.fullmatch(f"{_NO}|{_YES}", "".join(_words(name)))) and not name.strip().startswith("-")
+
+
+@cache
+def mask_kind(name: str) -> str | None:
+    """The kind of defect in the name of a folder of masks, folded: none in `masks`, `crack` in `crack_gt`; else None.
+
+    Where a kind is left over, the folder may also be an ordinary one.
+    """
+    match = _MASK_FOLDER.fullmatch(fold(name))
+    return match and (match["before"] or match["after"] or "")
+
+
+def image_stem(stem: str) -> str:
+    """The stem of the image that a mask of this stem belongs to: `007` for `007`, `007_mask`, `gt-007`, `007_mask2`."""
+    return _MASK_STEM.sub("", stem, count=1)
+
+
+def is_numbered_mask(stem: str) -> bool:
+    """Whether a mask's stem ends in a number of its own, as one of several masks of an image does: `007_mask2`."""
+    match = _MASK_STEM.search(stem)
+    return match is not None and match["number"] is not None
+
+
+def composed(text: str) -> str:
+    """A name in the Unicode form in which names are compared; macOS writes another."""
+    return unicodedata.normalize("NFC", text)
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", name).casefold())
