@@ -124,6 +124,8 @@ def _prepare(parts: dict[type, Any], model: Model, source: inputs.Source, target
     scale = None if peaks is None or output.no_maps else ColourScale.of_normal_peaks(peaks)
     about = {"skipped": skipped, "good_images": good and {"dir": options.good_dir, "images": len(good.shares)}}
     source = replace(source, images=items, about=source.about | about, warnings=[*source.warnings, *doubts])
+    for note in source.notes:
+        logger.info("%s", note)
     return Evaluation(model, source, scoring, threshold, scale, output, target)
 
 

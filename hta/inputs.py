@@ -54,9 +54,7 @@ class InputOptions(Checked):
         "and those named after defects provide labels, and ground_truth (or masks, gt, ...) provides masks",
     )
     labels_csv: str | None = option(None, f"take labels from a CSV file with the header path,label: {LABELS_RULE}")
-    mask_dir: str | None = option(
-        None, "folder of the masks, laid out like --test_dir, if they are not found otherwise"
-    )
+    mask_dir: str | None = option(None, "folder of the masks, laid out like --test_dir; by default looked for there")
     invert_masks: bool = option(False, "black instead of white pixels of the masks are the anomalous ones")
     good_dir: str | None = option(
         None,
@@ -83,7 +81,8 @@ class Source:
 
     Results must not be written in `folder`, which holds the images; it is None for a data set, whose images need not
     look like the training images. `name` is that of the results folder by default, `about` goes into metrics.json,
-    `available` counts the images before `--test_limit`, and `warnings` say why the model may not fit them.
+    `available` counts the images before `--test_limit`, `warnings` say why the model may not fit them, and `notes` how
+    folders and files were understood.
     """
 
     images: Sequence[Sample]
@@ -92,6 +91,7 @@ class Source:
     about: dict[str, Any]
     available: int
     warnings: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
 def open_input(
@@ -122,14 +122,18 @@ def _of_folder(options: InputOptions) -> Source:
     test_dir = Path(options.test_dir)
     labels_csv, mask_dir = (None if path is None else Path(path) for path in (options.labels_csv, options.mask_dir))
     notes: list[str] = []
-    items = find_test_images(test_dir, labels_csv, mask_dir, notes)
-    for note in notes:
-        logger.info("%s", note)
-    if options.invert_masks:
-        items = [replace(item, invert_masks=True) for item in items]
+    found = find_test_images(test_dir, labels_csv, mask_dir, notes)
+    items = [replace(item, invert_masks=options.invert_masks) for item in found]
     located = test_dir.resolve()
-    about = {"test_dir": options.test_dir, "labels_csv": options.labels_csv, "dataset": None}
-    return Source(items, located.name if located.is_dir() else located.stem, test_dir, about, len(items))
+    about = {name: getattr(options, name) for name in ("test_dir", "labels_csv", "mask_dir", "invert_masks")}
+    return Source(
+        items,
+        located.name if located.is_dir() else located.stem,
+        test_dir,
+        about | {"dataset": None},
+        len(items),
+        notes=notes,
+    )
 
 
 def _of_dataset(model: Model, options: InputOptions, data: DatasetOptions, given: Container[str]) -> Source:
@@ -203,9 +207,7 @@ def score_good(
 
 
 def readable(items: Sequence[Sample], *, skip: bool) -> tuple[list[Sample], dict[str, str], list[str]]:
-    """Read every image and mask once, to find all faults before the work begins.
-
-    Returns the images that can be read, why the others cannot, by their names, and what is odd about the masks.
+    """Read every image and mask once; returns the readable, why others are not, by name, and what is odd of the masks.
 
     Raises:
         UserError: some cannot be read and `skip` is off, or none can.
@@ -219,11 +221,8 @@ def readable(items: Sequence[Sample], *, skip: bool) -> tuple[list[Sample], dict
         raise UserError(f"{'; '.join(lines[:_LISTED])}{more}; {remedy}")
     for reason in reasons.values():
         logger.warning("left out: %s", reason)
-    return (
-        [item for item in items if item.relative not in reasons],
-        reasons,
-        oddities(marked, inverted=items[0].invert_masks),
-    )
+    doubts = oddities(marked, inverted=items[0].invert_masks)
+    return [item for item in items if item.relative not in reasons], reasons, doubts
 
 
 Traits = tuple[bool, float, tuple[int, int]]

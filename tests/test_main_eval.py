@@ -205,6 +205,24 @@ def test_scores_alone_without_maps(place):
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
+def test_masks_the_wrong_way_round_are_said_and_turned(place, capsys, caplog):
+    assert run("--batch_size", 2) == 0
+    expected = document_of()
+    for path in Path("parts/ground_truth/dent").glob("*.png"):
+        save(path, 255 - pixels_of(path))
+    Path("parts/ground_truth").rename("marks")
+    Path("parts/test/good").rename("parts/test/OK")
+    assert run("--batch_size", 2, "--overwrite", "--mask_dir", "marks") == 0
+    (warning,) = document_of()["warnings"]
+    assert "2 of 2 masks" in warning
+    assert "give --invert_masks" in warning
+    assert "labels: 3 normal (OK), 2 anomalous (dent)" in caplog.text
+    assert run("--batch_size", 2, "--overwrite", "--mask_dir", "marks", "--invert_masks") == 0
+    assert document_of()["warnings"] == []
+    for name in ("image_auroc", "pixel_auroc", "aupro"):
+        assert document_of()["metrics"][name] == expected["metrics"][name]
+
+
 def test_without_labels_metrics_are_null_with_a_reason(place, capsys):
     assert run(test_dir="parts/test/dent") == 0
     assert [row["label"] for row in rows_of()] == ["", ""]
@@ -627,7 +645,7 @@ def test_a_run_that_breaks_leaves_nothing_and_keeps_the_former_results(place, ca
     before = snapshot()
     (place / "parts/test/good/zzz.png").write_text("no image")
     before["parts/test/good/zzz.png"] = b"no image"
-    monkeypatch.setattr(inputs, "check_readable", lambda items: {})  # as if it broke only after the check
+    monkeypatch.setattr(inputs, "check_readable", lambda *_: {})  # as if it broke only after the check
     assert run("--overwrite") == 2
     assert "zzz.png" in capsys.readouterr().err
     assert snapshot() == before

@@ -97,10 +97,9 @@ def images_in(folder: Path) -> list[Path]:
     return [path for path in _entries(folder) if _is_image_name(path.name)]
 
 
-def normal_folder(folder: Path) -> Path:
-    """Return the subfolder whose name means normal: `good`, or another that is there."""
-    names = [NORMAL_FOLDER, *(child.name for child in _subfolders(folder) if is_normal(child.name))]
-    return next((folder / name for name in names if (folder / name).is_dir()), folder / NORMAL_FOLDER)
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders directly in a folder, sorted by name, without hidden ones."""
+    return [path for path in _entries(folder) if path.is_dir() and not path.name.startswith(".")]
 
 
 def _images_of_folder(folder: Path, num_images: int | None) -> list[Path]:
@@ -135,16 +134,15 @@ def find_test_images(
 ) -> list[Sample]:
     """Find the images to score, sorted by relative path, with labels and masks from the folder's layout or a CSV file.
 
-    Any folder is searched recursively, but of MVTec's class folder only `test`. Labels are known where one of the
-    outermost folders means normal (`hta.data.names`), the others then being kinds of defect; or where a folder of each
-    image means normal or anomalous; or where there are masks for each of the outermost folders. Masks, which are never
-    scored, are in folders named for it within or beside that of the images, or end in `_mask` beside their image.
+    Any folder is searched recursively, but of MVTec's class folder only `test`. Labels are known where an outermost
+    folder means normal (`hta.data.names`), the others then being kinds of defect; or where a folder of each image means
+    normal or anomalous; or where there are masks for each outermost folder. Masks, which are never scored, are in
+    folders named for it within or beside that of the images, or end in `_mask` beside their image.
 
     Args:
         test_dir: A folder, or one image file.
-        labels_csv: CSV file with the columns path and label and a row for every image. Paths are relative to
-            `test_dir`, else to the CSV's folder. The labels (`LABELS_RULE`) replace those of the layout, and a file
-            with a label is no mask.
+        labels_csv: Labels instead of those of the layout (`hta.data.labels`), one for every image, with paths relative
+            to `test_dir`, else to the CSV's folder. What it names is no mask.
         mask_dir: The folder of the masks, laid out like that of the images.
         notes: Receives a line on how names were understood, and one on files that were left out.
 
@@ -161,14 +159,9 @@ def find_test_images(
         files = [path for path in files if not absolute(path).is_relative_to(absolute(mask_dir))]
         images, masks, strays = _images_and_masks(files, root, [], given)
         files, others = [*images, *strays], [*others, *chain(*masks.values())]
-    known = given if mask_dir is None else files
-    try:
-        images, masks, strays = _images_and_masks(files, root, mask_roots, known)
-        is_sure = is_sure or not strays
-    except UserError:
-        if is_sure:
-            raise
-    if not is_sure:
+    known = files if mask_dir else given
+    images, masks, strays = _images_and_masks(files, root, mask_roots, known)
+    if strays and not is_sure:
         images, masks, strays = _images_and_masks(files, root, [], known)
     if not images:
         raise UserError(f"--test_dir: {root} holds no image file ({_SUFFIXES}); give a folder of images")
@@ -177,11 +170,9 @@ def find_test_images(
         raise UserError(f"mask without an image in {root}: {found}; remove it or add the image ({remedy})")
     kinds = _kinds_of_folders(images, root, masks, strict=labels_csv is None) if is_folder else {}
     words = kinds if labels_csv is None else given
-    samples = {}
-    for path in images:
-        name = path.relative_to(folder).as_posix()
-        sample = Sample(path, name, defect=kinds.get(path), masks=masks.get(path, ()))
-        samples[path] = _labelled(sample, words.get(path), labels_csv)
+    samples = {path: Sample(path, path.relative_to(folder).as_posix(), masks=masks.get(path, ())) for path in images}
+    for path, word in words.items():
+        samples[path] = _labelled(samples[path], kinds.get(path, NORMAL_FOLDER), word, labels_csv)
     if labels_csv and (missing := [sample.relative for sample in samples.values() if sample.label is None]):
         raise UserError(f"{labels_csv}: no row for {listing(missing)}; add the rows or take the images away")
     if notes is not None:
@@ -202,10 +193,9 @@ def find_good_images(good_dir: Path, scored: Iterable[Sample] = ()) -> list[Samp
     paths = sorted({os.path.realpath(path): path for path in reversed(files)}.values())
     if not paths:
         raise UserError(f"--good_dir {good_dir}: no image in it; {_SUFFIXES}")
-    for path in paths:
-        bad = [name for name in _folders(path, good_dir) if is_normal(name) is False and not is_answer(name)]
-        if bad:
-            raise UserError(f"--good_dir {good_dir}: {path} is in a folder {bad[0]}; give normal images only")
+    names = {name for path in paths for name in _folders(path, good_dir) if not is_answer(name)}
+    if bad := [name for name in sorted(names) if is_normal(name) is False]:
+        raise UserError(f"--good_dir {good_dir}: holds images in a folder {bad[0]}; give normal images only")
     scored_files = {os.path.realpath(path) for path in _files(scored)}
     if both := next((path for path in paths if os.path.realpath(path) in scored_files), None):
         _refuse_scored(good_dir, f"{both} is also a test image")
@@ -249,30 +239,24 @@ def _first_copies(paths: Sequence[Path]) -> dict[Path, Path]:
 
 def _find_layout(folder: Path) -> tuple[Path, list[Path], bool]:
     """Return the folder of the test images, the folders of masks outside of it, and whether they are surely masks."""
-    children = _subfolders(folder)
+    children = subfolders(folder)
     masks = [child for child in children if mask_kind(child.name) == ""]
     test = next((child for child in children if child.name.casefold() in ("test", "tests", "testing")), None)
-    has_train = any(child.name.casefold() in ("train", "training") for child in children)
-    if test and (masks or has_train or any(is_normal(child.name) for child in _subfolders(test))):
+    names = [child.name.casefold() for child in children]
+    if test and (masks or {"train", "training"} & {*names} or any(is_normal(part.name) for part in subfolders(test))):
         return test, masks, True
     # Those beside the folder may belong to anything, unless it has a name like `test` or `images`.
     place = absolute(folder)
-    beside = _subfolders(place.parent) if os.access(place.parent, os.R_OK) else []
+    beside = subfolders(place.parent) if os.access(place.parent, os.R_OK) else []
     return folder, [sibling for sibling in beside if mask_kind(sibling.name) == ""], not fold(place.name)
 
 
 def _images_and_masks(
     files: Sequence[Path], root: Path, mask_roots: Sequence[Path], images: Container[Path]
 ) -> tuple[list[Path], dict[Path, tuple[Path, ...]], list[Path]]:
-    """Tell images and masks apart.
+    """Find the images among files below `root`, of which some are known, their masks, and the masks that fit none.
 
-    Args:
-        files: Files below `root`.
-        mask_roots: Folders that hold nothing but masks.
-        images: Those of the files that are known to be images.
-
-    Returns:
-        The images, the masks of those that have any, and the masks that fit no image.
+    The folders in `mask_roots` hold nothing but masks.
     """
     stems = {path.with_suffix("") for path in files}
 
@@ -292,34 +276,25 @@ def _images_and_masks(
 
 
 def _kinds_of_folders(images: Sequence[Path], root: Path, masked: Collection[Path], *, strict: bool) -> dict[Path, str]:
-    """Give each image the name of the folder that tells its label; empty where the names do not tell.
-
-    `strict` refuses an image beside the folders that give the labels.
-    """
+    """Map each image to the folder that tells its label, if they do; `strict` refuses an image beside these."""
     first = {path: _outermost(path, root) for path in images}
-    names = {*first.values(), *(child.name for child in _subfolders(root))}
+    names = {*first.values(), *(child.name for child in subfolders(root))}
     if any(is_normal(name) and not is_answer(name) for name in names):
         if strict and (loose := next((path for path, name in first.items() if not name), None)):
             remedy = f"move it into {NORMAL_FOLDER} or a folder of defects, or give --labels_csv"
             raise UserError(f"{loose}: is beside the folders that give the labels; {remedy}")
         return {path: name for path, name in first.items() if name}
-    understood = {
-        path: next((name for name in _folders(path, root) if is_normal(name) is not None), "") for path in images
-    }
-    if all(understood.values()):
-        return understood
+    clear = {path: next((name for name in _folders(path, root) if is_normal(name) is not None), "") for path in images}
+    if all(clear.values()):
+        return clear
     return first if all(first.values()) and {first[path] for path in masked} == set(first.values()) else {}
 
 
-def _labelled(sample: Sample, word: str | None, labels_csv: Path | None) -> Sample:
-    """Set the label that the word of a folder or of a CSV file means; `defect` is the folder's word so far."""
-    kind = None if sample.defect is None or is_normal(sample.defect) else sample.defect
-    if word is None:
-        return replace(sample, defect=None)
-    if labels_csv is None:
-        return replace(sample, label=int(kind is not None), defect=kind)
+def _labelled(sample: Sample, folder: str, word: str, labels_csv: Path | None) -> Sample:
+    """Set label and kind of defect as the name of a folder has them, or the word in a CSV file if there is one."""
+    kind = None if is_normal(folder) else folder
     try:
-        label, defect = parse_label(word)
+        label, defect = parse_label(word) if labels_csv else (int(kind is not None), kind)
     except ValueError as error:
         raise UserError(f"{labels_csv}: label {printed(word)} of {sample.relative}; {error}") from error
     return replace(sample, label=label, defect=(defect or kind) if label else None)
@@ -337,12 +312,10 @@ def _outermost(path: Path, root: Path) -> str:
 
 def _reading(samples: Mapping[Path, Sample], words: Mapping[Path, str], root: Path) -> str:
     """How the names of folders or the labels of a CSV file were understood, in a line; empty where there are none."""
-    parts = []
-    for label, meaning in enumerate(("normal", "anomalous")):
-        found = [words[path] for path, sample in samples.items() if sample.label == label]
-        parts.append(f"{len(found)} {meaning}" + (f" ({listing(sorted(set(found)))})" if found else ""))
     if words:
-        return f"labels: {', '.join(parts)}"
+        found = [[words[path] for path, sample in samples.items() if sample.label == label] for label in (0, 1)]
+        names = [f" ({listing(sorted(set(some)))})" if some else "" for some in found]
+        return f"labels: {len(found[0])} normal{names[0]}, {len(found[1])} anomalous{names[1]}"
     if names := sorted({name for path in samples if (name := _outermost(path, root))}):
         remedy = f"name one {NORMAL_FOLDER}, or give --labels_csv"
         return f"no labels: which folders are normal and which anomalous is not clear ({listing(names)}); {remedy}"
@@ -359,7 +332,7 @@ def _left_out(option: str, paths: Sequence[Path]) -> str:
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """List the image files below a folder, and the others; links to folders are followed, each is entered once."""
+    """List the images and the other files below a folder; links to folders are followed, each is entered once."""
     found: list[Path] = []
     entered: set[str] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_refuse_folder):
@@ -392,10 +365,8 @@ def _exists(option: str, path: Path) -> bool:
 
 def _checked(option: str, path: Path, kind: str = "file or folder") -> Path:
     """Return a path to what there is; refuses others, and files where a folder is wanted."""
-    if not _exists(option, path):
+    if not _exists(option, path) or (kind == "folder" and not path.is_dir()):
         raise UserError(f"{option}: no {kind} {path}; check the path")
-    if kind == "folder" and not path.is_dir():
-        raise UserError(f"{option}: {path} is not a folder; give a folder")
     return path
 
 
@@ -405,10 +376,6 @@ def _entries(folder: Path) -> list[Path]:
         return sorted(folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
         _refuse_folder(error)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [path for path in _entries(folder) if path.is_dir() and not path.name.startswith(".")]
 
 
 def _is_image_name(name: str) -> bool:

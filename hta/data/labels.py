@@ -19,24 +19,18 @@ _LONGEST = 200  # characters of a name in a message
 def read_labels(labels_csv: Path, files: Sequence[Path], folders: Sequence[Path]) -> dict[Path, str]:
     """Read the label of each file that a CSV file with the columns path and label names.
 
-    Columns may be separated by commas, semicolons, tabs or bars, the text UTF-8 or UTF-16. Where a name fits no file,
-    it is tried without spaces around it, with `/` for a backslash, and in the code page of western Windows.
-
-    Args:
-        labels_csv: The CSV file.
-        files: The files that it may name.
-        folders: Paths in it are relative to one of these.
-
-    Raises:
-        UserError: The file cannot be read, lacks a column or has it twice, or a row is incomplete or fits no file, or
-            two fit one.
+    Columns may be separated by commas, semicolons, tabs or bars, the text UTF-8 or UTF-16. Where a name, relative to
+    one of the folders, fits no file, it is tried without spaces around it, with `/` for a backslash, and in the code
+    page of western Windows. What does not fit the files is a `UserError`.
     """
     exact = {str(absolute(path)): path for path in files}
     places = {composed(name): path for name, path in exact.items()} | exact
     labels: dict[Path, str] = {}
     unknown = []
     for name, label in _rows(labels_csv):
-        wanted = [str(absolute(folder / text)) for text in _spellings(name) for folder in folders]
+        western = name.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+        forms = (name, name.strip(), name.replace("\\", "/"), western)
+        wanted = [str(absolute(folder / form)) for form in forms for folder in folders]
         found = next((places[text] for text in (*wanted, *map(composed, wanted)) if text in places), None)
         if found is None:
             unknown.append(name)
@@ -50,11 +44,7 @@ def read_labels(labels_csv: Path, files: Sequence[Path], folders: Sequence[Path]
 
 
 def parse_label(label: str) -> tuple[int, str | None]:
-    """Return 0 for normal or 1 for anomalous, and the kind of defect if the label is the name of one.
-
-    Raises:
-        ValueError: It is a number other than 0 and 1.
-    """
+    """Return 0 (normal) or 1 (anomalous), and the kind of defect if it names one; other numbers are a ValueError."""
     try:
         number = float(label)
     except ValueError:
@@ -77,9 +67,7 @@ def _rows(labels_csv: Path) -> Iterator[tuple[str, str]]:
                 raise UserError(f"{labels_csv}: line {reader.line_num} lacks a path or a label; complete it")
     except (OSError, UnicodeError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise UserError(
-            f"{labels_csv}: cannot be read as a CSV file ({reason}); check the path and the text"
-        ) from error
+        raise UserError(f"{labels_csv}: cannot be read as a CSV file ({reason}); check path and text") from error
 
 
 def _open_table(text: str, labels_csv: Path) -> tuple[Any, list[int]]:
@@ -104,23 +92,13 @@ def _text(path: Path) -> str:
     if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
         raise csv.Error(f"not a file of at most {_MAX_BYTES >> 20} MiB")
     data = path.read_bytes()
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        text = data.decode("utf-16")
-    elif 0 in data[:2]:  # UTF-16 without a mark: every other byte of ASCII is zero
-        text = data.decode("utf-16-le" if data[1] == 0 else "utf-16-be")
-    else:
-        text = data.decode("utf-8", "surrogateescape")
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    if 0 in data[:2]:  # UTF-16 without a mark: every other byte of ASCII is zero
+        encoding = "utf-16-le" if data[0] else "utf-16-be"
+    text = data.decode(encoding, "surrogateescape")
     if "\0" in text:
         raise csv.Error("it holds zero bytes")
     return text.removeprefix("\ufeff")
-
-
-def _spellings(name: str) -> Iterator[str]:
-    """The forms in which the name of a file may be meant."""
-    for text in (name, name.strip(), name.strip().replace("\\", "/")):
-        yield text
-        if any("\udc80" <= character <= "\udcff" for character in text):
-            yield text.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
 
 
 def absolute(path: Path) -> Path:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from hta.data.folders import TEST_FOLDER, TRAIN_FOLDER, find_test_images, images_in, normal_folder
-from hta.data.names import NORMAL_FOLDER
+from hta.data.folders import TEST_FOLDER, TRAIN_FOLDER, find_test_images, images_in, subfolders
+from hta.data.names import NORMAL_FOLDER, is_normal
 from hta.data.sample import Sample
 from hta.data.specs import CIFAR, FOLDER_GRAY, BenchmarkSpec, benchmark_spec
 from hta.errors import RunError, UserError
@@ -201,7 +201,7 @@ def load_mvtec(spec: BenchmarkSpec, data_root: Path) -> Benchmark:
 
 def _object_samples(folder: Path, name: str, prefix: str = "") -> tuple[list[Sample], list[Sample]]:
     """List training and test images of one object in MVTec's layout, their names after the prefix."""
-    paths = images_in(normal_folder(folder / TRAIN_FOLDER))
+    paths = [path for place in subfolders(folder / TRAIN_FOLDER) if is_normal(place.name) for path in images_in(place)]
     train = [Sample(path, prefix + path.relative_to(folder).as_posix(), classes=(name,)) for path in paths]
     found = find_test_images(folder) if train else []
     if not any(sample.label == 0 for sample in found):

@@ -3,11 +3,10 @@
 from collections import defaultdict
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from hta.data.names import composed, fold, image_stem, is_numbered_mask, mask_kind
+from hta.data.names import composed, fold, image_stem, mask_kind
 from hta.errors import UserError
 from hta.images import read_image
 
@@ -15,11 +14,11 @@ _LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".pbm", ".ppm", ".
 _MAX_CLASSES = 16  # a mask of more gray levels has edges that were smoothed or compressed
 _MOSTLY, _BORDER = 0.5, 0.75  # shares of an image and of its border that a mask seldom marks unless it is inverted
 
-_REMEDY = "rename one, or lay the masks out like their images"
-
 # --- finding --------------------------------------------------------------------------------------------------------
 
 Key = tuple[str, ...]
+Marked = tuple[float, float, int | None]
+"""The shares of the pixels of an image and of its border that its masks mark, and its label."""
 
 
 def key_of(path: Path, base: Path, *, is_mask: bool) -> Key:
@@ -32,21 +31,11 @@ def key_of(path: Path, base: Path, *, is_mask: bool) -> Key:
 def match_masks(
     masks: Mapping[Path, Key], images: Mapping[Path, Key], normal: Container[Path]
 ) -> tuple[dict[Path, tuple[Path, ...]], list[Path]]:
-    """Find the masks of images.
+    """Find the masks of images, both with their keys; returns those of each image, and the masks that fit none.
 
     A mask has the folders of its image and its stem, with or without an ending such as `_mask`; or it is in a folder
-    that has the name of its image. If only the end of the image's path fits, it belongs to the sole image that is not
-    normal and fits.
-
-    Args:
-        masks, images: The keys of both.
-        normal: The normal images.
-
-    Returns:
-        The masks of each image that has any, and the masks that fit no image.
-
-    Raises:
-        UserError: A mask fits two images, or an image has two masks that are not numbered.
+    that has the name of its image. If only the end of an image's path fits, that must be the sole one not normal.
+    Several masks of an image are in a folder of its own or numbered, else they are a `UserError`.
     """
     by_key: dict[Key, list[Path]] = defaultdict(list)
     by_end: dict[Key, list[Path]] = defaultdict(list)
@@ -55,18 +44,21 @@ def match_masks(
         for start in range(len(key) if path not in normal else 0):
             by_end[key[start:]].append(path)
     found: dict[Path, list[Path]] = defaultdict(list)
-    orphans: list[Path] = []
+    strays: list[Path] = []
     for mask, key in masks.items():
-        own = (*key[:-2], composed(mask.parent.name)) if len(key) > 1 else ()
-        keys = (key, (*key[:-1], image_stem(key[-1])), own)
+        own_folder = (*key[:-2], composed(mask.parent.name)) if len(key) > 1 else ()
+        keys = (key, (*key[:-1], image_stem(key[-1])), own_folder)
         owners = next((index[wanted] for index in (by_key, by_end) for wanted in keys if wanted in index), [])
         if len(owners) > 1:
-            raise UserError(f"{mask}: the mask of both {owners[0]} and {owners[1]}; {_REMEDY}")
-        found[owners[0]].append(mask) if owners else orphans.append(mask)
+            remedy = "rename one, or lay the masks out like their images"
+            raise UserError(f"{mask}: the mask of both {owners[0]} and {owners[1]}; {remedy}")
+        found[owners[0]].append(mask) if owners else strays.append(mask)
     for image, several in found.items():
-        if len(several) > 1 and not all(is_numbered_mask(m.stem) or m.parent.name == image.stem for m in several):
+        if len(several) > 1 and not all(
+            mask.parent.name == image.stem or (mask.stem[-1].isdigit() and mask.stem != image.stem) for mask in several
+        ):
             raise UserError(f"{image}: two masks, {several[0]} and {several[1]}; remove one of them")
-    return {image: tuple(several) for image, several in found.items()}, orphans
+    return {image: tuple(several) for image, several in found.items()}, strays
 
 
 # --- pixels ---------------------------------------------------------------------------------------------------------
@@ -75,47 +67,36 @@ def match_masks(
 def read_mask(path: Path) -> np.ndarray:
     """Read the pixels that a mask marks: bool (H, W).
 
-    Of masks with a few levels all that are not black, of others (JPEG, smooth edges) those above half of the brightest
-    one. Transparent pixels are black, unless the picture is black ink on a transparent ground.
-
-    Raises:
-        UserError: The file cannot be read.
+    Of a few levels all but black mark, of many (JPEG, smooth edges) those above half of the brightest. Transparent
+    pixels are black, unless all others are: then these are the marks.
     """
     levels = read_image(path, background=0.0).max(axis=2)
     if not levels.any():
         ink = 1 - read_image(path, background=1.0).max(axis=2)
-        levels = ink if ink.min() < 1 else levels
+        levels = ink if ink.min() < 1 else levels  # 1 everywhere: opaque
     brightest = levels.max()
     used = np.bincount((levels * 255).astype(np.uint8).ravel(), minlength=256)
     is_smooth = brightest > _MOSTLY and np.count_nonzero(used) > _MAX_CLASSES
     return levels > (brightest / 2 if is_smooth or path.suffix.lower() not in _LOSSLESS else 0)
 
 
-class Marked(NamedTuple):
-    """What the masks of an image mark: shares of all pixels and of those on its border; and the label of the image."""
-
-    share: float
-    border: float
-    label: int | None
-
-    @classmethod
-    def of(cls, mask: np.ndarray, label: int | None) -> "Marked":
-        """Measure a mask, bool (H, W)."""
-        border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
-        return cls(float(mask.mean()), float(border.mean()), label)
+def measure(mask: np.ndarray, label: int | None) -> Marked:
+    """Measure a mask, bool (H, W), of an image with a label."""
+    border = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return float(mask.mean()), float(border.mean()), label
 
 
 def oddities(marked: Sequence[Marked], *, inverted: bool) -> list[str]:
     """What is odd about the masks of a folder, one line for each kind; `inverted`: as the user asked."""
-    black = sum(mask.share == 0 and mask.label == 1 for mask in marked)
+    black = sum(share == 0 and label == 1 for share, _, label in marked)
     turned = sum(
-        (_MOSTLY < mask.share < 1 and mask.border > _BORDER) or (mask.share == 1 and mask.label == 0) for mask in marked
+        (_MOSTLY < share < 1 and border > _BORDER) or (share == 1 and label == 0) for share, border, label in marked
     )
-    remedy, lines = "leave out --invert_masks" if inverted else "give --invert_masks", []
+    remedy = f"if they are the wrong way round, {'leave out' if inverted else 'give'} --invert_masks"
+    lines = []
     if turned and 2 * turned > len(marked) - black:
-        what = "mark most of their image and of its border"
-        lines.append(f"{turned} of {len(marked)} masks {what}; if they are the wrong way round, {remedy}")
+        lines.append(f"{turned} of {len(marked)} masks mark most of their image and of its border; {remedy}")
     if black:
-        what = "mark nothing in an anomalous image; correct or remove them"
-        lines.append(f"{black} of {len(marked)} masks {what}, or, if they are the wrong way round, {remedy}")
+        what = "mark nothing in an anomalous image; correct or remove them, or, "
+        lines.append(f"{black} of {len(marked)} masks {what}{remedy}")
     return lines

@@ -28,7 +28,7 @@ _FILLERS = re.compile("(?:image|img|picture|photo|test)s?|data|testing")
 _CLEAR_MASK = r"(?:masks?|gts?|ground_?truths?)"
 _MASK = rf"(?:{_CLEAR_MASK}|labels?|annotations?|segmentations?|seg)"
 _MASK_FOLDER = re.compile(rf"{_MASK}|(?P<before>.+)_{_CLEAR_MASK}|{_CLEAR_MASK}_(?P<after>.+)")
-_MASK_STEM = re.compile(rf"(?i)^{_MASK}[-_. ]+(?=.)|(?<=.)[-_. ]+{_MASK}(?:[-_. ]?(?P<number>\d+))?$")
+_MASK_STEM = re.compile(rf"(?i)^{_MASK}[-_. ]+(?=.)|(?<=.)[-_. ]+{_MASK}(?:[-_. ]?\d+)?$")
 
 
 @cache
@@ -53,10 +53,7 @@ def is_answer(name: str) -> bool:
 
 @cache
 def mask_kind(name: str) -> str | None:
-    """The kind of defect in the name of a folder of masks, folded: none in `masks`, `crack` in `crack_gt`; else None.
-
-    Where a kind is left over, the folder may also be an ordinary one.
-    """
+    """The kind in the name of a folder of masks: empty for `masks`, `crack` for `crack_gt`; None for other names."""
     match = _MASK_FOLDER.fullmatch(fold(name))
     return match and (match["before"] or match["after"] or "")
 
@@ -64,12 +61,6 @@ def mask_kind(name: str) -> str | None:
 def image_stem(stem: str) -> str:
     """The stem of the image that a mask of this stem belongs to: `007` for `007`, `007_mask`, `gt-007`, `007_mask2`."""
     return _MASK_STEM.sub("", stem, count=1)
-
-
-def is_numbered_mask(stem: str) -> bool:
-    """Whether a mask's stem ends in a number of its own, as one of several masks of an image does: `007_mask2`."""
-    match = _MASK_STEM.search(stem)
-    return match is not None and match["number"] is not None
 
 
 def composed(text: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hta.data.masks import Marked, read_mask
+from hta.data.masks import Marked, measure, read_mask
 from hta.data.preparation import prepare_mask, prepare_test_image
 from hta.data.specs import BenchmarkSpec
 from hta.errors import UserError
@@ -74,10 +74,8 @@ def check_readable(samples: Iterable[Sample], marked: list[Marked] | None = None
     for sample in samples:
         try:
             sample.read()
-            mask = sample.read_mask()
+            if (mask := sample.read_mask()) is not None and marked is not None:
+                marked.append(measure(mask, sample.label))
         except UserError as error:
             reasons[sample.relative] = str(error)
-        else:
-            if mask is not None and marked is not None:
-                marked.append(Marked.of(mask, sample.label))
     return reasons

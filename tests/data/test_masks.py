@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hta.data.masks import Marked, oddities, read_mask
+from hta.data.masks import measure, oddities, read_mask
 from hta.data.sample import Sample
 from hta.errors import UserError
 from tests.data.test_folders import make
@@ -84,7 +84,7 @@ def test_masks_are_united_and_inverted(tmp_path):
 
 def said(masks, labels=None, inverted=False):
     labels = labels or [1] * len(masks)
-    return oddities([Marked.of(mask, label) for mask, label in zip(masks, labels, strict=True)], inverted=inverted)
+    return oddities([measure(mask, label) for mask, label in zip(masks, labels, strict=True)], inverted=inverted)
 
 
 def test_inverted_and_black_masks_are_spoken_of_with_the_remedy():
