@@ -28,8 +28,8 @@ from hta.evaluation import results, thresholds
 from hta.evaluation.metrics import metric_text
 from hta.evaluation.overlays import ColourScale, picture_of
 from hta.evaluation.pixel_metrics import PixelMetrics
-from hta.evaluation.report import write_report
-from hta.evaluation.scores import check_aggregate, score_text
+from hta.evaluation.report import quantities_of, write_report
+from hta.evaluation.scores import check_aggregate
 from hta.files import new_folder, printable
 from hta.model import Model
 from hta.runtime import own_process
@@ -120,8 +120,8 @@ def _prepare(parts: dict[type, Any], model: Model, source: inputs.Source, target
     scoring = replace(scoring, fraction_defect=model.fraction(scoring))
     good = inputs.score_good(model, options, items, scoring, with_maps=not output.no_maps)
     threshold = model.threshold(scoring, with_maps=not output.no_maps, good=good)
-    peaks = (good or model.calibration(scoring)).peaks
-    scale = None if peaks is None or output.no_maps else ColourScale.of_normal_peaks(peaks)
+    limit = threshold.pixel_threshold
+    scale = None if limit is None or output.no_maps else ColourScale.around(limit)
     about = {"skipped": skipped, "good_images": good and {"dir": options.good_dir, "images": len(good.shares)}}
     source = replace(source, images=items, about=source.about | about, warnings=[*source.warnings, *doubts])
     for note in source.notes:
@@ -161,7 +161,7 @@ def _evaluate(
         if pixels is not None and unknown:
             warnings.append(f"{unknown} anomalous images have no mask: the pixel metrics leave them out")
         document = {
-            "metrics": results.summarize(items, scores, pixels, peaks),
+            "metrics": results.summarize(items, scores, pixels, peaks, threshold.decided_by),
             "decision": thresholds.summarize_decision(labels, rejected, threshold) | {"pixel_false_alarms": alarms},
             "warnings": warnings,
             "colour_scale": scale and asdict(scale),
@@ -224,13 +224,15 @@ def _report(evaluation: Evaluation, document: dict[str, Any], ranking: np.ndarra
     items, available, target = evaluation.source.images, evaluation.source.available, evaluation.target
     part = f" of {available}" if len(items) < available else ""
     print(f"{len(items)}{part} image(s) scored, {document['seconds']['per_image']:.3f} s per image")
-    for key, name in results.METRIC_NAMES.items():
-        print(f"  {name}: {metric_text(document['metrics'][key])}")
+    metrics = document["metrics"]
+    for name, metric in results.metric_rows(metrics) or [("image AUROC", metrics["deciding"]["image_auroc"])]:
+        print(f"  {name}: {metric_text(metric)}")
     print(thresholds.decision_text(document["decision"]))
-    by = "maximum of its map" if document["decision"]["decided_by"] == "map" else "score"
-    print(f"most anomalous ({by}, image):")
+    quantities, deciding = quantities_of(document)
+    quantity = quantities[deciding]
+    print(f"most anomalous ({quantity.name}{', 1 = threshold' * quantity.is_relative}, image):")
     for index in np.argsort(-ranking, kind="stable")[:_MOST_ANOMALOUS]:
-        print(f"  {score_text(ranking[index])}  {printable(items[index].relative)}")
+        print(f"  {quantity.text(ranking[index])}  {printable(items[index].relative)}")
     # A name that is not UTF-8 must not end the run now.
     print(f"results: {printable(target)}")
     print(f"report: {printable(target / results.REPORT_FILE)}")

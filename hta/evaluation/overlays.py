@@ -20,7 +20,8 @@ _COLORMAP = "inferno"  # perceptually uniform: equal steps of the map look equal
 _FIRST_COLOUR = 0.25  # of the colour map: the ones before are so dark that they look like dirt in the image
 _OPACITY = 0.75  # of the highest value; the lowest is transparent, so that a normal place looks like itself
 _OUTLINE = (0, 255, 255)  # not a colour of the map
-_LEAST_SPAN, _LARGEST_SPAN = 0.25, 0.35  # of a scale: factors of 1e3 and 1.6e4 in the probability of a patch
+_FIRST, _LAST = 0.25, 1.25  # of a scale, in thresholds of a pixel: most of a good image is below, its worst place above
+_LEAST_LIMIT = 0.02  # that a scale is made for: a factor of 1.7 in the probability of a patch
 
 
 @dataclass(frozen=True)
@@ -41,21 +42,14 @@ class ColourScale:
             )
 
     @classmethod
-    def of_normal_peaks(cls, peaks: np.ndarray) -> "ColourScale":
-        """Choose a model's scale from the highest map values, `(V,)`, of normal images, before the first test image.
+    def around(cls, limit: float) -> "ColourScale":
+        """Choose a run's scale, before the first test image, by the threshold of a pixel, in [0, 1].
 
-        It begins at their lower quartile, which a normal image reaches at its worst place, and ends above their 95th
-        percentile by as much as that exceeds the median, so that a good image hardly looks defective.
-
-        Only views of the training images represent normal images, and their peaks are off by up to 0.1. Peaks that are
-        too high, of views that were changed too much, must not leave defects without colour: hence the quartile instead
-        of the median, and a largest span. Peaks that are too low, or all equal, must not make every image glow: hence a
-        least span.
+        A threshold made of views is often too high, since they differ more than good images do: what is well below it
+        must be seen, too.
         """
-        quartile, median, highest = (float(value) for value in np.percentile(peaks, [25, 50, 95]))
-        low = min(quartile, 1 - _LEAST_SPAN)
-        span = min(max(2 * highest - median - low, _LEAST_SPAN), _LARGEST_SPAN)
-        return cls(low, min(low + span, 1.0))
+        limit = max(limit, _LEAST_LIMIT)
+        return cls(_FIRST * limit, min(_LAST * limit, 1.0))
 
     def colours(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Colours in which the values of a map, of any shape, are laid over a picture.
@@ -89,7 +83,12 @@ def draw_overlay(
         anomaly_map: of any size, in [0, 1], higher = more anomalous.
         scale: of the run.
         mask: of any size, bool; True = anomalous; None without a mask.
+
+    Raises:
+        UserError: a value of the map is not finite.
     """
+    if not np.isfinite(anomaly_map).all():
+        raise UserError("the anomaly map of an image is not finite: the model is damaged, train it again")
     height, width = picture.shape[:2]
     colours, opacities = scale.colours(upsample_map(torch.from_numpy(anomaly_map), (height, width)).numpy())
     opacity = opacities[..., None]

@@ -1,15 +1,16 @@
 "use strict";
 
-const PAGE_LENGTH = matchMedia("(max-width: 40rem)").matches ? 20 : 50;  // cards are taller than lines
-const { rows, decidedBy } = JSON.parse(document.getElementById("data").textContent);
+const { rows, deciding, limit, colours } = JSON.parse(document.getElementById("data").textContent);
 const hasOverlays = rows.some((row) => row.overlay), hasPeaks = rows.some((row) => row.peak !== null);
+const hasLabels = rows.some((row) => row.label !== "unlabelled");
 const byId = (id) => document.getElementById(id);
-const filters = byId("filters"), table = byId("images"), viewer = byId("viewer"), picture = byId("picture"), plain = byId("plain");
+const filters = byId("filters"), table = byId("images"), viewer = byId("viewer"), picture = byId("picture"), plain = byId("plain"), map = byId("map"), contrast = byId("contrast"), legend = byId("legend");
 const collator = new Intl.Collator("en", { numeric: true });
 
 // What is looked at: the order, the rows that pass the filters, the first of them on this page, the one in the viewer.
 // First come the images that are most anomalous by what decides: the maxima of their maps, or their scores.
-const state = { key: decidedBy === "map" && hasPeaks ? "peak" : "score", direction: -1, chosen: [], first: 0, viewed: 0 };
+const state = { key: deciding, direction: -1, chosen: [], first: 0, viewed: 0 };
+const runLegend = [...legend.childNodes].map((node) => node.cloneNode(true));
 
 // --- rows ---
 
@@ -28,8 +29,15 @@ function describeDecision(row) {
   return mistake ? row.decision + ": " + mistake : row.decision || "none";
 }
 
-function describePeak(row) {
-  return row.peak === null ? "" : row.peak.toFixed(3);
+// A score or the maximum of a map as it is shown; pointed at, the value itself.
+function number(row, key, className) {
+  const cell = element("td", row.shown[key] ?? "", className);
+  cell.title = `${key === "peak" ? "highest value of the map" : "anomaly score"} ${row[key]}`;
+  return cell;
+}
+
+function pageLength() {
+  return Number(filters.per_page.value);
 }
 
 function compare(a, b) {
@@ -46,9 +54,14 @@ function choose() {
     row.name.toLowerCase().includes(text) &&
     (!label || row.label === label) &&
     (!decision || row.decision === decision || outcome(row) === decision) &&
-    row.score >= low && row.score <= high).sort(compare);
+    parseShown(row) >= low && parseShown(row) <= high).sort(compare);
   state.first = 0;
   show();
+}
+
+// The number that is shown of what decides, which may be "over 999".
+function parseShown(row) {
+  return Number(row.shown[deciding].replace("over ", ""));
 }
 
 function element(tag, text, className) {
@@ -76,9 +89,10 @@ function line(row, position) {
   name.append(open);
   made.append(smallPicture(row.image));
   if (hasOverlays) made.append(smallPicture(row.overlay));
-  const cells = { Path: name, Label: element("td", describeLabel(row), row.label),
-    Score: element("td", row.shown, "score") };
-  if (hasPeaks) cells.Map = element("td", describePeak(row));
+  const cells = { Path: name };
+  if (hasLabels) cells.Label = element("td", describeLabel(row), row.label);
+  cells.Score = number(row, "score", "score");
+  if (hasPeaks) cells.Map = number(row, "peak");
   cells.Decision = element("td", describeDecision(row), row.decision);
   for (const [title, cell] of Object.entries(cells)) cell.dataset.title = title;
   made.append(...Object.values(cells));
@@ -87,7 +101,7 @@ function line(row, position) {
 }
 
 function show() {
-  const end = Math.min(state.first + PAGE_LENGTH, state.chosen.length);
+  const end = Math.min(state.first + pageLength(), state.chosen.length);
   const page = state.chosen.slice(state.first, end);
   table.tBodies[0].replaceChildren(...page.map((row, n) => line(row, state.first + n)));
   byId("count").textContent = page.length
@@ -109,7 +123,7 @@ function sortBy(key) {
 }
 
 function turn(step) {
-  state.first += step * PAGE_LENGTH;
+  state.first = Math.max(0, state.first + step * pageLength());
   show();
   table.scrollIntoView();
 }
@@ -121,17 +135,35 @@ function view(position) {
   state.viewed = position;
   const row = state.chosen[position];
   byId("viewed").textContent = row.name;
-  byId("facts").textContent = `score ${row.shown}, label ${describeLabel(row)}, decision ${describeDecision(row)}`
-    + (row.peak === null ? "" : `, map up to ${describePeak(row)}`);
+  byId("facts").textContent = `score ${row.shown.score}, ${describeLabel(row)}, decision ${describeDecision(row)}`
+    + (row.peak === null ? "" : `, map up to ${row.shown.peak}`);
   byId("shares").textContent = "Votes for the correct transformation, coarsest scale first: " +
     row.shares.map((share) => share === 0 || share >= 1e-3 ? share.toFixed(3) : share.toExponential(1)).join(", ");
   byId("lost").hidden = true;
-  byId("legend").hidden = !row.link;
+  legend.hidden = contrast.hidden = !row.link;
   load(plain, row.plain || thumbnail(row));
-  load(picture, row.link);
+  showMap(row);
   byId("previous").disabled = position === 0;
   byId("next").disabled = position === state.chosen.length - 1;
   if (!viewer.open) viewer.showModal();
+}
+
+// The map in the colours of the run, or in those that its own values span; these are made by the filter of the page.
+function showMap(row) {
+  const isOwn = contrast.ariaPressed === "true" && row.link !== null, span = Math.max(row.peak - row.floor, 1e-3);
+  load(picture, isOwn ? row.plain : row.link);
+  load(map, isOwn ? row.map : null);
+  legend.replaceChildren(...runLegend.map((node) => node.cloneNode(true)));
+  if (!isOwn) return;
+  for (const part of document.querySelectorAll("#own [type=linear]")) {
+    part.setAttribute("slope", 1 / span);
+    part.setAttribute("intercept", -row.floor / span);
+  }
+  const [low, high] = legend.querySelectorAll(":scope > span:not(.scale)"), mark = legend.querySelector("i");
+  low.textContent = "its lowest";
+  high.textContent = "its highest, " + row.shown.peak;
+  const place = (limit - row.floor) / span;
+  if (mark) [mark.hidden, mark.style.left] = [place > 1 || place < 0, `${100 * place}%`];
 }
 
 function thumbnail(row) {
@@ -144,7 +176,7 @@ function load(image, address) {
 }
 
 function backToRow() {
-  state.first = state.viewed - state.viewed % PAGE_LENGTH;
+  state.first = state.viewed - state.viewed % pageLength();
   show();
   table.tBodies[0].rows[state.viewed - state.first].querySelector("button").focus();
 }
@@ -156,7 +188,9 @@ viewer.addEventListener("keydown", (event) => {
   view(state.viewed + STEPS[event.key]);
 });
 viewer.addEventListener("close", backToRow);
-picture.addEventListener("error", () => { picture.hidden = true; byId("lost").hidden = false; });
+for (const image of [picture, map]) {
+  image.addEventListener("error", () => { image.hidden = true; byId("lost").hidden = false; });
+}
 plain.addEventListener("error", () => {
   const small = thumbnail(state.chosen[state.viewed]);
   load(plain, plain.src === small ? null : small);
@@ -166,6 +200,10 @@ for (const image of [plain, picture]) {
     image.className = image.naturalWidth < image.clientWidth ? "enlarged" : "";
   });
 }
+contrast.addEventListener("click", () => {
+  contrast.ariaPressed = contrast.ariaPressed !== "true";
+  showMap(state.chosen[state.viewed]);
+});
 byId("previous").addEventListener("click", () => view(state.viewed - 1));
 byId("next").addEventListener("click", () => view(state.viewed + 1));
 byId("close").addEventListener("click", () => viewer.close());
@@ -180,6 +218,8 @@ filters.addEventListener("reset", () => setTimeout(choose));  // the fields are 
 filters.addEventListener("submit", (event) => event.preventDefault());
 byId("back").addEventListener("click", () => turn(-1));
 byId("on").addEventListener("click", () => turn(1));
+for (const part of document.querySelectorAll(".warnings, #filtering")) part.open = !matchMedia("(max-width: 40rem)").matches;
+if (!hasLabels) for (const part of document.querySelectorAll(".labelled")) part.hidden = true;
 if (!hasOverlays) table.querySelector("th.overlay").remove();
 if (!hasPeaks) table.querySelector("th.peak").remove();
 choose();

@@ -25,7 +25,7 @@ import numpy as np
 from hta import files
 from hta.data.sample import Sample
 from hta.errors import UserError
-from hta.evaluation.metrics import auroc_with_interval, summarize_image_metrics, undefined
+from hta.evaluation.metrics import Metric, summarize_image_metrics, undefined
 from hta.evaluation.overlays import ColourScale, draw_overlay, thumbnail
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
 from hta.evaluation.scorer import ImageVotes
@@ -40,16 +40,8 @@ OWN_FILES = r"results/([^/]+/.*)?"
 MAP_SUFFIX, PLAIN_SUFFIX = ".png", ".jpg"
 """Appended to the path of an image: of its map and overlay, and of the picture without them."""
 
-METRIC_NAMES = {
-    "image_auroc": "image AUROC",
-    "map_auroc": "image AUROC of the maps' maxima",
-    "average_precision": "average precision",
-    "f1_max": "largest F1",
-    "pixel_auroc": "pixel AUROC",
-    "pixel_f1_max": "largest pixel F1",
-    "aupro": "AUPRO",
-}
-"""The metrics of metrics.json by their names for people, in the order of reports."""
+_IMAGE_METRICS = {"image_auroc": "image AUROC", "average_precision": "average precision", "f1_max": "largest F1"}
+_PIXEL_METRICS = {"pixel_auroc": "pixel AUROC", "pixel_f1_max": "largest pixel F1", "aupro": "AUPRO"}
 
 BOOTSTRAP_SEED = 0
 _PLAIN_QUALITY = 90
@@ -57,7 +49,6 @@ _THUMBNAIL_QUALITY = 70  # noise, the worst picture, then takes 5 kB: 2,000 pair
 _MOST_PENDING = 8  # images that may wait to be written
 _CONTENTS = {SCORES_FILE, METRICS_FILE, f"{MAPS_FOLDER}/", f"{OVERLAYS_FOLDER}/", REPORT_FILE}
 _PICTURES = ((MAPS_FOLDER, MAP_SUFFIX), (OVERLAYS_FOLDER, MAP_SUFFIX), (OVERLAYS_FOLDER, PLAIN_SUFFIX))
-_IMAGE_METRICS, _PIXEL_METRICS = list(METRIC_NAMES)[:4], list(METRIC_NAMES)[4:]
 
 
 def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_dir: Path | None = None) -> None:
@@ -114,6 +105,7 @@ class ImageResult:
         shares: `(S,)` vote shares, higher = more normal.
         peak: maximum of the anomaly map at the working size; None without maps.
         thumbnail, overlay: the image as a small JPEG file, and with its map and mask; the latter None without maps.
+        floor: minimum of the map, like `peak`.
         score, decision: anomaly score, higher = more anomalous, and "reject", "pass", or empty where nothing is
             decided; known once all images are scored.
     """
@@ -125,6 +117,7 @@ class ImageResult:
     overlay: bytes | None = None
     score: float = math.nan
     decision: str = ""
+    floor: float | None = None
 
 
 Scored = tuple[Sample, ImageVotes, np.ndarray]
@@ -151,6 +144,7 @@ def write_pictures(
             results.append(ImageResult(item, votes.shares, None if scale is None else votes.peak, small))
             if votes.anomaly_map is None or scale is None:
                 continue
+            results[-1].floor = float(votes.anomaly_map.min())
             mask, known = item.read_mask(), pixels if has_known_pixels(item) else None
             large_map = votes.full_size_map() if full_size_maps or known else votes.anomaly_map
             if known:
@@ -183,24 +177,46 @@ def _write(folder: Path, result: ImageResult, levels: np.ndarray, picture: np.nd
 
 
 def summarize(
-    items: Sequence[Sample], scores: np.ndarray, pixels: PixelMetrics | None, peaks: np.ndarray | None = None
+    items: Sequence[Sample],
+    scores: np.ndarray,
+    pixels: PixelMetrics | None,
+    peaks: np.ndarray | None = None,
+    decided_by: str = "score",
 ) -> dict[str, Any]:
     """All metrics of a test set by name, as JSON can hold them; one that is undefined has the value null and a reason.
+
+    The image metrics are those of the scores, and once more, as `deciding`, of the `quantity` that decides.
 
     Args:
         items: the images, and `scores`, `(N,)`, their anomaly scores.
         pixels: of all images; None if there are no masks or no maps.
         peaks: `(N,)` maxima of the anomaly maps; None without maps.
+        decided_by: "score" or "map", as in `Threshold`.
     """
     labels = [item.label for item in items if item.label is not None]
     if len(labels) < len(items):
-        summary = dict.fromkeys(_IMAGE_METRICS, undefined("no labels"))
+        of_scores = of_maps = dict.fromkeys(_IMAGE_METRICS, undefined("no labels"))
     else:
-        by_map = undefined("no maps") if peaks is None else auroc_with_interval(labels, peaks, BOOTSTRAP_SEED)
         kinds = [item.defect or "unnamed" for item in items]
-        summary = summarize_image_metrics(labels, scores, kinds, BOOTSTRAP_SEED) | {"map_auroc": by_map}
+        of_scores = summarize_image_metrics(labels, scores, kinds, BOOTSTRAP_SEED)
+        of_maps = {"image_auroc": undefined("no maps")}
+        if peaks is not None:
+            of_maps = summarize_image_metrics(labels, peaks, kinds, BOOTSTRAP_SEED)
+    deciding = {"quantity": decided_by} | (of_maps if decided_by == "map" else of_scores)
     no_pixels = dict.fromkeys(_PIXEL_METRICS, undefined("no masks, or no maps"))
-    return summary | (no_pixels if pixels is None else pixels.compute())
+    both = of_scores | {"map_auroc": of_maps["image_auroc"], "deciding": deciding}
+    return both | (no_pixels if pixels is None else pixels.compute())
+
+
+def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, Metric]]:
+    """The metrics of `summarize` that are defined, by their names for people: first those of what decides."""
+    deciding, by_map = metrics["deciding"], metrics["deciding"]["quantity"] == "map"
+    rows = [(name, deciding[key]) for key, name in _IMAGE_METRICS.items()]
+    rows += [(f"image AUROC, {kind}", metric) for kind, metric in deciding.get("auroc_by_kind", {}).items()]
+    other = "the scores" if by_map else "the maps' maxima"
+    rows.append((f"image AUROC by {other}, which do not decide", metrics["image_auroc" if by_map else "map_auroc"]))
+    rows += [(name, metrics[key]) for key, name in _PIXEL_METRICS.items()]
+    return [(name, metric) for name, metric in rows if metric["value"] is not None]
 
 
 def write_scores(folder: Path, results: Sequence[ImageResult]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from hta.errors import UserError
@@ -13,6 +14,8 @@ AGGREGATES = ("mean", "minmax")
 """How the scales are combined without calibration: as they are, or each min-max normalised over the test set first."""
 
 _NEARLY = 1e-4  # of 0 or 1: six digits would be nearly all 0 or 9
+_LEAST_SHARE = 1e-16  # of votes, below which one minus it is 1
+_HIGHEST_LEVEL = 999  # that is printed
 
 
 def default_fraction(task: str, num_shots: int) -> float:
@@ -104,9 +107,39 @@ def anomaly_scores(shares: np.ndarray, aggregate: str = "mean", views: np.ndarra
 
 
 def score_text(score: float) -> str:
-    """An anomaly score for people: six digits; near 0 or 1, where those would look alike, the distance from there."""
+    """An anomaly score as an option takes it: six digits; near 0 or 1, where those would look alike, more."""
     if 0 < abs(score) < _NEARLY:
         return f"{score:.2e}"
-    if 0 < 1 - score < _NEARLY:
-        return f"1 - {1 - score:.2e}"
-    return f"{score:.6f}"
+    nines = math.floor(-math.log10(1 - score)) if 0 < 1 - score < _NEARLY else 3
+    return f"{score:.{nines + 3}f}"
+
+
+def levels(values: ArrayLike, limit: float | None, aggregate: str | None = None) -> NDArray[np.float64]:
+    """Values for people, in the same order: how far they are up to a threshold, which is 1; only above it is above 1.
+
+    Args:
+        values: anomaly scores that `aggregate` gave, or without it maxima of anomaly maps.
+        limit: their threshold; without one, or if it is not positive, the result is the values themselves.
+
+    Scores of "mean" are one minus a share of votes, and many differ only close to 1, by decades of that share. Their
+    levels are ratios of its logarithms, as maps hold them already.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if limit is None or not has_levels(limit):
+        return values
+    is_share = aggregate == "mean"
+    found, unit = (-np.log(np.maximum(1 - x, _LEAST_SHARE)) if is_share else x for x in (values, np.float64(limit)))
+    found = found / unit
+    return np.where(values > limit, np.maximum(found, np.nextafter(1, 2)), np.minimum(found, 1))
+
+
+def has_levels(limit: float | None) -> bool:
+    """Whether values can be told relative to a threshold."""
+    return limit is not None and limit > 0
+
+
+def level_text(level: float, *, is_relative: bool = True) -> str:
+    """A level from `levels`, by two digits after the point, and 1.01 or more if it is above 1; others by three."""
+    if not is_relative:
+        return f"{level:z.3f}"
+    return f"over {_HIGHEST_LEVEL}" if level > _HIGHEST_LEVEL else f"{max(level, 1.01) if level > 1 else level:z.2f}"

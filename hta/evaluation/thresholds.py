@@ -23,6 +23,8 @@ from hta.evaluation.scores import score_text
 CALIBRATED, GOOD_IMAGES, GIVEN = "calibrated", "good images", "given"
 """What `Threshold.source` can be."""
 
+_LOW_RECALL = 0.5
+
 _NO_MINMAX = "minmax scores depend on the test set: no threshold can be known before it; give --threshold"
 
 
@@ -179,4 +181,22 @@ def decision_text(decision: dict[str, Any]) -> str:
         if decision[key]["value"] is not None:
             low, high = decision[key]["interval_95"]
             text += f"\n  {name}: {decision[key]['value']:.1%} (95 % interval {low:.1%} to {high:.1%})"
-    return text
+    return "\n  ".join([text, *advice(decision)])
+
+
+def advice(decision: dict[str, Any]) -> list[str]:
+    """What to try where the decision finds few anomalous images, or rejects more good ones than it was to reject."""
+    recall, alarms, target = decision["recall"]["value"], decision["false_positive_rate"], decision["target_fpr"]
+    by_views, lines = decision["source"] == CALIBRATED, []
+    if recall is not None and recall < _LOW_RECALL:
+        found = "no anomalous image was" if recall == 0 else f"only {100 * recall:.0f} % of the anomalous images were"
+        remedies = ["to make the threshold of good images (--good_dir)"] if by_views else []
+        lower = "a lower --threshold" if target is None else f"a --target_fpr above {target:g}"
+        remedies.append(f"{lower} (more false alarms)")
+        lines.append(f"{found} rejected: try {', '.join(remedies)}, or more iterations in training (--niter)")
+    if by_views and alarms["value"] is not None and target is not None and alarms["interval_95"][0] > target:
+        lines.append(
+            f"{100 * alarms['value']:.0f} % of the normal images were rejected, not {100 * target:g} %: try to make "
+            "the threshold of good images (--good_dir)"
+        )
+    return lines

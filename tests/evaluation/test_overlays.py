@@ -25,31 +25,27 @@ def test_sizes(size, expected):
 
 
 @pytest.mark.parametrize(
-    ("peaks", "low", "high"),
-    [
-        (np.linspace(0.3, 0.7, 101), 0.4, 0.75),  # 0.68 + 0.18 would be 0.86: a span above 0.35
-        (np.linspace(0.4, 0.6, 101), 0.45, 0.7),  # 0.59 + 0.09, a span of 0.23
-        (np.linspace(0.3, 0.54, 101), 0.36, 0.636),  # 0.528 + 0.108, a span of 0.276
-        (np.full(9, 0.5), 0.5, 0.75),
-        (np.zeros(9), 0.0, 0.25),
-        (np.full(9, 0.9), 0.75, 1.0),
-        (np.ones(2), 0.75, 1.0),
-        (np.linspace(0.7, 0.9, 101), 0.75, 1.0),
-    ],
+    ("limit", "low", "high"), [(0.4, 0.1, 0.5), (0.9, 0.225, 1.0), (1.0, 0.25, 1.0), (0.0, 0.005, 0.025)]
 )
-def test_the_scale_of_a_model_begins_at_what_is_normal_and_ends_above_it(peaks, low, high):
-    scale = ColourScale.of_normal_peaks(peaks)
+def test_the_scale_of_a_run_surrounds_the_threshold_of_a_pixel(limit, low, high):
+    scale = ColourScale.around(limit)
     assert (scale.low, scale.high) == (pytest.approx(low), pytest.approx(high))
 
 
-@pytest.mark.parametrize("shift", [-0.05, 0, 0.1])
-def test_a_scale_from_views_that_are_a_little_off_leaves_good_images_calm_and_shows_defects(shift):
-    good, defects = np.linspace(0.3, 0.6, 101), np.linspace(0.6, 0.8, 101)  # peaks
-    scale = ColourScale.of_normal_peaks(good + shift)
-    opacities = [scale.colours(peaks)[1] for peaks in (good, defects)]
-    assert np.median(opacities[0]) < 0.5
-    assert np.median(opacities[1]) > 0.5
-    assert opacities[1].min() > 0.3
+@pytest.mark.parametrize("limit", [0.2, 0.416, 0.683, 1.0])
+def test_a_map_can_be_seen_from_half_of_the_threshold_on_and_a_good_image_looks_like_itself(limit):
+    opacities = ColourScale.around(limit).colours(np.array([0.1, 0.25, 0.5, 1.0]) * limit)[1]
+    assert opacities[:2].tolist() == [0, 0]
+    assert opacities[2] > 0.3
+    assert opacities[3] > 0.7
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_map_that_is_not_finite_is_not_drawn(value):
+    anomaly_map = np.zeros((8, 8), dtype=np.float32)
+    anomaly_map[3, 3] = value
+    with pytest.raises(UserError, match="not finite"):
+        draw_overlay(np.zeros((16, 16, 3), np.uint8), anomaly_map, SCALE)
 
 
 def test_values_lie_on_the_scale():

@@ -9,7 +9,15 @@ import torch
 
 from hta.errors import UserError
 from hta.evaluation.scorer import Scorer
-from hta.evaluation.scores import anomaly_scores, default_fraction, score_text, vote_shares, voting_patches
+from hta.evaluation.scores import (
+    anomaly_scores,
+    default_fraction,
+    level_text,
+    levels,
+    score_text,
+    vote_shares,
+    voting_patches,
+)
 from hta.models.scales import image_pyramid
 from hta.speed.explicit import transformation_list, vote_share
 from tests import oracle
@@ -91,7 +99,38 @@ def test_what_cannot_be_aggregated_is_refused(aggregate, images):
         anomaly_scores(SHARES[:images], aggregate)
 
 
-def test_scores_near_0_and_1_are_printed_with_their_distance():
+def test_scores_near_0_and_1_are_printed_with_more_digits():
     scores = [0.5, 12.3456789, -0.25, 0.0, 1.0, 1.00001, 0.9998, 1 - 3.2e-9, 1 - 5e-5, np.float64(4.5e-7), -2e-5]
     plain = ["0.500000", "12.345679", "-0.250000", "0.000000", "1.000000", "1.000010", "0.999800"]
-    assert [score_text(score) for score in scores] == [*plain, "1 - 3.20e-09", "1 - 5.00e-05", "4.50e-07", "-2.00e-05"]
+    assert [score_text(score) for score in scores] == [*plain, "0.99999999680", "0.9999500", "4.50e-07", "-2.00e-05"]
+
+
+@pytest.mark.parametrize(
+    ("values", "limit", "aggregate", "shown"),
+    [
+        # log 0.01 / log 0.01 = 1; the shares 1e-4 and 0.1 are two times and half as far; a share of 1 is 0.
+        ([0.0, 0.9, 0.99, 0.9999], 0.99, "mean", ["0.00", "0.50", "1.00", "2.00"]),
+        ([1 - 5e-10, 1 - 3e-10, 1 - 2.999e-10, 1.0], 1 - 3e-10, "mean", ["0.98", "1.00", "1.01", "1.68"]),
+        ([0.2, 0.4, 0.4 + 1e-15, 0.5], 0.4, None, ["0.50", "1.00", "1.01", "1.25"]),
+        ([-0.7, 0.0, 1.5, 3000], 1.0, "a later one", ["-0.70", "0.00", "1.50", "over 999"]),
+        ([-1.0, 2.0], 2.0, "calibrated", ["-0.50", "1.00"]),
+        ([0.25, -0.0001, 3], None, "minmax", ["0.250", "0.000", "3.000"]),
+        ([0.25, 0.5], 0, "mean", ["0.250", "0.500"]),
+    ],
+)
+def test_values_are_told_by_their_thresholds_in_the_same_order(values, limit, aggregate, shown):
+    found = levels(values, limit, aggregate)
+    assert [level_text(level, is_relative=bool(limit)) for level in found] == shown
+    assert (np.argsort(found, kind="stable") == np.argsort(values, kind="stable")).all()
+
+
+def test_levels_and_their_texts_never_contradict_the_decision():
+    for limit in (1e-6, 0.3, 0.999, 1 - 1e-12, 1.0):
+        values = np.sort(
+            np.concatenate([np.random.default_rng(0).random(200), 1 - 0.1 ** np.linspace(1, 17, 200), [limit]])
+        )
+        found = levels(values, limit, "mean")
+        assert (np.diff(found) >= 0).all()
+        numbers = np.array([float(level_text(level).replace("over ", "")) for level in found])
+        assert ((numbers > 1) == (values > limit)).all()
+        assert (np.diff(numbers) >= 0).all()

@@ -9,6 +9,7 @@ import pytest
 from hta.errors import UserError
 from hta.evaluation.thresholds import (
     Threshold,
+    advice,
     check_enough,
     decide,
     decision_text,
@@ -132,9 +133,10 @@ def test_a_decision_in_words():
         "  false alarms: 40.0% (95 % interval 5.3% to 85.3%)",
         "  recall: 66.7% (95 % interval 9.4% to 99.2%)",
         "  false alarms of the maps: 33.3% (95 % interval 0.8% to 90.6%)",
+        "  40 % of the normal images were rejected, not 5 %: try to make the threshold of good images (--good_dir)",
     ]
     assert decision_text(by_score).splitlines() == lines
-    assert decision_text(by_score | {"pixel_false_alarms": NOTHING}).splitlines() == lines[:3]
+    assert decision_text(by_score | {"pixel_false_alarms": NOTHING}).splitlines() == [*lines[:3], lines[4]]
     by_map = decision_text(by_score | {"decided_by": "map", "source": "given", "target_fpr": None})
     first = "4 rejected: anomaly map anywhere above 0.800000 (given)"
     assert by_map.splitlines() == [first, *lines[1:3]]  # those of the maps would be the same
@@ -148,3 +150,27 @@ def test_exact_binomial_intervals(successes, trials, low, high):
     share = proportion(successes, trials)
     assert share == {"value": successes / trials, "interval_95": pytest.approx([low, high], abs=1e-4)}
     assert proportion(0, 0) == NOTHING
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "rejected", "said", "unsaid"),
+    [
+        ("calibrated", 0.05, 0, ("no anomalous image was", "--good_dir", "--target_fpr above 0.05", "--niter"), ()),
+        ("calibrated", 0.05, 1, ("only 10 % of the anomalous images were",), ()),
+        ("good images", 0.1, 0, ("--target_fpr above 0.1", "--niter"), ("--good_dir",)),
+        ("given", None, 0, ("a lower --threshold", "--niter"), ("--good_dir", "--target_fpr")),
+    ],
+)
+def test_where_few_are_found_the_text_says_what_to_try(source, target, rejected, said, unsaid):
+    threshold = Threshold(0.5, source=source, target_fpr=target)
+    decision = summarize_decision([1] * 10 + [0] * 10, np.arange(20) < rejected, threshold)
+    text = decision_text(decision | {"pixel_false_alarms": NOTHING}).splitlines()[-1]
+    assert text.startswith("  ")
+    assert all(words in text for words in said)
+    assert not any(words in text for words in unsaid)
+
+
+def test_where_most_are_found_there_is_nothing_to_try():
+    assert advice(summarize_decision([1, 1, 0, 0], np.array([True, False, False, False]), AT_HALF)) == []
+    assert advice(summarize_decision([None, None], np.array([False, False]), AT_HALF)) == []
+    assert advice(summarize_decision([0, 0], np.array([False, True]), AT_HALF)) == []  # 1 of 2: from 1.3 % on
