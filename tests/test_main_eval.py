@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -113,7 +114,7 @@ def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys)
     out = capsys.readouterr().out
     assert all(words in out for words in ("5 image(s) scored", "image AUROC", "95 % interval", "AUPRO"))
     best = max(rows, key=lambda row: float(row["map_peak"]))["path"]  # maps decide on defects
-    assert out.split("most anomalous (maximum of its map, image):")[1].splitlines()[1].split()[1] == best
+    assert out.split("most anomalous (highest value of the map, 1 = threshold, image):")[1].splitlines()[1].split()[1] == best
     assert out.splitlines()[-2:] == ["results: out", "report: out/report.html"]
 
 
@@ -127,6 +128,11 @@ def test_metrics_json_tells_what_was_measured_and_how(place):
     peaks = {row["path"]: float(row["map_peak"]) for row in rows_of()}
     pairs = [(peaks[bad] > peaks[good]) + (peaks[bad] == peaks[good]) / 2 for bad in IMAGES[:2] for good in IMAGES[2:]]
     assert metrics["map_auroc"]["value"] == pytest.approx(np.mean(pairs))
+    assert metrics["deciding"]["quantity"] == "map"
+    assert metrics["deciding"]["image_auroc"] == metrics["map_auroc"]
+    assert metrics["deciding"]["auroc_by_kind"]["dent"]["value"] == metrics["map_auroc"]["value"]
+    headline = re.search(r'<dt>image AUROC</dt><dd class="value">([0-9.]+)<', Path("out/report.html").read_text())[1]
+    assert headline == f"{metrics['map_auroc']['value']:.3f}"
     assert metrics["map_auroc"]["interval_95"]["high"] >= metrics["map_auroc"]["value"]
     assert set(metrics["auroc_by_kind"]) == {"dent"}
     assert metrics["pixels"] == {"images": 5, "regions": 2, "normal": 5 * 480 - 72, "anomalous": 72}
@@ -226,7 +232,10 @@ def test_masks_the_wrong_way_round_are_said_and_turned(place, capsys, caplog):
 def test_without_labels_metrics_are_null_with_a_reason(place, capsys):
     assert run(test_dir="parts/test/dent") == 0
     assert [row["label"] for row in rows_of()] == ["", ""]
-    for name, metric in document_of()["metrics"].items():
+    metrics = document_of()["metrics"]
+    deciding = metrics.pop("deciding")
+    assert deciding.pop("quantity") == "map"
+    for name, metric in [*metrics.items(), *deciding.items()]:
         assert (metric["value"], bool(metric["reason"])) == (None, True), name
     assert "image AUROC: not defined, no labels" in capsys.readouterr().out
     decision = document_of()["decision"]
@@ -384,9 +393,10 @@ def test_scores_near_one_are_told_apart_and_kept_in_full(place, capsys, monkeypa
     assert list(scores_of().values()) == (1 - shares).tolist()
     assert decisions_of() == ["reject"] * 2 + ["pass"] * 3
     out = capsys.readouterr().out
-    assert "2 rejected: anomaly score above 1 - 2.50e-10 (given)" in out
+    assert "2 rejected: anomaly score above 0.999999999750 (given)" in out
     listed = out.split("most anomalous")[1].splitlines()[1:6]
-    assert listed == [f"  1 - {n}.00e-10  {name}" for n, name in enumerate(IMAGES, start=1)]
+    levels = ["1.04", "1.01", "0.99", "0.98", "0.97"]  # log(n * 1e-10) / log(2.5e-10)
+    assert listed == [f"  {level}  {name}" for level, name in zip(levels, IMAGES, strict=True)]
 
 
 @pytest.mark.parametrize("aggregate", ["mean", "calibrated"])
