@@ -114,7 +114,8 @@ def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys)
     out = capsys.readouterr().out
     assert all(words in out for words in ("5 image(s) scored", "image AUROC", "95 % interval", "AUPRO"))
     best = max(rows, key=lambda row: float(row["map_peak"]))["path"]  # maps decide on defects
-    assert out.split("most anomalous (highest value of the map, 1 = threshold, image):")[1].splitlines()[1].split()[1] == best
+    ranking = out.split("most anomalous (highest value of the map, 1 = threshold, image):")[1]
+    assert ranking.splitlines()[1].split()[1] == best
     assert out.splitlines()[-2:] == ["results: out", "report: out/report.html"]
 
 
