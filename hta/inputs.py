@@ -126,14 +126,8 @@ def _of_folder(options: InputOptions) -> Source:
     items = [replace(item, invert_masks=options.invert_masks) for item in found]
     located = test_dir.resolve()
     about = {name: getattr(options, name) for name in ("test_dir", "labels_csv", "mask_dir", "invert_masks")}
-    return Source(
-        items,
-        located.name if located.is_dir() else located.stem,
-        test_dir,
-        about | {"dataset": None},
-        len(items),
-        notes=notes,
-    )
+    about["dataset"], name = None, located.name if located.is_dir() else located.stem
+    return Source(items, name, test_dir, about, len(items), notes=notes)
 
 
 def _of_dataset(model: Model, options: InputOptions, data: DatasetOptions, given: Container[str]) -> Source:

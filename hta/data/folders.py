@@ -153,10 +153,11 @@ def find_test_images(
     folder = test_dir if is_folder else test_dir.parent
     root, mask_roots, is_sure = _find_layout(folder) if is_folder else (folder, [], True)
     files, others = _walk(root) if is_folder else ([test_dir], [])
-    given = {} if labels_csv is None else read_labels(labels_csv, files, [folder, labels_csv.parent])
     if mask_dir is not None:
         mask_roots, is_sure = [_checked("--mask_dir", mask_dir, kind="folder")], True
         files = [path for path in files if not absolute(path).is_relative_to(absolute(mask_dir))]
+    given = {} if labels_csv is None else read_labels(labels_csv, files, [folder, labels_csv.parent])
+    if mask_dir is not None:  # others do not count
         images, masks, strays = _images_and_masks(files, root, [], given)
         files, others = [*images, *strays], [*others, *chain(*masks.values())]
     known = files if mask_dir else given
@@ -177,7 +178,7 @@ def find_test_images(
         raise UserError(f"{labels_csv}: no row for {listing(missing)}; add the rows or take the images away")
     if notes is not None:
         others = [path for path in others if absolute(path) != absolute(labels_csv or folder)]
-        notes += filter(None, (_reading(samples, words, root), _left_out("--test_dir", [*others, *strays])))
+        notes += filter(None, (_reading(samples, words, root), _left_out("--test_dir", [*others, *strays * is_folder])))
     return sorted(samples.values(), key=lambda sample: sample.relative)
 
 
@@ -293,10 +294,8 @@ def _kinds_of_folders(images: Sequence[Path], root: Path, masked: Collection[Pat
 def _labelled(sample: Sample, folder: str, word: str, labels_csv: Path | None) -> Sample:
     """Set label and kind of defect as the name of a folder has them, or the word in a CSV file if there is one."""
     kind = None if is_normal(folder) else folder
-    try:
-        label, defect = parse_label(word) if labels_csv else (int(kind is not None), kind)
-    except ValueError as error:
-        raise UserError(f"{labels_csv}: label {printed(word)} of {sample.relative}; {error}") from error
+    where = f"{labels_csv}: {printed(sample.relative)}"
+    label, defect = parse_label(word, where) if labels_csv else (int(kind is not None), kind)
     return replace(sample, label=label, defect=(defect or kind) if label else None)
 
 

@@ -13,7 +13,6 @@ from hta.errors import UserError
 
 _MAX_BYTES = 1 << 26  # a million rows and more
 _LISTED = 5  # how many offending names a message has before it only counts them
-_LONGEST = 200  # characters of a name in a message
 
 
 def read_labels(labels_csv: Path, files: Sequence[Path], folders: Sequence[Path]) -> dict[Path, str]:
@@ -43,15 +42,15 @@ def read_labels(labels_csv: Path, files: Sequence[Path], folders: Sequence[Path]
     return labels
 
 
-def parse_label(label: str) -> tuple[int, str | None]:
-    """Return 0 (normal) or 1 (anomalous), and the kind of defect if it names one; other numbers are a ValueError."""
+def parse_label(label: str, where: str) -> tuple[int, str | None]:
+    """Return 0 (normal) or 1 (anomalous), and the kind of defect if it names one; refuses other numbers."""
     try:
-        number = float(label)
+        number = float(label.replace(",", "."))
     except ValueError:
         normal = is_normal(label)
         return int(not normal), None if normal or is_answer(label) else label
     if number not in (0, 1):
-        raise ValueError(LABELS_RULE)
+        raise UserError(f"{where}: label {printed(label)}; {LABELS_RULE}")
     return int(number), None
 
 
@@ -108,7 +107,7 @@ def absolute(path: Path) -> Path:
 
 def printed(text: str) -> str:
     """A name for a message, cut if it is long; control characters and bytes that are no text are escaped."""
-    cut = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    cut = text if len(text) <= 200 else f"{text[:200]}..."
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in cut)
 
 

@@ -10,11 +10,9 @@ from hta.data.names import composed, fold, image_stem, mask_kind
 from hta.errors import UserError
 from hta.images import read_image
 
-_LOSSLESS = (".png", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".pbm", ".ppm", ".pnm")
+_LOSSLESS = (".png", ".apng", ".tif", ".tiff", ".bmp", ".gif")
 _MAX_CLASSES = 16  # a mask of more gray levels has edges that were smoothed or compressed
 _MOSTLY, _BORDER = 0.5, 0.75  # shares of an image and of its border that a mask seldom marks unless it is inverted
-
-# --- finding --------------------------------------------------------------------------------------------------------
 
 Key = tuple[str, ...]
 Marked = tuple[float, float, int | None]
@@ -25,7 +23,7 @@ def key_of(path: Path, base: Path, *, is_mask: bool) -> Key:
     """What an image and its masks have in common: the folders below `base` that say something, and the stem."""
     folders = path.relative_to(base).parent.parts
     kinds = [fold(name) if not is_mask or mask_kind(name) is None else mask_kind(name) for name in folders]
-    return (*filter(None, kinds), composed(path.stem))
+    return (*filter(None, kinds), composed(path.stem).casefold())
 
 
 def match_masks(
@@ -46,12 +44,11 @@ def match_masks(
     found: dict[Path, list[Path]] = defaultdict(list)
     strays: list[Path] = []
     for mask, key in masks.items():
-        own_folder = (*key[:-2], composed(mask.parent.name)) if len(key) > 1 else ()
+        own_folder = (*key[:-2], composed(mask.parent.name).casefold()) if len(key) > 1 else ()
         keys = (key, (*key[:-1], image_stem(key[-1])), own_folder)
         owners = next((index[wanted] for index in (by_key, by_end) for wanted in keys if wanted in index), [])
         if len(owners) > 1:
-            remedy = "rename one, or lay the masks out like their images"
-            raise UserError(f"{mask}: the mask of both {owners[0]} and {owners[1]}; {remedy}")
+            raise UserError(f"{mask}: the mask of both {owners[0]} and {owners[1]}; lay masks out like their images")
         found[owners[0]].append(mask) if owners else strays.append(mask)
     for image, several in found.items():
         if len(several) > 1 and not all(
@@ -59,9 +56,6 @@ def match_masks(
         ):
             raise UserError(f"{image}: two masks, {several[0]} and {several[1]}; remove one of them")
     return {image: tuple(several) for image, several in found.items()}, strays
-
-
-# --- pixels ---------------------------------------------------------------------------------------------------------
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -93,7 +87,7 @@ def oddities(marked: Sequence[Marked], *, inverted: bool) -> list[str]:
         (_MOSTLY < share < 1 and border > _BORDER) or (share == 1 and label == 0) for share, border, label in marked
     )
     remedy = f"if they are the wrong way round, {'leave out' if inverted else 'give'} --invert_masks"
-    lines = []
+    lines = [] if marked or not inverted else ["there is no mask that --invert_masks could turn round"]
     if turned and 2 * turned > len(marked) - black:
         lines.append(f"{turned} of {len(marked)} masks mark most of their image and of its border; {remedy}")
     if black:

@@ -2,29 +2,27 @@
 
 import re
 import unicodedata
-from functools import cache
+from functools import cache, partial
 
 NORMAL_FOLDER = "good"
-
-LABELS_RULE = (
-    "0, false, no or a word like good, normal, ok or no defect is normal; 1, true, yes, a word like bad, ng or "
-    "anomaly, or the name of a defect anomalous"
-)
+LABELS_RULE = "0, false, no, good, ok and the like are normal; 1, true, yes, bad, ng and names of defects anomalous"
 """The labels that a CSV file may have, in words."""
 
 # Answers to "is it defective?"; of a folder they are understood only where all others are, too.
-_NO, _YES = "0|no?|false|neg(?:ative)?|none", "1|y(?:es)?|true|pos(?:itive)?"
-_GOOD = "good|ok|okay|io|normal|nominal|pass|passed|healthy|clean|fine|intact|undamaged|flawless"
+_NO, _YES = "0|no?|false|falsch|faux|neg(ative)?|none", "1|y(es)?|true|wahr|vrai|pos(itive)?"
+_GOOD = "good|ok|okay|io|normal|nominal|pass(ed)?|accept(ed)?|healthy|clean|intact|undamaged|flawless"
 _BAD = (
-    "bad|ng|nok|nio|ko|abnormal(?:ity|ities)?|anomal(?:y|ies|ous)|defect(?:ive)?|fault|faulty|fail|failed|damaged?|"
-    "broken|outlier|reject|rejected|unhealthy"
+    "bad|ng|nok|nio|ko|abnormal(ity|ities)?|anomal(y|ies|ous)|defect(ive)?|faulty?|fail(ed)?|damaged?|broken|outlier|"
+    "reject(ed)?|unhealthy"
 )
 # The digits are those of a second folder, `good_2`.
-_NORMAL = re.compile(rf"(?:(?:{_GOOD})|(?:no|non|not|without)(?:{_BAD})|(?:{_BAD})free)s?\d*")
-_ANOMALOUS = re.compile(rf"(?:{_BAD}|(?:no|non|not)(?:{_GOOD}))s?\d*")
+_NORMAL = re.compile(rf"({_GOOD}|(no|non|not|without)({_BAD})s?|({_BAD})free)s?\d*")
+_ANOMALOUS = re.compile(rf"({_BAD}|(no|non|not)({_GOOD}))s?\d*")
 
-_FILLERS = re.compile("(?:image|img|picture|photo|test)s?|data|testing")
+composed = partial(unicodedata.normalize, "NFC")
+"""Takes a name to the Unicode form in which names are compared; macOS writes another."""
 
+_FILLERS = re.compile("(image|img|picture|photo|sample|test)s?|data|testing")
 _CLEAR_MASK = r"(?:masks?|gts?|ground_?truths?)"
 _MASK = rf"(?:{_CLEAR_MASK}|labels?|annotations?|segmentations?|seg)"
 _MASK_FOLDER = re.compile(rf"{_MASK}|(?P<before>.+)_{_CLEAR_MASK}|{_CLEAR_MASK}_(?P<after>.+)")
@@ -61,11 +59,6 @@ def mask_kind(name: str) -> str | None:
 def image_stem(stem: str) -> str:
     """The stem of the image that a mask of this stem belongs to: `007` for `007`, `007_mask`, `gt-007`, `007_mask2`."""
     return _MASK_STEM.sub("", stem, count=1)
-
-
-def composed(text: str) -> str:
-    """A name in the Unicode form in which names are compared; macOS writes another."""
-    return unicodedata.normalize("NFC", text)
 
 
 def _words(name: str) -> list[str]:

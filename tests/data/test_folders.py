@@ -187,6 +187,7 @@ class TestFindTestImages:
             ("OK NG", [("NG", 1), ("OK", 0)]),
             ("Normal Abnormal", [("Abnormal", 1), ("Normal", 0)]),
             ("0 1", [("0", 0), ("1", 1)]),
+            ("accepted rejected", [("accepted", 0), ("rejected", 1)]),
             ("no yes", [("no", 0), ("yes", 1)]),
             ("No-defect crack", [("No-defect", 0), ("crack", 1)]),
             ("good good_2 no", [("good", 0), ("good_2", 0), ("no", 0)]),
@@ -278,6 +279,16 @@ class TestFindTestImages:
         image = find_test_images(tmp_path / "hole/1.png", mask_dir=tmp_path / "gt/hole")
         assert table(image, tmp_path) == [("1.png", None, None, "gt/hole/1.png")]
         rejected("no folder", find_test_images, tmp_path, mask_dir=tmp_path / "none")
+        (tmp_path / "l.csv").write_text("path,label\ngood/0.png,0\nhole/1.png,1\ngt/hole/1.png,1\n")
+        rejected("gt/hole/1.png", find_test_images, tmp_path, tmp_path / "l.csv", tmp_path / "gt")
+
+    def test_good_images_are_neither_masks_nor_defects(self, tmp_path, caplog):
+        make(tmp_path, "good/a.png", "good/a_mask.png", "good/notes.heic")
+        with caplog.at_level(logging.INFO):
+            assert [sample.relative for sample in find_good_images(tmp_path)] == ["good/a.png"]
+        assert "--good_dir: 2 files are left out: a_mask.png, notes.heic" in caplog.text
+        make(tmp_path, "NG/a.png")
+        rejected("a folder NG", find_good_images, tmp_path)
 
     def test_other_files_are_counted_and_named_once(self, tmp_path):
         make(tmp_path, *(f"a{suffix}" for suffix in (*IMAGE_SUFFIXES, ".PNG", ".Jpg")))
@@ -401,7 +412,7 @@ class TestLabelsCsv:
             (["a.png,1", "b.png,0", "./a.png,1"], "two rows for ./a.png"),
             (["a.png,1", "b.png"], "line 3 lacks"),
             (["a.png,"], "line 2 lacks"),
-            *[([f"a.png,{x}"], f"label {x} of a.png; {LABELS_RULE}") for x in ("2", "-1", "0.5", "nan", "inf")],
+            *[([f"a.png,{x}"], f"a.png: label {x}; {LABELS_RULE}") for x in ("2", "-1", "0.5", "nan", "inf")],
         ],
     )
     def test_mistakes_in_rows(self, tmp_path, rows, message):

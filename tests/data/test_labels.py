@@ -40,6 +40,8 @@ def labels_of(images, data, name="labels.csv"):
         'Label;"path";note\n"0";"a.png";"x;y"\n"crack";"b.png";\n',
         "no,path,label,more\n1,a.png,0,x\n2,b.png,crack\n",
         "path,label\n.\\a.png,0\n./b.png,crack",
+        "path;label\na.png;0,0\nb.png;crack",
+        "path;label\na.png;FALSCH\nb.png;crack",
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])

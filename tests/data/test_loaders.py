@@ -204,6 +204,15 @@ def test_mvtec_and_a_folder_of_defects(tmp_path, place):
     assert (sample.label, sample.read_mask(), sample.read().shape) == (1, None, (128, 128, 3))
 
 
+def test_an_object_with_other_names_for_normal(tmp_path):
+    folder = mvtec_class(tmp_path, "wood")
+    for split in ("train", "test"):
+        (folder / split / "good").rename(folder / split / "OK")
+    chosen = selection(load_dataset("defects", folder), "wood")
+    assert chosen.training_ids() == ["train/OK/000.png"]
+    assert [sample.label for sample in chosen.test_samples()] == [0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("lost", "message"),
     [

@@ -97,6 +97,7 @@ def test_inverted_and_black_masks_are_spoken_of_with_the_remedy():
     assert line.startswith("1 of 2 masks mark nothing")
     assert "give --invert_masks" in line
     assert "leave out --invert_masks" in said([~BLOB], inverted=True)[0]
+    assert "no mask that --invert_masks" in said([], inverted=True)[0]
     # Masks of good images are black, or white when they are inverted.
     assert len(said([~black, ~BLOB], labels=[0, 1])) == 1
     for quiet in ([BLOB], [large], [large, large, BLOB], [~BLOB, BLOB, BLOB], [~black, BLOB], []):
