@@ -6,33 +6,55 @@ which imageio does not; TIFF of more than 8 bits per sample, which Pillow cuts o
 plugin.
 """
 
+import ctypes
 import logging
 import math
+import os
+import re
+import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import imageio.v3 as iio
 import numpy as np
+import tifffile
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, JpegImagePlugin, UnidentifiedImageError, _imaging
 
 from hta.errors import UserError
 from hta.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".apng", *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), ".tif", ".tiff", ".bmp", ".webp"}
+)
 """Suffixes, in lower case, by which a folder's image files are recognised."""
 
 ALPHA_BACKGROUND = 1.0
 """The gray value that shows through the transparent pixels of an image: white, as on a page."""
+
+LARGE = 20_000_000
+"""From this number of pixels on, an image is averaged down while it is decoded."""
+
+_REDUCED = 6_000_000  # most pixels that are left of a large image
+_BAND = 256  # rows that are converted at once, a multiple of every factor
+
+LIMIT_VARIABLE = "HTA_MAX_MEGAPIXELS"
+"""The environment variable that sets how many million pixels an image may have; by default as many as in Pillow."""
+
+_MAX_SIDE = 65_535  # px; a header may claim a single column of 89 million pixels
+_MAX_WEBP = 30_000_000  # pixels; its decoder takes 16 bytes for each
+_PIXEL_BYTES = 12  # of the largest file and of its decoded samples, per pixel that an image may have
 
 # Only these are tried on a file, whatever its suffix: some of Pillow's other formats start programs (EPS).
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
@@ -40,78 +62,134 @@ _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
 # All that the readers raise on damaged files; they do not translate the errors of the modules they use.
 _DECODE_ERRORS = (
     *(OSError, SyntaxError, ValueError, TypeError, AttributeError, EOFError, LookupError, ArithmeticError),
-    *(struct.error, zlib.error),
+    *(struct.error, zlib.error, RuntimeError, AssertionError),
 )
 
+with suppress(AttributeError, OSError):  # libtiff is linked into Pillow on some systems
+    # It writes its errors, which Pillow also raises, to stderr.
+    ctypes.CDLL(_imaging.__file__).TIFFSetErrorHandler(None)
 
-def read_image(path: str | Path, background: float = ALPHA_BACKGROUND) -> np.ndarray:
+ImageFile = str | bytes | os.PathLike | BinaryIO
+"""A path, or a file that is open for reading in binary mode."""
+
+Rows = Callable[[int, int], np.ndarray]
+"""Decodes the rows from one number to below another, `(h, W, 3)` float32 in [0, 1]."""
+
+
+class _Reduced(np.ndarray):
+    """An image that was averaged down and knows the (H, W) of its file; an array made from it does not."""
+
+    full_size: tuple[int, int] | None = None
+
+
+def full_size(image: np.ndarray) -> tuple[int, int]:
+    """The (H, W) of an image before it was averaged down, which images of less than 20 megapixels never are."""
+    return getattr(image, "full_size", None) or image.shape[:2]
+
+
+def read_image(source: ImageFile, background: float = ALPHA_BACKGROUND) -> np.ndarray:
     """Read a PNG, JPEG, TIFF, BMP or WebP file of any common pixel format, upright by its EXIF orientation.
 
     Gray, 1-bit, palette, CMYK and RGB images, with or without transparency, are read at 8 bits, 16-bit gray ones and
-    16-bit TIFF in colour at 16. Floating-point TIFF must have values in [0, 1], 32-bit integers values within 16 bits.
-    Of 16-bit colour the low byte is lost in PNG (neither Pillow nor imageio reads it) and, unless the imagecodecs
-    package is installed, in TIFF compressed by other methods than Deflate or PackBits. Of several frames the first is
-    read.
+    16-bit TIFF in colour at 16. Floating-point TIFF must have values in [0, 1], integers of other types than uint8 and
+    uint16 values within 16 bits, of which 65,535 is white. Layouts of TIFF that would be misread are refused from their
+    tags. Of 16-bit colour the low byte is lost in PNG (neither Pillow nor imageio reads it) and, unless the imagecodecs
+    package is installed, in TIFF compressed by other methods than Deflate, or PackBits below 16 MB. Of several frames
+    the first is read.
+
+    An image of `LARGE` pixels or more is an approximation: each box of 2 x 2, 4 x 4, ... pixels is averaged, so that at
+    most 6 million are left, and JPEG is decoded at the smaller size at once; `full_size` gives its own size.
 
     Args:
-        path: The file.
+        source: The file.
         background: Gray value in [0, 1] on which transparent pixels are composited.
 
     Returns:
         Array (H, W, 3), float32 in [0, 1].
 
     Raises:
-        UserError: The file is missing, not a file, not an image of these formats, damaged or too large.
+        UserError: The file is missing, not a regular file, not an image of these formats, damaged or too large.
     """
-    with _opened(path) as (stream, tags):
-        if tags is not None:
-            with _tiff_file(stream) as tiff:
-                frames = tiff.properties(index=..., page=...).n_images
-                pixels = _from_tiff(tiff.read(index=..., page=0), tags, background, str(path))
-        else:
+    with _opened(source) as (name, stream, page):
+        if page is None:
             with _pillow_image(stream) as image:
-                frames = getattr(image, "n_frames", 1)
-                pixels = _from_pil(image, background, str(path))
-    if frames > 1:
-        logger.info("%s: only the first of its %d frames is used", path, frames)
+                several = getattr(image, "is_animated", False)
+                pixels = _from_file(image, stream, background, name)
+        else:
+            several = page.parent.pages.get(1, page) is not page
+            pixels = _from_tiff(page, background, name)
+    if several:
+        logger.info("%s: only the first of its frames is used", name)
     return pixels
 
 
-def image_size(path: str | Path) -> tuple[int, int]:
+def image_size(source: ImageFile) -> tuple[int, int]:
     """Return the upright (H, W) of a file that `read_image` reads from its header, and refuse what that refuses."""
-    with _opened(path) as (stream, tags):
-        if tags is not None:
-            width, height, turned = tags["ImageWidth"], tags["ImageLength"], (tags.get("Orientation") or 1) >= 5
+    with _opened(source) as (_, stream, page):
+        if page is not None:
+            width, height, turned = page.imagewidth, page.imagelength, _orientation(page) >= 5
         else:
             with _pillow_image(stream) as image:
                 width, height = image.size
                 # Pillow turns TIFF headers itself, other formats only when their pixels are transposed.
-                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
 
 
-def to_array(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
+def to_array(image: ImageFile | Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
     """Convert an image in any of the accepted forms to an array.
 
     Args:
-        image: A path, a PIL image, or an array (H, W), (H, W, 1) or (H, W, 3): uint8, uint16, bool or float in [0, 1].
+        image: A path, an open file, a PIL image, or an array or tensor of one image as `unstack` describes it.
 
     Returns:
-        Array (H, W, 3), float32 in [0, 1], which shares no memory with the argument.
+        Array (H, W, 3), float32 in [0, 1], which shares no memory with the argument. One of `LARGE` pixels or more is
+        averaged down like a file, see `read_image`.
 
     Raises:
         UserError: The file cannot be read, or shape, type or range of the array is not accepted.
     """
-    if isinstance(image, str | Path):
-        return read_image(image)
     if isinstance(image, Image.Image):
         try:
             return _from_pil(image, ALPHA_BACKGROUND, "image")
         except _DECODE_ERRORS as error:
             raise UserError(f"image: a PIL image that cannot be decoded ({_brief(error)}); give another one") from error
-    if isinstance(image, np.ndarray):
-        return _scaled(image, "image")
-    raise UserError(f"image: {type(image).__name__} is not accepted; give a path, a PIL image or a numpy array")
+    if isinstance(image, np.ndarray | torch.Tensor):
+        array, *others = unstack(image) or [np.empty(0)]
+        if (
+            others
+            or array.ndim not in (2, 3)
+            or (array.ndim == 3 and array.shape[2] not in _CHANNELS)
+            or array.size == 0
+        ):
+            raise UserError(f"image: shape {tuple(image.shape)} is not accepted; give (H, W) or (H, W, C), C 1, 3 or 4")
+        return _assembled(lambda top, end: _with_alpha(array[top:end], "image"), array.shape[:2], array.shape[:2])
+    if isinstance(image, str | bytes | os.PathLike) or hasattr(image, "read"):
+        return read_image(image)
+    remedy = "give a path, an open file, a PIL image, a numpy array or a torch tensor"
+    raise UserError(f"image: {type(image).__name__} is not accepted; {remedy}")
+
+
+_CHANNELS = (1, 3, 4)
+
+
+def unstack(images: np.ndarray | torch.Tensor) -> list[np.ndarray]:
+    """Split an array or tensor into its images, (H, W) or (H, W, C) each.
+
+    Args:
+        images: uint8, uint16, bool or float in [0, 1]: one image (H, W) or (H, W, C), or a stack (N, H, W) or
+            (N, H, W, C), with C 1, 3 or 4, of which the fourth is the opacity. A tensor may also have its channels
+            first, (C, H, W) or (N, C, H, W), and is taken so where the third dimension from the end is 1, 3 or 4.
+    """
+    if isinstance(images, torch.Tensor):
+        if images.ndim in (3, 4) and images.shape[-3] in _CHANNELS:
+            images = images.movedim(-3, -1)
+        images = images.detach().cpu()
+        images = (images.float() if images.dtype == torch.bfloat16 else images).numpy()
+    elif images.ndim == 3 and images.shape[0] in _CHANNELS[1:] and images.shape[2] > max(_CHANNELS):
+        logger.warning("an array %s is read as %d gray images; colours come last: (H, W, 3)", images.shape, len(images))
+    is_stack = images.ndim == 4 or (images.ndim == 3 and images.shape[2] > max(_CHANNELS))
+    return list(images) if is_stack else [images]
 
 
 def jpeg_of(picture: np.ndarray, quality: int) -> bytes:
@@ -133,148 +211,397 @@ def write_png(path: str | Path, array: np.ndarray) -> None:
 
 
 @contextmanager
-def _opened(path: str | Path) -> Iterator[tuple[BinaryIO, dict[str, Any] | None]]:
-    """Open an image file, with its tags if tifffile reads it, and turn every failure inside into a `UserError`."""
-    path = Path(path)
-    _check_file(path)
+def _opened(source: ImageFile) -> Iterator[tuple[str, BinaryIO, Any]]:
+    """Open an image file; gives its name for messages, a stream, and the first page of a TIFF that tifffile reads.
+
+    Every failure inside becomes a `UserError`.
+    """
+    named = getattr(source, "name", "image") if hasattr(source, "read") else os.fsdecode(source)
+    name = named if isinstance(named, str) else "image"
     try:
-        with warnings.catch_warnings(), path.open("rb") as stream:
-            # Of a damaged file the readers also warn, and of a picture up to twice its limit Pillow only warns.
+        # Of a damaged file the readers also warn, and of a picture up to twice its limit Pillow only warns.
+        with warnings.catch_warnings(), _quiet(), _stream_of(source, name) as stream:
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            yield stream, _deep_tiff_tags(stream)
+            yield name, stream, _tiff_page(stream)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        limit = (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise UserError(f"{path}: more than {limit} million pixels; crop it or make it smaller") from error
+        remedy = f"crop it or make it smaller, or set {LIMIT_VARIABLE}"
+        raise UserError(f"{name}: more than {_max_pixels() // 10**6} million pixels; {remedy}") from error
     except UnidentifiedImageError as error:
-        raise UserError(f"{path}: not an image that can be read; give a PNG, JPEG, TIFF, BMP or WebP file") from error
+        raise UserError(f"{name}: not an image that can be read; give a PNG, JPEG, TIFF, BMP or WebP file") from error
     except MemoryError as error:
-        raise UserError(f"{path}: too large for the memory; crop it or make it smaller") from error
+        raise UserError(f"{name}: too large for the memory; crop it or make it smaller") from error
     except _DECODE_ERRORS as error:
-        raise UserError(f"{path}: damaged or not supported ({_brief(error)}); save it anew as PNG") from error
+        raise UserError(f"{name}: damaged or not supported ({_brief(error)}); save it anew as PNG") from error
 
 
-def _check_file(path: Path) -> None:
-    """Refuse what is no regular file with content."""
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the readers from logging: what they log either ends in an error or does not matter."""
+    logs = [logging.getLogger(name) for name in ("PIL", "tifffile")]
+    levels = [log.level for log in logs]
     try:
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; give an image file")
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; check the path")
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty; give another one")
+        for log in logs:
+            log.setLevel(logging.CRITICAL + 1)
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
+
+
+def _stream_of(source: ImageFile, name: str) -> BinaryIO:
+    """Open a regular file of a sane size, or take over what an open one still holds."""
+    most = _PIXEL_BYTES * _max_pixels()
+    if not hasattr(source, "read"):
+        path = Path(name)
+        _check_file(path, most)
+        return path.open("rb")
+    data = source.read(most + 1)
+    if not isinstance(data, bytes) or len(data) > most:
+        raise UserError(f"{name}: {'too large' if isinstance(data, bytes) else 'text'}; give a file opened with 'rb'")
+    return BytesIO(data)
+
+
+def _check_file(path: Path, most: int) -> None:
+    """Refuse what is no regular file with content, at most so many bytes."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; check the path") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be opened ({_brief(error)}); check the path") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{path}: is a folder; give an image file")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{path}: is a pipe, a socket or a device; give an image file")
+    if status.st_size == 0:
+        raise UserError(f"{path}: the file is empty; give another one")
+    if status.st_size > most:
+        raise UserError(f"{path}: {status.st_size / 2**30:.1f} GiB, too large for an image; make it smaller")
+
+
+def _max_pixels() -> int:
+    """The number of pixels that an image may have."""
+    if text := os.environ.get(LIMIT_VARIABLE):
+        if not re.fullmatch(r"[0-9]{1,6}", text):
+            raise UserError(f"{LIMIT_VARIABLE}: {text!r} is not a number of million pixels; give one, such as 200")
+        Image.MAX_IMAGE_PIXELS = int(text) * 10**6
+    return Image.MAX_IMAGE_PIXELS or 2**40
 
 
 def _pillow_image(stream: BinaryIO) -> Image.Image:
     """Read the header."""
     image = Image.open(stream, formats=_FORMATS)
-    if 0 in image.size:
-        raise ValueError("it has no pixels")
+    _check_size(*image.size)
+    if image.format == "WEBP" and math.prod(image.size) > _MAX_WEBP:
+        raise ValueError(f"WebP of more than {_MAX_WEBP // 10**6} million pixels")
     return image
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height == 0:
+        raise ValueError("it has no pixels")
+    if max(width, height) > _MAX_SIDE:
+        raise ValueError(f"{width} x {height} px, more than {_MAX_SIDE} px in a row or column")
+    if width * height > _max_pixels():
+        raise Image.DecompressionBombError
+
+
+def _factor(size: tuple[int, ...]) -> int:
+    """By which power of two the sides of an image of (H, W) are divided."""
+    pixels = math.prod(size)
+    return 1 if pixels < LARGE else 2 ** math.ceil(math.log2(pixels / _REDUCED) / 2)
+
+
+def _assembled(rows: Rows, stored: tuple[int, ...], size: tuple[int, ...], orientation: int = 1) -> np.ndarray:
+    """Put an image together, in bands if it is large, and turn it upright.
+
+    Args:
+        rows: Decodes rows.
+        stored: (H, W) of the rows, which a decoder may have reduced already.
+        size: (H, W) of the file.
+        orientation: Its EXIF tag.
+    """
+    factor = _factor(size) // round(size[0] / stored[0])
+    if factor <= 1:
+        pixels = _upright(rows(0, stored[0]), orientation)
+    else:
+        tops = range(0, stored[0], _BAND)
+        bands = [_averaged(rows(top, min(top + _BAND, stored[0])), factor) for top in tops]
+        pixels = _upright(np.concatenate(bands), orientation)
+    if _factor(size) == 1:
+        return pixels
+    reduced = pixels.view(_Reduced)
+    reduced.full_size = (size[1], size[0]) if orientation in _TURNED else (size[0], size[1])
+    return reduced
+
+
+def _averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """Average boxes of `factor` x `factor` pixels, a power of two; the last row or column counts twice if need be."""
+    while factor > 1:
+        pixels = np.pad(pixels, [(0, side % 2) for side in pixels.shape[:2]] + [(0, 0)], mode="edge")
+        pixels = pixels[::2] + pixels[1::2]
+        pixels = (pixels[:, ::2] + pixels[:, 1::2]) / 4
+        factor //= 2
+    return pixels
 
 
 # --- TIFF of more than 8 bits per sample -----------------------------------------------------------------------------
 
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_MIN_IS_WHITE, _SEPARATED = 0, 5
+_MIN_IS_WHITE, _PALETTE, _SEPARATED, _YCBCR = 0, 3, 5, 6
 _COLOURS = {_MIN_IS_WHITE: 1, 1: 1, 2: 3, _SEPARATED: 4}  # photometric interpretation: number of samples in colour
-_PLANAR = 2
-_OWN_CODECS = (1, 8, 32946, 32773)  # none, Deflate and PackBits; tifffile needs imagecodecs for the others
+_PLANAR, _SIGNED = 2, 2
+_DEFLATE = (8, 32946)
+_OWN_CODECS = (1, *_DEFLATE, 32773)  # none, Deflate and PackBits; tifffile needs imagecodecs for the others
+_JPEG_CODECS = (6, 7)
+_SLOW_BYTES = 1 << 24  # PackBits of more is left to Pillow
+_BOMB_BYTES = 1 << 19  # Deflate of less has less than 512 MB
 _ALPHA_PREMULTIPLIED, _ALPHA = 1, 2
+_TURNED = (5, 6, 7, 8)
 
 
-@contextmanager
-def _tiff_file(stream: BinaryIO) -> Iterator[Any]:
-    """Open imageio's tifffile plugin; what tifffile logs either ends in an error here or does not matter."""
-    log = logging.getLogger("tifffile")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with iio.imopen(stream, "r", plugin="tifffile") as tiff:
-            yield tiff
-    finally:
-        log.setLevel(level)
-        stream.seek(0)
-
-
-def _deep_tiff_tags(stream: BinaryIO) -> dict[str, Any] | None:
-    """Return the tags of a TIFF file of more than 8 bits per sample; None for others and what only Pillow decodes."""
+def _tiff_page(stream: BinaryIO) -> Any:
+    """Return the first page of a TIFF file that tifffile reads; None for others and what only Pillow decodes."""
     start = stream.read(4)
     stream.seek(0)
     if start not in _TIFF_STARTS:
         return None
-    try:
-        with _tiff_file(stream) as tiff:
-            tags = tiff.metadata(index=..., page=0)
-    except _DECODE_ERRORS:
-        return None  # Pillow finds the fault too, and names it
-    has_codec = tags["compression"] in _OWN_CODECS and tags["predictor"] in (1, 2)
-    is_deep = set(np.atleast_1d(tags.get("BitsPerSample", 1))) <= {16, 32, 64}
-    is_known = tags.get("PhotometricInterpretation") in _COLOURS and tags.get("ImageDepth", 1) == 1
-    if not (is_deep and is_known and (has_codec or find_spec("imagecodecs"))):
-        return None
-    if Image.MAX_IMAGE_PIXELS is not None and tags["ImageWidth"] * tags["ImageLength"] > Image.MAX_IMAGE_PIXELS:
+    page = tifffile.TiffFile(stream).pages.first
+    stream.seek(0)
+    _check_size(page.imagewidth, page.imagelength)
+    num_bytes = page.imagewidth * page.imagelength * page.samplesperpixel * page.bitspersample // 8
+    if max(num_bytes, math.prod(page.chunks) * page.bitspersample // 8) > _PIXEL_BYTES * _max_pixels():
         raise Image.DecompressionBombError
-    _check_chunks(tags)
-    return tags
+    has_codec = page.compression in _OWN_CODECS and page.predictor in (1, 2)
+    has_codec &= page.compression != 32773 or num_bytes < _SLOW_BYTES
+    is_planar = page.planarconfig == _PLANAR and page.samplesperpixel > _COLOURS.get(page.photometric, 0)
+    is_deep = page.bitspersample in (16, 32, 64) or (is_planar and page.bitspersample == 8)
+    is_known = page.photometric in _COLOURS and page.imagedepth == 1
+    if is_known and is_deep and (has_codec or find_spec("imagecodecs")):
+        _check_chunks(page)
+        return page
+    _check_tags(page)
+    return None
 
 
-def _check_chunks(tags: dict[str, Any]) -> None:
-    """Refuse a page that lacks strips or tiles, which tifffile would fill with zeros."""
-    width, height = tags["ImageWidth"], tags["ImageLength"]
-    across, down = tags.get("TileWidth", width), tags.get("TileLength", tags.get("RowsPerStrip", height))
-    planes = tags.get("SamplesPerPixel", 1) if tags["planar_configuration"] == _PLANAR else 1
-    counts = tags["TileByteCounts"] if "TileByteCounts" in tags else tags["StripByteCounts"]
-    if np.count_nonzero(counts) < planes * math.ceil(width / across) * math.ceil(height / down):
+def _check_tags(page: Any) -> None:
+    """Refuse the layouts that Pillow misreads, or does not read."""
+    bits, colour = page.bitspersample, page.photometric
+    if bits not in (1, 2, 4, 8, 16, 32):
+        raise ValueError(f"a TIFF of {bits} bits per sample")
+    if colour not in (*_COLOURS, _PALETTE, _YCBCR) or (colour == _YCBCR and page.compression not in _JPEG_CODECS):
+        raise ValueError(f"a TIFF of the photometric interpretation {getattr(colour, 'name', colour)}")
+    if page.sampleformat == _SIGNED and bits == 8:
+        raise ValueError("a TIFF of signed bytes")
+    extras = page.samplesperpixel - _COLOURS.get(colour, page.samplesperpixel)
+    if page.planarconfig == _PLANAR and page.samplesperpixel > 1 and (bits > 8 or extras):
+        raise ValueError("a TIFF of separate planes in this compression")
+
+
+def _check_chunks(page: Any) -> None:
+    """Refuse a page that lacks strips or tiles, which tifffile would fill with zeros, or has one that is a bomb."""
+    if np.count_nonzero(page.databytecounts) < math.prod(page.chunked):
         raise ValueError("strips or tiles are missing")
+    largest, stream = math.prod(page.chunks) * page.bitspersample // 8, page.parent.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        if page.compression in _DEFLATE and count > _BOMB_BYTES:
+            stream.seek(offset)
+            if _inflated([stream.read(count)], largest) > largest:
+                raise ValueError("a strip or tile holds more than its pixels")
 
 
-def _from_tiff(array: np.ndarray, tags: dict[str, Any], background: float, name: str) -> np.ndarray:
-    """Turn the samples of a TIFF page into (H, W, 3), float32 in [0, 1]; `name` is used in messages."""
-    if tags["planar_configuration"] == _PLANAR and array.ndim == 3:
-        array = np.moveaxis(array, 0, 2)
-    samples = _as_16_bit(array).reshape(tags["ImageLength"], tags["ImageWidth"], -1)
-    photometric, extras = tags["PhotometricInterpretation"], tags.get("ExtraSamples") or (0,)
-    colours = _COLOURS[photometric]
+def _inflated(chunks: Iterable[bytes], most: int) -> int:
+    """The length of a zlib stream once it is decompressed, or a number above `most`."""
+    inflate, total = zlib.decompressobj(), 0
+    for chunk in chunks:
+        while chunk and total <= most:
+            total += len(inflate.decompress(chunk, 1 << 20))
+            chunk = inflate.unconsumed_tail
+    return total
+
+
+def _from_tiff(page: Any, background: float, name: str) -> np.ndarray:
+    """Read the page into (H, W, 3), float32 in [0, 1], upright; `name` is used in messages."""
+    # `(planes, 1, H, W, samples)`, one of the two numbers of samples being 1.
+    planes = page.asarray(maxworkers=1, squeeze=False)[:, 0]
+    size = planes.shape[1:3]
+    samples = np.moveaxis(planes, 0, 2).reshape(*size, -1)
+    return _assembled(
+        lambda top, end: _from_samples(samples[top:end], page, background, name), size, size, _orientation(page)
+    )
+
+
+def _orientation(page: Any) -> int:
+    value = page.tags.valueof("Orientation")
+    return value if isinstance(value, int) else 1
+
+
+def _from_samples(samples: np.ndarray, page: Any, background: float, name: str) -> np.ndarray:
+    """Turn samples (h, W, S) of a page into (h, W, 3), float32 in [0, 1]."""
+    samples, colours = _as_16_bit(samples), _COLOURS[page.photometric]
     pixels = _scaled(samples[..., : min(colours, 3)], name)
-    if photometric == _SEPARATED:
+    if page.photometric == _SEPARATED:
         pixels = (1 - pixels) * (1 - _scaled(samples[..., 3:4], name))
-    elif photometric == _MIN_IS_WHITE:
+    elif page.photometric == _MIN_IS_WHITE:
         pixels = 1 - pixels
-    if extras[0] in (_ALPHA_PREMULTIPLIED, _ALPHA):
-        alpha = _scaled(samples[..., colours : colours + 1], name)
-        visible = pixels * alpha if extras[0] == _ALPHA else pixels
-        pixels = np.minimum(visible + np.float32(background) * (1 - alpha), 1)
-    return _upright(pixels, tags.get("Orientation") or 1)
+    alphas = [kind in (_ALPHA_PREMULTIPLIED, _ALPHA) for kind in page.extrasamples]
+    if not any(alphas):
+        return pixels
+    number = alphas.index(True)
+    alpha = _scaled(samples[..., colours + number, None], name)
+    visible = pixels * alpha if page.extrasamples[number] == _ALPHA else pixels
+    return np.minimum(visible + np.float32(background) * (1 - alpha), 1)
 
 
 def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     """Turn and mirror an image by its orientation tag."""
-    if orientation in (5, 6, 7, 8):
+    if orientation in _TURNED:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
     return np.ascontiguousarray(pixels[::-1] if orientation in (3, 4, 7, 8) else pixels)
 
 
+# --- JPEG and PNG that end early, whose decoders fill the rest --------------------------------------------------------
+
+_JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)
+_START_OF_SCAN, _END, _NO_FRAMES, _PROGRESSIVE = 0xDA, 0xD9, (0xC4, 0xC8, 0xCC), (0xC2, 0xCA)
+_HUFFMAN = (0xC0, 0xC1, 0xC2)
+_MAX_SCANS = 100  # each takes time for the whole image
+_FILLER = bytes(range(33, 97))
+
+
+def _jpeg_scans(data: bytes) -> tuple[int, bytes, list[tuple[bytes, int, int]]]:
+    """Walk through the markers up to the end: kind and header of the frame; header, start and end of each scan."""
+    kind, frame, place = 0, b"", 2
+    scans: list[tuple[bytes, int, int]] = []
+    while (found := _JPEG_MARKER.search(data, place)) and data[found.start() + 1] != _END:
+        marker, place = data[found.start() + 1], found.end()
+        length = int.from_bytes(data[place : place + 2])
+        header, place = data[place + 2 : place + length], place + length
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
+            kind, frame = marker, header
+        elif marker == _START_OF_SCAN:
+            following = _JPEG_MARKER.search(data, place)
+            scans.append((header, place, following.start() if following else len(data)))
+            place = scans[-1][2]
+    return kind, frame, scans
+
+
+def _check_jpeg_header(image: Image.Image, data: bytes) -> None:
+    """Refuse a file with too few bits for its pixels, too many scans, or fewer than its progressive image needs."""
+    kind, frame, scans = _jpeg_scans(data)
+    blocks = math.ceil(image.width / 8) * math.ceil(image.height / 8)
+    if kind in _HUFFMAN and 8 * sum(end - start for _, start, end in scans) < blocks:
+        raise ValueError(f"{len(data)} bytes are too few for {image.width} x {image.height} px")
+    if len(scans) > _MAX_SCANS:
+        raise ValueError(f"{len(scans)} scans")
+    complete = set()
+    for header, _, _ in scans:
+        end = 1 + 2 * header[0]
+        first, last, bits = header[end : end + 3] if kind in _PROGRESSIVE else (0, 63, 0)
+        if bits % 16 == 0:
+            complete |= {(part, k) for part in header[1:end:2] for k in range(first, last + 1)}
+    if {(part, k) for part in frame[6::3] for k in range(64)} - complete:
+        raise ValueError("it ends before its last scan")
+
+
+def _check_jpeg(image: Image.Image, data: bytes) -> None:
+    """Refuse a file whose scans end early: the decoder would then take up bytes that are put after them."""
+    kind, _, scans = _jpeg_scans(data)
+    width, height = image.size
+    corner = image.crop(((width - 1) // 8 * 8, (height - 1) // 8 * 8, width, height)).convert("L")
+    if kind not in _PROGRESSIVE and np.ptp(np.asarray(corner)) > 3:
+        return  # what the decoder fills in is flat
+    places = [0, *(end for _, _, end in scans), len(data)]
+    filled = _FILLER.join(data[start:end] for start, end in pairwise(places))
+    with JpegImagePlugin.JpegImageFile(BytesIO(filled)) as other:
+        other.draft(None, image.size)
+        if other.size != image.size or ImageChops.difference(image, other).getbbox(alpha_only=False):
+            raise ValueError("it ends early")
+
+
+def _check_png(image: Image.Image, stream: BinaryIO) -> None:
+    """Refuse a file with fewer rows than its header says; the last ones are then 0."""
+    height = image.height
+    last = np.asarray(image.crop((0, max(0, height - 2), image.width, height)))
+    if last.reshape(len(last), -1).any(axis=1).all():
+        return
+    stream.seek(0)
+    data = stream.read()
+    bits = data[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[data[25]]
+    chunks, place = [], 8
+    while place < len(data):
+        length = int.from_bytes(data[place : place + 4])
+        if data[place + 4 : place + 8] == b"IDAT":
+            chunks.append(data[place + 8 : place + 8 + length])
+        place += 12 + length
+    expected = height * (math.ceil(image.width * bits / 8) + 1) if not data[28] else image.width * height * bits // 8
+    if _inflated(chunks, expected) < expected:
+        raise ValueError("it ends early")
+
+
 # --- pixels ---------------------------------------------------------------------------------------------------------
 
 
-def _from_pil(image: Image.Image, background: float, name: str) -> np.ndarray:
-    """Turn a PIL image into (H, W, 3), float32 in [0, 1], upright; `name` is used in messages."""
+def _from_file(image: Image.Image, stream: BinaryIO, background: float, name: str) -> np.ndarray:
+    """Decode the image of a file, at a smaller size if it is large; refuse it if it ends early."""
+    size, data = (image.height, image.width), b""
+    if image.format in ("JPEG", "MPO"):
+        place = stream.tell()
+        stream.seek(0)
+        data = stream.read()
+        stream.seek(place)
+        _check_jpeg_header(image, data)
+        factor = _factor(size)
+        if factor > 1:
+            image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
+    image.load()
+    if data:
+        _check_jpeg(image, data)
+    elif image.format == "PNG":
+        _check_png(image, stream)
+    return _from_pil(image, background, name, size)
+
+
+def _from_pil(image: Image.Image, background: float, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Turn a PIL image into (H, W, 3), float32 in [0, 1], upright.
+
+    `name` is used in messages; `size` is its (H, W) before the decoder reduced it.
+    """
+    image.load()
     # Pillow inverts these at 8 bits alone.
     is_negative = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == _MIN_IS_WHITE
-    image = ImageOps.exif_transpose(image)
+    stored = (image.height, image.width)
+
+    def rows(top: int, end: int) -> np.ndarray:
+        part = image if (top, end) == (0, image.height) else image.crop((0, top, image.width, end))
+        return _pil_pixels(part, background, name, is_negative)
+
+    return _assembled(rows, stored, size or stored, image.getexif().get(ExifTags.Base.Orientation, 1))
+
+
+def _pil_pixels(image: Image.Image, background: float, name: str, is_negative: bool) -> np.ndarray:
+    """Turn a PIL image into (H, W, 3), float32 in [0, 1], as it is stored."""
     if image.mode == "F" or image.mode.startswith("I"):
         pixels = _scaled(_as_16_bit(np.asarray(image)), name)
         return 1 - pixels if is_negative else pixels
     if not image.has_transparency_data:
         return _scaled(np.asarray(image.convert("RGB")), name)
     rgba = np.asarray(image.convert("RGBA")).astype(np.float32) / 255
-    alpha = rgba[..., 3:]
-    return rgba[..., :3] * alpha + np.float32(background) * (1 - alpha)
+    return _composited(rgba[..., :3], rgba[..., 3:], background)
+
+
+def _with_alpha(array: np.ndarray, name: str) -> np.ndarray:
+    """Scale an array (H, W) or (H, W, C) with 1, 3 or 4 channels to (H, W, 3), float32 in [0, 1], on white."""
+    if array.ndim < 3 or array.shape[2] < 4:
+        return _scaled(array, name)
+    return _composited(_scaled(array[..., :3], name), _scaled(array[..., 3:], name), ALPHA_BACKGROUND)
+
+
+def _composited(pixels: np.ndarray, alpha: np.ndarray, background: float) -> np.ndarray:
+    return pixels * alpha + np.float32(background) * (1 - alpha)
 
 
 def _as_16_bit(values: np.ndarray) -> np.ndarray:
@@ -324,7 +651,7 @@ def to_tensor(arrays: Sequence[np.ndarray]) -> torch.Tensor:
     """
     if len(arrays) == 0:
         raise UserError("images: none given; give at least one")
-    sizes = [f"{array.shape[0]} x {array.shape[1]} px" for array in arrays]
+    sizes = [f"{array.shape[1]} x {array.shape[0]} px" for array in arrays]
     if other := next((number for number, size in enumerate(sizes) if size != sizes[0]), None):
         raise UserError(f"images: number {other} is {sizes[other]}, the first {sizes[0]}; resize them to one size")
     stack = np.stack(arrays).astype(np.float32, copy=False).transpose(0, 3, 1, 2)

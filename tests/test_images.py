@@ -239,7 +239,7 @@ class TestTiff:
         with caplog.at_level(logging.INFO):
             np.testing.assert_array_equal(read_image(path), scaled(array))
         assert len(caplog.messages) == 1
-        assert "2 frames" in caplog.text
+        assert "first of its frames" in caplog.text
 
     def test_tifffile_stays_quiet(self, tmp_path, caplog, recwarn):
         path = save_tiff(tmp_path / "a.tif", RGB16, photometric="rgb")
@@ -332,7 +332,6 @@ class TestArrays:
             (np.full((2, 2), -0.1), "outside [0, 1]"),
             (np.zeros((2, 2), dtype=np.int64), "int64"),
             (np.zeros((2, 2), dtype=np.complex64), "complex64"),
-            (np.zeros((2, 2, 4), dtype=np.uint8), "shape"),
             (np.zeros((3, 8, 8), dtype=np.uint8), "shape"),
             (np.zeros(4, dtype=np.uint8), "shape"),
             (np.zeros((0, 4), dtype=np.uint8), "shape"),
@@ -401,7 +400,7 @@ class TestTensors:
         np.testing.assert_array_equal(to_uint8(tensor)[0, :, 0], [0, 255, 100, 101])
 
     def test_to_tensor_rejects_other_sizes_and_nothing(self):
-        with pytest.raises(UserError, match="number 1 is 2 x 3 px"):
+        with pytest.raises(UserError, match="number 1 is 3 x 2 px"):
             to_tensor([np.zeros((2, 2, 3)), np.zeros((2, 3, 3))])
         with pytest.raises(UserError, match="none given"):
             to_tensor([])
