@@ -18,3 +18,8 @@ def __getattr__(name: str):
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'hta' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The library's names, most of which are imported on first use."""
+    return sorted(__all__)

@@ -44,17 +44,14 @@ ALPHA_BACKGROUND = 1.0
 """The gray value that shows through the transparent pixels of an image: white, as on a page."""
 
 LARGE = 20_000_000
-"""From this number of pixels on, an image is averaged down while it is decoded."""
-
-_REDUCED = 6_000_000  # most pixels that are left of a large image
-_BAND = 256  # rows that are converted at once, a multiple of every factor
+"""From this number of pixels on, an image is averaged down while it is decoded, to at most `_REDUCED`."""
+_REDUCED, _BAND = 6_000_000, 256  # rows are converted by this number, a multiple of every factor
 
 LIMIT_VARIABLE = "HTA_MAX_MEGAPIXELS"
 """The environment variable that sets how many million pixels an image may have; by default as many as in Pillow."""
-
 _MAX_SIDE = 65_535  # px; a header may claim a single column of 89 million pixels
 _MAX_WEBP = 30_000_000  # pixels; its decoder takes 16 bytes for each
-_PIXEL_BYTES = 12  # of the largest file and of its decoded samples, per pixel that an image may have
+_PIXEL_BYTES = 6  # of the largest file and of its decoded samples, per pixel that an image may have
 
 # Only these are tried on a file, whatever its suffix: some of Pillow's other formats start programs (EPS).
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
@@ -72,8 +69,8 @@ with suppress(AttributeError, OSError):  # libtiff is linked into Pillow on some
 ImageFile = str | bytes | os.PathLike | BinaryIO
 """A path, or a file that is open for reading in binary mode."""
 
-Rows = Callable[[int, int], np.ndarray]
-"""Decodes the rows from one number to below another, `(h, W, 3)` float32 in [0, 1]."""
+
+_CHANNELS = (1, 3, 4)
 
 
 class _Reduced(np.ndarray):
@@ -85,6 +82,13 @@ class _Reduced(np.ndarray):
 def full_size(image: np.ndarray) -> tuple[int, int]:
     """The (H, W) of an image before it was averaged down, which images of less than 20 megapixels never are."""
     return getattr(image, "full_size", None) or image.shape[:2]
+
+
+def of_full_size(image: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """The image as one that was averaged down from (H, W), if it was."""
+    reduced = image.view(_Reduced)
+    reduced.full_size = (size[0], size[1])
+    return image if image.shape[:2] == size else reduced
 
 
 def read_image(source: ImageFile, background: float = ALPHA_BACKGROUND) -> np.ndarray:
@@ -113,8 +117,9 @@ def read_image(source: ImageFile, background: float = ALPHA_BACKGROUND) -> np.nd
     with _opened(source) as (name, stream, page):
         if page is None:
             with _pillow_image(stream) as image:
-                several = getattr(image, "is_animated", False)
-                pixels = _from_file(image, stream, background, name)
+                several, size = getattr(image, "is_animated", False), (image.height, image.width)
+                _load(image, stream)
+                pixels = _from_pil(image, background, name, size)
         else:
             several = page.parent.pages.get(1, page) is not page
             pixels = _from_tiff(page, background, name)
@@ -156,21 +161,13 @@ def to_array(image: ImageFile | Image.Image | np.ndarray | torch.Tensor) -> np.n
             raise UserError(f"image: a PIL image that cannot be decoded ({_brief(error)}); give another one") from error
     if isinstance(image, np.ndarray | torch.Tensor):
         array, *others = unstack(image) or [np.empty(0)]
-        if (
-            others
-            or array.ndim not in (2, 3)
-            or (array.ndim == 3 and array.shape[2] not in _CHANNELS)
-            or array.size == 0
-        ):
+        if others or array.ndim not in (2, 3) or 0 in array.shape:
             raise UserError(f"image: shape {tuple(image.shape)} is not accepted; give (H, W) or (H, W, C), C 1, 3 or 4")
-        return _assembled(lambda top, end: _with_alpha(array[top:end], "image"), array.shape[:2], array.shape[:2])
+        return _assembled(lambda top, end: _scaled(array[top:end], "image"), array.shape[:2], array.shape[:2])
     if isinstance(image, str | bytes | os.PathLike) or hasattr(image, "read"):
         return read_image(image)
     remedy = "give a path, an open file, a PIL image, a numpy array or a torch tensor"
     raise UserError(f"image: {type(image).__name__} is not accepted; {remedy}")
-
-
-_CHANNELS = (1, 3, 4)
 
 
 def unstack(images: np.ndarray | torch.Tensor) -> list[np.ndarray]:
@@ -251,7 +248,7 @@ def _quiet() -> Iterator[None]:
 
 def _stream_of(source: ImageFile, name: str) -> BinaryIO:
     """Open a regular file of a sane size, or take over what an open one still holds."""
-    most = _PIXEL_BYTES * _max_pixels()
+    most = max(_PIXEL_BYTES * _max_pixels(), 1 << 26)
     if not hasattr(source, "read"):
         path = Path(name)
         _check_file(path, most)
@@ -298,6 +295,22 @@ def _pillow_image(stream: BinaryIO) -> Image.Image:
     return image
 
 
+def _load(image: Image.Image, stream: BinaryIO) -> None:
+    """Decode the image of a file, and refuse one that ends early though its decoder fills the rest."""
+    if image.format not in ("JPEG", "MPO", "PNG"):
+        image.load()
+        return
+    place = stream.tell()
+    stream.seek(0)
+    data = stream.read()
+    stream.seek(place)
+    if image.format == "PNG":
+        image.load()
+        _check_png(image, data)
+    else:
+        _load_jpeg(image, data)
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height == 0:
         raise ValueError("it has no pixels")
@@ -307,13 +320,15 @@ def _check_size(width: int, height: int) -> None:
         raise Image.DecompressionBombError
 
 
-def _factor(size: tuple[int, ...]) -> int:
-    """By which power of two the sides of an image of (H, W) are divided."""
+def reduction(size: tuple[int, ...]) -> int:
+    """By which power of two the sides of an image of (H, W) are divided when it is read."""
     pixels = math.prod(size)
     return 1 if pixels < LARGE else 2 ** math.ceil(math.log2(pixels / _REDUCED) / 2)
 
 
-def _assembled(rows: Rows, stored: tuple[int, ...], size: tuple[int, ...], orientation: int = 1) -> np.ndarray:
+def _assembled(
+    rows: Callable[[int, int], np.ndarray], stored: tuple[int, ...], size: tuple[int, ...], orientation: int = 1
+) -> np.ndarray:
     """Put an image together, in bands if it is large, and turn it upright.
 
     Args:
@@ -322,18 +337,14 @@ def _assembled(rows: Rows, stored: tuple[int, ...], size: tuple[int, ...], orien
         size: (H, W) of the file.
         orientation: Its EXIF tag.
     """
-    factor = _factor(size) // round(size[0] / stored[0])
+    factor = reduction(size) // round(size[0] / stored[0])
     if factor <= 1:
         pixels = _upright(rows(0, stored[0]), orientation)
     else:
         tops = range(0, stored[0], _BAND)
         bands = [_averaged(rows(top, min(top + _BAND, stored[0])), factor) for top in tops]
         pixels = _upright(np.concatenate(bands), orientation)
-    if _factor(size) == 1:
-        return pixels
-    reduced = pixels.view(_Reduced)
-    reduced.full_size = (size[1], size[0]) if orientation in _TURNED else (size[0], size[1])
-    return reduced
+    return of_full_size(pixels, (size[1], size[0]) if orientation in _TURNED else size)
 
 
 def _averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
@@ -371,8 +382,9 @@ def _tiff_page(stream: BinaryIO) -> Any:
     stream.seek(0)
     _check_size(page.imagewidth, page.imagelength)
     num_bytes = page.imagewidth * page.imagelength * page.samplesperpixel * page.bitspersample // 8
-    if max(num_bytes, math.prod(page.chunks) * page.bitspersample // 8) > _PIXEL_BYTES * _max_pixels():
-        raise Image.DecompressionBombError
+    at_once = num_bytes + (page.compression > 1) * math.prod(page.chunks) * page.bitspersample // 8
+    if at_once > _PIXEL_BYTES * _max_pixels():
+        raise ValueError(f"{at_once >> 20} MiB to decode")
     has_codec = page.compression in _OWN_CODECS and page.predictor in (1, 2)
     has_codec &= page.compression != 32773 or num_bytes < _SLOW_BYTES
     is_planar = page.planarconfig == _PLANAR and page.samplesperpixel > _COLOURS.get(page.photometric, 0)
@@ -418,7 +430,7 @@ def _inflated(chunks: Iterable[bytes], most: int) -> int:
         while chunk and total <= most:
             total += len(inflate.decompress(chunk, 1 << 20))
             chunk = inflate.unconsumed_tail
-    return total
+    return total + (len(inflate.flush()) if total <= most else 0)
 
 
 def _from_tiff(page: Any, background: float, name: str) -> np.ndarray:
@@ -466,103 +478,67 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 # --- JPEG and PNG that end early, whose decoders fill the rest --------------------------------------------------------
 
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]", re.DOTALL)
-_START_OF_SCAN, _END, _NO_FRAMES, _PROGRESSIVE = 0xDA, 0xD9, (0xC4, 0xC8, 0xCC), (0xC2, 0xCA)
-_HUFFMAN = (0xC0, 0xC1, 0xC2)
+_START_OF_SCAN, _END, _NO_FRAMES, _HUFFMAN = 0xDA, 0xD9, (0xC4, 0xC8, 0xCC), (0xC0, 0xC1, 0xC2)  # the last progressive
 _MAX_SCANS = 100  # each takes time for the whole image
-_FILLER = bytes(range(33, 97))
+_FLAT, _FILLER = 3, bytes(range(33, 97))
 
 
-def _jpeg_scans(data: bytes) -> tuple[int, bytes, list[tuple[bytes, int, int]]]:
-    """Walk through the markers up to the end: kind and header of the frame; header, start and end of each scan."""
-    kind, frame, place = 0, b"", 2
-    scans: list[tuple[bytes, int, int]] = []
-    while (found := _JPEG_MARKER.search(data, place)) and data[found.start() + 1] != _END:
-        marker, place = data[found.start() + 1], found.end()
-        length = int.from_bytes(data[place : place + 2])
-        header, place = data[place + 2 : place + length], place + length
+def _jpeg_scans(data: bytes) -> tuple[int, list[tuple[int, int]]]:
+    """Walk through the markers up to the end: the kind of the frame, and start and end of the bits of each scan."""
+    kind, place, scans = 0, 2, []
+    while (found := _JPEG_MARKER.search(data, place)) and (marker := data[found.start() + 1]) != _END:
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2])
         if 0xC0 <= marker <= 0xCF and marker not in _NO_FRAMES:
-            kind, frame = marker, header
+            kind = marker
         elif marker == _START_OF_SCAN:
             following = _JPEG_MARKER.search(data, place)
-            scans.append((header, place, following.start() if following else len(data)))
-            place = scans[-1][2]
-    return kind, frame, scans
+            scans.append((place, following.start() if following else len(data)))
+            place = scans[-1][1]
+    return kind, scans
 
 
-def _check_jpeg_header(image: Image.Image, data: bytes) -> None:
-    """Refuse a file with too few bits for its pixels, too many scans, or fewer than its progressive image needs."""
-    kind, frame, scans = _jpeg_scans(data)
-    blocks = math.ceil(image.width / 8) * math.ceil(image.height / 8)
-    if kind in _HUFFMAN and 8 * sum(end - start for _, start, end in scans) < blocks:
+def _load_jpeg(image: Image.Image, data: bytes) -> None:
+    """Decode a JPEG file, at a smaller size if it is large; refuse one that ends early.
+
+    Its header may claim more pixels than its bits can hold, or it may have a thousand scans. If a scan is cut, the
+    decoder fills the rest, of a sequential file by flat blocks; it would take up bytes that are put after the scan.
+    """
+    size, (kind, scans) = (image.height, image.width), _jpeg_scans(data)
+    if kind in _HUFFMAN and 8 * sum(end - start for start, end in scans) < math.ceil(size[0] / 8) * (size[1] // 8):
         raise ValueError(f"{len(data)} bytes are too few for {image.width} x {image.height} px")
     if len(scans) > _MAX_SCANS:
         raise ValueError(f"{len(scans)} scans")
-    complete = set()
-    for header, _, _ in scans:
-        end = 1 + 2 * header[0]
-        first, last, bits = header[end : end + 3] if kind in _PROGRESSIVE else (0, 63, 0)
-        if bits % 16 == 0:
-            complete |= {(part, k) for part in header[1:end:2] for k in range(first, last + 1)}
-    if {(part, k) for part in frame[6::3] for k in range(64)} - complete:
-        raise ValueError("it ends before its last scan")
-
-
-def _check_jpeg(image: Image.Image, data: bytes) -> None:
-    """Refuse a file whose scans end early: the decoder would then take up bytes that are put after them."""
-    kind, _, scans = _jpeg_scans(data)
+    reduced = image.width // reduction(size), image.height // reduction(size)
+    image.draft(None, reduced)
+    image.load()
     width, height = image.size
     corner = image.crop(((width - 1) // 8 * 8, (height - 1) // 8 * 8, width, height)).convert("L")
-    if kind not in _PROGRESSIVE and np.ptp(np.asarray(corner)) > 3:
-        return  # what the decoder fills in is flat
-    places = [0, *(end for _, _, end in scans), len(data)]
-    filled = _FILLER.join(data[start:end] for start, end in pairwise(places))
-    with JpegImagePlugin.JpegImageFile(BytesIO(filled)) as other:
-        other.draft(None, image.size)
-        if other.size != image.size or ImageChops.difference(image, other).getbbox(alpha_only=False):
-            raise ValueError("it ends early")
+    if kind == _HUFFMAN[2] or np.ptp(np.asarray(corner)) <= _FLAT:
+        filled = _FILLER.join(data[start:end] for start, end in pairwise([0, *(end for _, end in scans), len(data)]))
+        with JpegImagePlugin.JpegImageFile(BytesIO(filled)) as other:
+            other.draft(None, reduced)
+            if ImageChops.difference(image, other).getbbox(alpha_only=False):
+                raise ValueError("it ends early")
 
 
-def _check_png(image: Image.Image, stream: BinaryIO) -> None:
+def _check_png(image: Image.Image, data: bytes) -> None:
     """Refuse a file with fewer rows than its header says; the last ones are then 0."""
-    height = image.height
-    last = np.asarray(image.crop((0, max(0, height - 2), image.width, height)))
+    last = np.asarray(image.crop((0, max(0, image.height - 2), image.width, image.height)))
     if last.reshape(len(last), -1).any(axis=1).all():
         return
-    stream.seek(0)
-    data = stream.read()
-    bits = data[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[data[25]]
     chunks, place = [], 8
     while place < len(data):
         length = int.from_bytes(data[place : place + 4])
-        if data[place + 4 : place + 8] == b"IDAT":
-            chunks.append(data[place + 8 : place + 8 + length])
+        chunks += [data[place + 8 : place + 8 + length]] * (data[place + 4 : place + 8] == b"IDAT")
         place += 12 + length
-    expected = height * (math.ceil(image.width * bits / 8) + 1) if not data[28] else image.width * height * bits // 8
+    bits = data[24] * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[data[25]]
+    row = image.width * bits
+    expected = image.height * (row // 8 if data[28] else math.ceil(row / 8) + 1)  # at least so many if interlaced
     if _inflated(chunks, expected) < expected:
         raise ValueError("it ends early")
 
 
 # --- pixels ---------------------------------------------------------------------------------------------------------
-
-
-def _from_file(image: Image.Image, stream: BinaryIO, background: float, name: str) -> np.ndarray:
-    """Decode the image of a file, at a smaller size if it is large; refuse it if it ends early."""
-    size, data = (image.height, image.width), b""
-    if image.format in ("JPEG", "MPO"):
-        place = stream.tell()
-        stream.seek(0)
-        data = stream.read()
-        stream.seek(place)
-        _check_jpeg_header(image, data)
-        factor = _factor(size)
-        if factor > 1:
-            image.draft(None, (max(1, image.width // factor), max(1, image.height // factor)))
-    image.load()
-    if data:
-        _check_jpeg(image, data)
-    elif image.format == "PNG":
-        _check_png(image, stream)
-    return _from_pil(image, background, name, size)
 
 
 def _from_pil(image: Image.Image, background: float, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -593,13 +569,6 @@ def _pil_pixels(image: Image.Image, background: float, name: str, is_negative: b
     return _composited(rgba[..., :3], rgba[..., 3:], background)
 
 
-def _with_alpha(array: np.ndarray, name: str) -> np.ndarray:
-    """Scale an array (H, W) or (H, W, C) with 1, 3 or 4 channels to (H, W, 3), float32 in [0, 1], on white."""
-    if array.ndim < 3 or array.shape[2] < 4:
-        return _scaled(array, name)
-    return _composited(_scaled(array[..., :3], name), _scaled(array[..., 3:], name), ALPHA_BACKGROUND)
-
-
 def _composited(pixels: np.ndarray, alpha: np.ndarray, background: float) -> np.ndarray:
     return pixels * alpha + np.float32(background) * (1 - alpha)
 
@@ -612,10 +581,10 @@ def _as_16_bit(values: np.ndarray) -> np.ndarray:
 
 
 def _scaled(array: np.ndarray, name: str) -> np.ndarray:
-    """Check an array and scale it to (H, W, 3), float32 in [0, 1]; `name` is used in messages."""
+    """Check an array and scale it to (H, W, 3), float32 in [0, 1], on white; `name` is used in messages."""
     pixels = array[..., None] if array.ndim == 2 else array
-    if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or pixels.size == 0:
-        raise UserError(f"{name}: shape {array.shape} is not accepted; give (H, W), (H, W, 1) or (H, W, 3)")
+    if pixels.ndim != 3 or pixels.shape[2] not in _CHANNELS or pixels.size == 0:
+        raise UserError(f"{name}: shape {array.shape} is not accepted; give (H, W) or (H, W, C), C 1, 3 or 4")
     kind = array.dtype.kind
     if not (kind in "fb" or (kind == "u" and array.dtype.itemsize <= 2)):
         raise UserError(f"{name}: type {array.dtype} is not accepted; give uint8, uint16, bool or float in [0, 1]")
@@ -623,6 +592,8 @@ def _scaled(array: np.ndarray, name: str) -> np.ndarray:
     if kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
         raise UserError(f"{name}: values outside [0, 1] or NaN; scale it to [0, 1], or give uint8 or uint16")
     pixels = pixels.astype(np.float32) / (np.iinfo(array.dtype).max if kind == "u" else 1)
+    if pixels.shape[2] == 4:
+        return _composited(pixels[..., :3], pixels[..., 3:], ALPHA_BACKGROUND)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 
 

@@ -23,7 +23,7 @@ from hta.data.sample import Sample, check_readable
 from hta.data.specs import DatasetOptions, default_model_name, default_task
 from hta.errors import UserError
 from hta.evaluation.thresholds import GOOD_IMAGES, NormalVotes, check_enough
-from hta.images import is_gray
+from hta.images import full_size, is_gray
 from hta.model import Model, has_other_aspect, load
 from hta.settings import Checked, option, refuse_given
 
@@ -224,7 +224,7 @@ Traits = tuple[bool, float, tuple[int, int]]
 
 def traits_of(image: np.ndarray) -> Traits:
     """Of an image, `(H, W, 3)` float32 in [0, 1], whether it is gray, its mean brightness, and its size (H, W)."""
-    return is_gray(image), float(image.mean(dtype=np.float64)), image.shape[:2]
+    return is_gray(image), float(image.mean(dtype=np.float64)), full_size(image)
 
 
 def differences(traits: Sequence[Traits], training_images: Tensor, image_size: tuple[int, int]) -> list[str]:

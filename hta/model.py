@@ -1,7 +1,8 @@
 """A trained model in use: scores, decisions and maps of images."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from hta.config import RuntimeConfig, ScoringConfig
+from hta.data.folders import images_in
 from hta.errors import UserError
 from hta.evaluation import thresholds
 from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
@@ -20,7 +22,7 @@ from hta.evaluation.scores import anomaly_scores, check_aggregate, default_fract
 from hta.evaluation.thresholds import NormalVotes, Threshold
 from hta.evaluation.views import view_rule
 from hta.files import recover
-from hta.images import IMAGE_SUFFIXES, resize, to_array, to_tensor
+from hta.images import IMAGE_SUFFIXES, ImageFile, full_size, resize, to_array, to_tensor, unstack
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, set_up
@@ -31,11 +33,11 @@ MODELS_DIR = Path("TrainedModels")
 
 _ASPECT_TOLERANCE = 0.02
 _OTHER_ASPECT = (
-    "images of another aspect ratio than the training images (%d x %d px, height x width) are squeezed; "
+    "images of another aspect ratio than the training images (%d x %d px, width x height) are squeezed; "
     "one has %d x %d px"
 )
 
-ImageLike = str | Path | Image.Image | np.ndarray
+ImageLike = ImageFile | Image.Image | np.ndarray | Tensor
 
 
 class Scores(NamedTuple):
@@ -123,7 +125,9 @@ class Model:
         A pixel may differ by `tolerance`, of [-1, 1]; a photograph of the same thing differs by more.
         """
         # By the same two steps as a training image.
-        resized = resize(resize(to_tensor([image]), self.record.image_size), self.pyramid.plan.working_size)
+        size = self.record.image_size
+        first = to_tensor([image]) if full_size(image) == size else resize(to_tensor([image]), size)
+        resized = resize(first, self.pyramid.plan.working_size)
         return bool(((self.training_images.cpu() - resized).abs().amax(dim=(1, 2, 3)) <= tolerance).any())
 
     def score_good(self, images: Iterable[ImageLike], scoring: ScoringConfig, *, with_maps: bool = True) -> NormalVotes:
@@ -158,19 +162,21 @@ class Model:
 
     def score(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: ImageLike | Iterable[ImageLike],
         *,
         fraction_defect: float | None = None,
         aggregate: str = "mean",
         target_fpr: float = 0.05,
         threshold: float | None = None,
         with_maps: bool = True,
-        good_images: ImageLike | Sequence[ImageLike] | None = None,
+        good_images: ImageLike | Iterable[ImageLike] | None = None,
     ) -> Scores:
         """Score images, and show where they are anomalous.
 
         Args:
-            images: one or several: paths, PIL images or arrays `(H, W)`, `(H, W, 3)`, uint8 or float in [0, 1].
+            images: one or several, in any iterable: paths of files or folders, files opened in binary mode, PIL images,
+                or arrays or tensors as `hta.images.unstack` describes them, uint8, uint16, bool or float in [0, 1]:
+                images `(H, W)` or `(H, W, C)` or stacks of them, C 1, 3 or 4; tensors also with the channels first.
             fraction_defect: part of the patches, the lowest votes, in (0, 1]; by default that of the model's task.
             aggregate: "mean" scores each image alone; so does "calibrated", which standardises each scale by what views
                 of the training images reach; "minmax" normalises each scale over all these images first.
@@ -227,10 +233,10 @@ class Model:
         def read() -> Iterator[np.ndarray]:
             for image in images:
                 array = to_array(image)
-                size, own = array.shape[:2], self.record.image_size
+                size, own = full_size(array), self.record.image_size
                 if warn and not self._warned_of_aspect and has_other_aspect(size, own):
                     self._warned_of_aspect = True
-                    logger.warning(_OTHER_ASPECT, *own, *size)
+                    logger.warning(_OTHER_ASPECT, *own[::-1], *size[::-1])
                 if observe is not None:
                     observe(array)
                 yield array
@@ -244,11 +250,27 @@ def has_other_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:
     return max(ratio, 1 / ratio) > 1 + _ASPECT_TOLERANCE
 
 
-def as_list(images: ImageLike | Sequence[ImageLike]) -> list[ImageLike]:
-    """One image or several, as a list; none raises a UserError."""
-    several = list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
+def as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
+    """The images of one or several images, stacks, see `hta.images.unstack`, and folders, which are not searched.
+
+    Raises a UserError if there are none.
+    """
+    paths, is_file = (str, bytes, os.PathLike), hasattr(images, "read")
+    is_one = (
+        isinstance(images, (*paths, Image.Image, np.ndarray, Tensor)) or is_file or not isinstance(images, Iterable)
+    )
+    several: list[ImageLike] = []
+    if isinstance(images, np.ndarray) and images.dtype.kind in "OSU":
+        images, is_one = images.ravel().tolist(), False
+    for image in [images] if is_one else images:  # type: ignore[union-attr]
+        if isinstance(image, np.ndarray | Tensor):
+            several += unstack(image)
+        elif isinstance(image, paths) and (folder := Path(os.fsdecode(image))).is_dir():
+            several += [path for path in images_in(folder) if path.is_file()]
+        else:
+            several.append(image)  # type: ignore[arg-type]
     if not several:
-        raise UserError("images: none given; give an image, or several")
+        raise UserError("images: none given; give an image, several, or a folder that holds image files")
     return several
 
 

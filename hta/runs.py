@@ -1,5 +1,7 @@
 """A training run from start to finish: prepared, started or resumed, trained, checked and finished."""
 
+import logging
+import os
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -17,7 +19,7 @@ from hta.config import NUM_SAMPLES, Config
 from hta.errors import UserError
 from hta.evaluation import calibration, results
 from hta.files import check_replaceable, foreign, printable, recover
-from hta.images import is_gray, resize, to_array, to_tensor
+from hta.images import full_size, is_gray, resize, to_array, to_tensor
 from hta.model import ImageLike, Model, as_list
 from hta.models import storage
 from hta.models.scales import plan_of
@@ -27,6 +29,11 @@ from hta.training import progress, report, samples
 from hta.training.report import MOST_PICTURES, PageNotes, picture_for_page, write_train_page
 from hta.training.samples import SAMPLES_FOLDER, draw_samples, write_samples
 from hta.training.trainer import train_pyramid
+
+logger = logging.getLogger(__name__)
+
+# A range of brightness within which noise hides everything, and one that an image should exceed, of [0, 1].
+_BLANK, _DIM = 6 / 255, 0.1
 
 # Most training images for a precision: in bfloat16, a generator's input cannot represent higher image numbers.
 _MAX_IMAGES = {torch.bfloat16: 256}
@@ -68,15 +75,15 @@ def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config
         config: the settings.
 
     Raises:
-        UserError: images of different sizes, a scale plan that does not fit them, too many images for the precision, or
-            a device that does not exist.
+        UserError: images of different sizes or of one colour, a scale plan that does not fit them, too many images for
+            the precision, or a device that does not exist.
     """
     check_image_count(len(sources), resolve(config.runtime))
     gray = True
     resized: list[Tensor] = []
     pictures: list[np.ndarray] = []
     for image, source in zip(images, sources, strict=True):
-        height, width = image.shape[:2]
+        height, width = full_size(image)
         if not resized:
             size, plan = (height, width), plan_of(config.model, (height, width))
         elif (height, width) != size:
@@ -84,10 +91,28 @@ def prepare(images: Iterable[np.ndarray], sources: Sequence[str], config: Config
             raise UserError(f"{source}: {width} x {height} px, {one}")
         gray = gray and is_gray(image)
         resized.append(resize(to_tensor([image]), plan.working_size))
+        _refuse_blank(resized[-1], source)
         if len(pictures) < MOST_PICTURES:
             pictures.append(picture_for_page(image, len(sources)))
     record = RunRecord(tuple(sources), size, gray, config.resolved(is_gray=gray))
     return TrainingSet(record, torch.cat(resized), pictures)
+
+
+def _refuse_blank(image: Tensor, source: str) -> None:
+    """Refuse a training image `(1, 3, h, w)` in [-1, 1] of one colour, but for noise and 0.5 % of its pixels each way.
+
+    A hint says if it uses less than a tenth of the range, as 12 bits in a file of 16 do.
+    """
+    low, high = torch.quantile(image[0].flatten(1), torch.tensor([0.005, 0.995]), dim=1)
+    dim = (float(image.max()) + 1) / 2 < _DIM
+    if float((high - low).max()) < 2 * _BLANK:
+        remedy = (
+            "scale its values to the whole range" if dim and image.max() > -0.99 else "give one that shows the object"
+        )
+        raise UserError(f"{source}: is of one colour, or wholly transparent, and teaches nothing; {remedy}")
+    if dim:
+        text = "%s: uses less than a tenth of the range of its values, like 12 bits in 16; better scale it to all of it"
+        logger.warning(text, source)
 
 
 def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
@@ -223,7 +248,7 @@ def train_run(
 
 
 def train(
-    images: ImageLike | Sequence[ImageLike],
+    images: ImageLike | Iterable[ImageLike],
     config: Config | None = None,
     *,
     folder: str | Path | None = None,
@@ -233,7 +258,7 @@ def train(
     """Train a model on one or a few normal images.
 
     Args:
-        images: paths, PIL images or arrays: `(H, W)` or `(H, W, 3)`, uint8 or float in [0, 1]; all of one size.
+        images: one or several, as `Model.score` takes them; all of one size.
         config: settings; by default the paper's choices for defects.
         folder: run folder, with the same content as from main_train.py; None keeps the model in memory.
         overwrite: replace an existing model.
@@ -247,7 +272,8 @@ def train(
         RunError: a loss is not finite, or a file cannot be written.
     """
     several = as_list(images)
-    sources = [str(image) if isinstance(image, str | Path) else f"image {i}" for i, image in enumerate(several)]
+    paths = (str, bytes, os.PathLike)
+    sources = [os.fsdecode(image) if isinstance(image, paths) else f"image {i}" for i, image in enumerate(several)]
     training_set = prepare((to_array(image) for image in several), sources, config or Config())
     if folder is None:
         record, stacked = training_set.record, training_set.images

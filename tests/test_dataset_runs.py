@@ -285,7 +285,7 @@ def test_a_model_of_other_images_is_told(place, caplog):
     assert evaluate("--input_name", NAME, "--dataset", "mnist", "--pos_class", 5, "--no_maps", out="black") == 0
     (warning,) = document_of("black")["warnings"]
     assert warning == "the model was not trained on images of MNIST as the protocol prepares them"
-    Image.fromarray(np.full((30, 33), 90, np.uint8)).save("wall.png")
+    Image.fromarray(np.tile(np.arange(60, 126, 2, dtype=np.uint8), (30, 1))).save("wall.png")
     assert "another aspect ratio" not in caplog.text
     assert train("--input_name", "wall.png") == 0
     assert evaluate("--input_name", "wall", "--dataset", "mnist", "--pos_class", 5, "--no_maps", out="wall_out") == 0

@@ -1,9 +1,16 @@
 """Image files: what is read, refused and written; tensors and resizing."""
 
 import contextlib
+import json
 import logging
+import os
+import socket
 import struct
+import subprocess
+import sys
 import zlib
+from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,17 +53,31 @@ def save_tiff(path, array, *, planar=False, **options):
     return path
 
 
-def rgb16_png(path, array):
-    """Write a 16-bit RGB PNG by hand, since Pillow cannot."""
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+ADAM7 = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+
+
+def png_file(size, rows, *, bits=8, interlaced=False):
+    """An RGB PNG made by hand, with any (width, height) in its header and any rows."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", array.shape[1], array.shape[0], 16, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", *size, bits, 2, 0, 0, interlaced)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def rgb16_png(path, array):
+    """Write a 16-bit RGB PNG, which Pillow cannot."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    path.write_bytes(png_file(array.shape[1::-1], rows, bits=16))
     return path
+
+
+def jpeg_file(array, **options):
+    stream = BytesIO()
+    Image.fromarray(array).save(stream, "JPEG", **options)
+    return stream.getvalue()
 
 
 def set_tag(path, tag, *values):
@@ -74,6 +95,14 @@ def set_tag(path, tag, *values):
 
 def scaled(array):
     return array.astype(np.float32) / (1 if array.dtype.kind == "f" else np.iinfo(array.dtype).max)
+
+
+def run_python(*arguments):
+    """What a Python of its own prints, which must not write to stderr."""
+    paths = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, env=paths)
+    assert (run.returncode, run.stderr) == (0, "")
+    return run.stdout
 
 
 def refused(call, *words):
@@ -157,6 +186,12 @@ class TestReadImage:
 COLOUR, ALPHA = scaled(RGBA16[..., :3]), scaled(RGBA16[..., 3:])
 PREMULTIPLIED = RGBA16 // np.array([4, 4, 4, 1], np.uint16)
 PREMULTIPLIED_ON_WHITE = np.minimum(scaled(PREMULTIPLIED[..., :3]) + 1 - ALPHA, 1)
+GRAY_ON_WHITE = 1 - (1 - COLOUR[..., 2]) * ALPHA[..., 0]
+GRAY_ALPHA_8 = np.ascontiguousarray(RGB[..., :2])
+GRAY_8_ON_WHITE = 1 - (1 - scaled(RGB[..., 0])) * scaled(RGB[..., 1])
+SIX = np.concatenate([RGBA16[..., :3], GRAY16[..., None], RGBA16[..., 3:], GRAY16[..., None]], axis=2)
+SIX_TAGS = dict(photometric="rgb", extrasamples=["unspecified", "unassalpha", "unspecified"], planarconfig="contig")
+SIX_ON_WHITE = 1 - (1 - COLOUR) * ALPHA
 
 
 class TestTiff:
@@ -183,6 +218,13 @@ class TestTiff:
             (RGBA16, dict(photometric="rgb", extrasamples=["unassalpha"]), 1 - (1 - COLOUR) * ALPHA),
             (PREMULTIPLIED, dict(photometric="rgb", extrasamples=["assocalpha"]), PREMULTIPLIED_ON_WHITE),
             (RGBA16, dict(photometric="separated"), (1 - COLOUR) * (1 - ALPHA)),
+            (RGBA16, dict(photometric="rgb", extrasamples=["unassalpha"], planar=True), 1 - (1 - COLOUR) * ALPHA),
+            (RGBA16, dict(photometric="rgb", extrasamples=["unassalpha"], tile=(16, 16)), 1 - (1 - COLOUR) * ALPHA),
+            (RGBA16[..., 2:], dict(photometric="minisblack", extrasamples=["unassalpha"]), GRAY_ON_WHITE),
+            (RGBA16[..., 2:], dict(photometric="minisblack", extrasamples=["unassalpha"], planar=True), GRAY_ON_WHITE),
+            (RGBA16[..., 2:], dict(photometric="miniswhite", extrasamples=["unspecified"]), 1 - COLOUR[..., 2]),
+            (GRAY_ALPHA_8, dict(photometric="minisblack", extrasamples=["unassalpha"], planar=True), GRAY_8_ON_WHITE),
+            (SIX, SIX_TAGS, SIX_ON_WHITE),
         ],
     )
     def test_every_layout_of_samples(self, tmp_path, array, options, expected, byteorder, compression):
@@ -228,6 +270,30 @@ class TestTiff:
     def test_float_out_of_range_is_refused(self, tmp_path, value):
         path = save_tiff(tmp_path / "a.tif", np.full((*SHAPE, 3), value, np.float32), photometric="rgb")
         refused(lambda: read_image(path), "a.tif: values outside [0, 1]")
+
+    @pytest.mark.parametrize(
+        ("array", "options", "message"),
+        [
+            (RGB16, dict(photometric="cielab"), "CIELAB"),
+            (RGB16, dict(photometric="ycbcr"), "YCBCR"),
+            (RGB, dict(photometric="ycbcr"), "YCBCR"),
+            (RGB, dict(photometric="cielab"), "CIELAB"),
+            (GRAY16, dict(photometric="palette", colormap=np.zeros((3, 65536), np.uint16)), "not an image"),
+            (RGB[..., 0].view(np.int8), dict(photometric="minisblack"), "signed bytes"),
+            (RGB16.astype(np.int32) - 40000, dict(photometric="rgb"), "type int32"),
+        ],
+    )
+    def test_layouts_that_would_be_misread_are_refused(self, tmp_path, array, options, message):
+        for compression in (None, "zlib"):
+            path = save_tiff(tmp_path / "a.tif", array, compression=compression, **options)
+            refused(lambda path=path: read_image(path), "a.tif: ", message)
+
+    def test_12_bits_are_refused_and_so_are_planes_that_only_pillow_decodes(self, tmp_path, monkeypatch):
+        path = save_tiff(tmp_path / "a.tif", GRAY16, photometric="minisblack")
+        refused(lambda: read_image(set_tag(path, 258, 12)), "12 bits per sample")
+        path = save_tiff(tmp_path / "a.tif", RGB16, photometric="rgb", planar=True)
+        monkeypatch.setattr("hta.images.find_spec", lambda name: None)
+        refused(lambda: read_image(set_tag(path, 259, 5)), "separate planes")
 
     def test_missing_strips_are_refused(self, tmp_path):
         path = save_tiff(tmp_path / "a.tif", RGB16, photometric="rgb", rowsperstrip=1)
@@ -298,6 +364,144 @@ class TestBadFiles:
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         refused(lambda: read_image(path), "million pixels; crop it")
         assert not recwarn.list
+
+    def test_more_pixels_can_be_allowed(self, tmp_path, monkeypatch):
+        path = save(tmp_path / "a.png", np.zeros((10, 11), dtype=np.uint8))
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+        monkeypatch.setenv(images.LIMIT_VARIABLE, "1")
+        assert read_image(path).shape == (10, 11, 3)
+        monkeypatch.setenv(images.LIMIT_VARIABLE, "1e3")
+        refused(lambda: read_image(path), "HTA_MAX_MEGAPIXELS: '1e3' is not a number")
+
+    def test_only_regular_files_of_a_sane_size(self, tmp_path):
+        os.mkfifo(tmp_path / "a.png")
+        with socket.socket(socket.AF_UNIX) as end:
+            end.bind(str(tmp_path / "b.png"))
+            for path in (tmp_path / "a.png", tmp_path / "b.png", "/dev/zero"):
+                for reader in (read_image, image_size):
+                    refused(lambda path=path, reader=reader: reader(path), "is a pipe, a socket or a device")
+        sparse = save(tmp_path / "c.png", RGB)
+        os.truncate(sparse, 8 << 30)
+        refused(lambda: read_image(sparse), "8.0 GiB, too large")
+
+    def test_headers_that_promise_too_much(self, tmp_path):
+        path = tmp_path / "a.png"
+        for width, height in ((1, 89_478_484), (89_478_484, 1)):
+            path.write_bytes(png_file((width, height), b""))
+            refused(lambda: read_image(path), f"{width} x {height} px")
+            refused(lambda: image_size(path), f"{width} x {height} px")
+        data = bytearray(jpeg_file(smooth((64, 64))))
+        place = data.index(b"\xff\xc0") + 5
+        data[place : place + 4] = struct.pack(">HH", 9400, 9400)
+        path.write_bytes(data)
+        refused(lambda: read_image(path), "too few for 9400 x 9400 px")
+        data = jpeg_file(smooth((64, 64)), progressive=True)
+        path.write_bytes(data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 1000 + data[-2:])
+        refused(lambda: read_image(path), "scans")
+
+    def test_a_strip_that_is_a_bomb(self, tmp_path, monkeypatch):
+        path = save_tiff(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint16), photometric="rgb", compression="zlib")
+        monkeypatch.setattr(images, "_BOMB_BYTES", 10)
+        assert read_image(path).max() == 0
+        refused(lambda: read_image(set_tag(set_tag(path, 257, 60), 278, 60)), "holds more than its pixels")
+
+    @pytest.mark.parametrize("missing", [1, 17, 47, 48])
+    @pytest.mark.parametrize("interlaced", [False, True])
+    def test_png_with_too_few_rows(self, tmp_path, missing, interlaced):
+        black = np.zeros((48, 64, 3), np.uint8)
+        for array in (smooth((48, 64)), black):
+            steps = ADAM7 if interlaced else [(0, 0, 1, 1)]
+            rows = [b"\0" + row.tobytes() for x, y, dx, dy in steps for row in array[y::dy, x::dx]]
+            path = tmp_path / "a.png"
+            path.write_bytes(png_file((64, 48), b"".join(rows), interlaced=interlaced))
+            np.testing.assert_array_equal(read_image(path), scaled(array))
+            path.write_bytes(png_file((64, 48), b"".join(rows[:-missing]), interlaced=interlaced))
+            refused(lambda path=path: read_image(path), "early" if rows[:-missing] else "truncated")
+
+    @pytest.mark.parametrize("progressive", [False, True])
+    @pytest.mark.parametrize("subsampling", [0, 2])
+    @pytest.mark.parametrize("part", [0.8, 0.9])
+    def test_jpeg_cut_before_its_end_marker(self, tmp_path, progressive, subsampling, part):
+        noise = np.random.default_rng(0).integers(0, 256, (49, 65, 3), dtype=np.uint8)
+        for array in (noise, smooth((96, 96)), np.full((96, 96, 3), 200, np.uint8)):
+            data = jpeg_file(array, progressive=progressive, subsampling=subsampling)
+            path = tmp_path / "a.jpg"
+            path.write_bytes(data)
+            assert read_image(path).shape == array.shape
+            start = data.index(b"\xff\xda") + 20  # not within the header
+            path.write_bytes(data[: max(start, int(len(data) * part))].rstrip(b"\xff") + b"\xff\xd9")
+            refused(lambda path=path: read_image(path), "a.jpg: damaged")
+
+    def test_mutated_files_give_an_image_or_one_line_and_nothing_else(self, tmp_path):
+        """In a process of its own, whose memory and stderr are watched."""
+        script = Path(__file__).with_name("mutated_images.py")
+        found = json.loads(run_python(script, tmp_path))
+        assert found.pop("odd") == []
+        assert found.pop("slowest_s") < 10
+        assert found.pop("grown_mib") < 1024
+        assert min(found["read"], found["refused"]) > 20
+
+
+class TestLarge:
+    """Images from 20 megapixels on, here from 3,000 pixels on."""
+
+    @pytest.fixture(autouse=True)
+    def _small_limits(self, monkeypatch):
+        monkeypatch.setattr(images, "LARGE", 3000)
+        monkeypatch.setattr(images, "_REDUCED", 1000)
+        monkeypatch.setattr(images, "_BAND", 16)
+
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif", "16-bit tif", "array", "PIL"])
+    @pytest.mark.parametrize("orientation", [1, 6])
+    def test_boxes_are_averaged_and_the_size_is_kept(self, tmp_path, suffix, orientation):
+        stored = smooth((50, 66))  # 3,300 pixels: boxes of 2 x 2
+        expected = scaled(stored).reshape(25, 2, 33, 2, 3).mean(axis=(1, 3))
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path, upright = tmp_path / f"a.{suffix}", orientation == 1 or suffix in ("array", "PIL", "bmp")
+        if suffix == "array":
+            image = to_array(stored)
+        elif suffix == "PIL":
+            image = to_array(Image.fromarray(stored))
+        elif suffix == "16-bit tif":
+            tags = [(274, 3, 1, orientation, True)]
+            image = read_image(save_tiff(path, stored * np.uint16(257), photometric="rgb", extratags=tags))
+        else:
+            options = {"bmp": {}, "webp": {"lossless": True, "exif": exif}}.get(suffix, {"exif": exif})
+            image = read_image(save(path, stored, **options))
+            assert image_size(path) == ((50, 66) if upright else (66, 50))
+        if not upright:
+            expected = expected.swapaxes(0, 1)[:, ::-1]
+        assert images.full_size(image) == ((50, 66) if upright else (66, 50))
+        assert np.abs(image - expected).mean() < (0.02 if suffix == "jpg" else 1e-6)
+
+    def test_odd_sides_and_transparency(self, tmp_path):
+        rgba = np.dstack([smooth((55, 101)), np.full((55, 101), 255, np.uint8)])  # 5,555 pixels: boxes of 4 x 4
+        rgba[:4, :4, 3] = 0
+        image = read_image(save(tmp_path / "a.png", rgba))
+        assert (image.shape, images.full_size(image)) == ((14, 26, 3), (55, 101))
+        np.testing.assert_allclose(image[0, 0], 1)
+        np.testing.assert_allclose(image[1, 1], scaled(rgba)[4:8, 4:8, :3].mean(axis=(0, 1)), atol=1e-6)
+        np.testing.assert_allclose(image[-1, 0], scaled(rgba)[[52, 53, 54, 54], :4, :3].mean(axis=(0, 1)), atol=1e-6)
+
+    def test_a_smaller_image_is_untouched(self, tmp_path):
+        array = smooth((50, 59))
+        image = read_image(save(tmp_path / "a.png", array))
+        assert type(image) is np.ndarray
+        np.testing.assert_array_equal(image, scaled(array))
+
+
+def test_24_megapixels_take_little_memory(tmp_path):
+    array = np.zeros((4000, 6000, 3), np.uint8)
+    array[::2] = 255
+    paths = [save(tmp_path / "a.jpg", array), save(tmp_path / "a.png", array, compress_level=1)]
+    code = "import sys, resource; from hta.images import read_image; peak = lambda: resource.getrusage(0).ru_maxrss\n"
+    code += "first = peak()\nfor path in sys.argv[1:]: print(read_image(path)[::1999, ::2999].tolist())\n"
+    code += "print((peak() - first) // 1024)"
+    *pictures, grown = run_python("-c", code, *paths).splitlines()
+    assert int(grown) < 500
+    for picture in pictures:
+        np.testing.assert_allclose(json.loads(picture), np.full((2, 2, 3), 0.5), atol=0.01)
 
 
 class TestArrays:

@@ -86,8 +86,8 @@ def test_another_aspect_ratio_is_said_once_per_model(model, caplog):
         list(model.stream(odd))
     (record,) = (record for record in caplog.records if "squeezed" in record.getMessage())
     assert record.levelname == "WARNING"
-    assert "(20 x 24 px, height x width)" in record.getMessage()
-    assert "one has 30 x 40 px" in record.getMessage()
+    assert "(24 x 20 px, width x height)" in record.getMessage()
+    assert "one has 40 x 30 px" in record.getMessage()
 
 
 def test_a_stream_shows_the_images_in_order(model):
@@ -234,7 +234,7 @@ def test_training_images_are_prepared_one_at_a_time_as_all_at_once():
     [
         (lambda m: m.score([]), "images: none given"),
         (lambda m: m.score("nowhere.png"), r"nowhere\.png: no such file"),
-        (lambda m: m.score([picture(0), np.zeros((3, 4, 4))]), "shape"),
+        (lambda m: m.score([picture(0), np.zeros((3, 4, 5, 2))]), "shape"),
         (lambda m: m.score(picture(0) * 1.0), "scale it to"),
         (lambda m: m.score("nowhere.png", aggregate="minmax"), "--aggregate minmax"),  # before it is read
         (lambda m: m.score([picture(0)] * 2, aggregate="median"), "--aggregate median"),

@@ -4,6 +4,7 @@ import difflib
 import errno
 import hashlib
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from hta.data.masks import key_of, match_masks
 from hta.data.names import NORMAL_FOLDER, fold, image_stem, is_answer, is_normal, mask_kind
 from hta.data.sample import Sample
 from hta.errors import UserError
-from hta.images import IMAGE_SUFFIXES, image_size, read_image, resize, to_tensor
+from hta.images import IMAGE_SUFFIXES, full_size, image_size, of_full_size, read_image, reduction, resize, to_tensor
 
 logger = logging.getLogger(__name__)
 
@@ -74,8 +75,8 @@ def load_training_images(paths: Sequence[Path], size_image: int | None = None) -
     unlike = sum(size != first for size in others)
     height, width = (max(1, round(side * size_image / min(first))) if size_image else side for side in first)
     if unlike:
-        text = "%d of %d training images differ in size from %s: resized to %d x %d (height x width) like it"
-        logger.warning(text, unlike, len(paths), paths[0], height, width)
+        text = "%d of %d training images differ in size from %s: resized to %d x %d px (width x height) like it"
+        logger.warning(text, unlike, len(paths), paths[0], width, height)
     return (_resize_array(read_image(path), (height, width)) for path in paths)
 
 
@@ -121,9 +122,10 @@ def _images_of_folder(folder: Path, num_images: int | None) -> list[Path]:
 
 def _resize_array(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize (H, W, 3) in [0, 1]; all channels alike, so a gray image stays gray to the bit."""
-    if image.shape[:2] == tuple(size):
+    if full_size(image) == size:
         return image
-    return (resize(to_tensor([image]), size)[0].permute(1, 2, 0).numpy() + 1) / 2
+    height, width = (math.ceil(side / reduction(size)) for side in size)
+    return of_full_size((resize(to_tensor([image]), (height, width))[0].permute(1, 2, 0).numpy() + 1) / 2, size)
 
 
 # --- test images ----------------------------------------------------------------------------------------------------

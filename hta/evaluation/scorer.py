@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hta.evaluation.maps import anomaly_maps, upsample_map
 from hta.evaluation.scores import vote_shares
-from hta.images import resize, to_tensor
+from hta.images import full_size, resize, to_tensor
 from hta.models.blocks import ConvNormLeaky
 from hta.models.canvas import CanvasGroup, CanvasPlan, plan_canvases
 from hta.models.kernels import LEAKY_SLOPE, statistics_dtype
@@ -221,7 +221,7 @@ class Scorer:
         Yields:
             The votes of each image, in order.
         """
-        prepared = ((resize(to_tensor([image]), self.plan.working_size), image.shape[:2]) for image in images)
+        prepared = ((resize(to_tensor([image]), self.plan.working_size), full_size(image)) for image in images)
 
         def take() -> list[tuple[Tensor, tuple[int, int]]]:
             return list(itertools.islice(prepared, batch_size))

@@ -127,7 +127,7 @@ class TestLoadTrainingImages:
         np.testing.assert_allclose(images, 90 / 255, atol=1e-6)
         assert len(caplog.messages) == 1
         assert "2 of 3 training images" in caplog.text
-        assert "4 x 6" in caplog.text
+        assert "6 x 4 px (width x height)" in caplog.text
 
     @pytest.mark.parametrize(
         ("size", "expected"), [((20, 20), (10, 10)), ((20, 31), (10, 16)), ((40, 20), (20, 10)), ((5, 5), (10, 10))]
