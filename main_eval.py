@@ -95,7 +95,7 @@ def _command(argv: Sequence[str] | None) -> None:
         add_settings(parser, title, cls, exclude=NOT_FOR_SCORING)
     given = vars(parser.parse_args(argv))
     parts = {cls: take_settings(cls, given) for cls in GROUPS.values()}
-    _report(*_evaluate(parts, *_open(parts, given)))
+    _report(*_evaluate(parts, given))
 
 
 def _open(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Model, inputs.Source, Path]:
@@ -129,14 +129,13 @@ def _prepare(parts: dict[type, Any], model: Model, source: inputs.Source, target
     return Evaluation(model, source, scoring, threshold, scale, output, target)
 
 
-def _evaluate(
-    parts: dict[type, Any], model: Model, source: inputs.Source, target: Path
-) -> tuple[Evaluation, dict[str, Any], np.ndarray]:
+def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation, dict[str, Any], np.ndarray]:
     """Score the images and write the results into a folder that is held from the beginning.
 
     Returns the evaluation, the content of metrics.json, and what the images are ranked by, `(N,)`, higher = more
     anomalous: the maxima of the maps where these decide, else the scores.
     """
+    model, source, target = _open(parts, given)
     replace_results = results.foreign_files if parts[OutputOptions].overwrite else None
     with new_folder(target, replace=replace_results, keep=True) as folder:
         evaluation = _prepare(parts, model, source, target)

@@ -222,11 +222,11 @@ def _settings_of_run(folder: "RunFolder", config: Config, given: dict[str, Any])
 
 
 def _checked_name(name: str) -> str:
-    """Refuse a model name that is not a plain folder name."""
-    if not name or name.startswith(".") or set(name) & set("/\\:\0") or len(os.fsencode(name)) > _LONGEST_NAME:
+    """Refuse a model name that is not a plain folder name; Windows takes `a`, `a.` and `a ` for one folder."""
+    if not name or name != name.strip(" .") or set(name) & set("/\\:\0") or len(os.fsencode(name)) > _LONGEST_NAME:
         raise UserError(
             f"--name {name[:_LONGEST_NAME]!r}: must be a plain folder name of at most {_LONGEST_NAME} bytes (non-ASCII "
-            "letters take two or more), without a path or a leading dot"
+            "letters take two or more), without a path, or dots and spaces around it"
         )
     return name
 

@@ -39,10 +39,8 @@ _NEW, _OLD = "new", "old"  # in a workshop: the new folder, and a folder that ho
 _WORKSHOP = re.compile(r"(\.[0-9a-f]{16})[0-9a-f]{16}\.part")  # the place's claim, and random digits
 # Where files cannot be locked, a process is taken for dead after a day, or a minute after it took the old folder away.
 _DAY_S, _MINUTE_S = 86_400, 60
-_WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
-_REMEDIES = dict.fromkeys(_WRONG_PLACE, "check links and permissions, or choose another folder") | dict.fromkeys(
-    (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.ENOENT), "see what is there, or choose another folder"
-)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
+_OTHER_PLACE = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.ENOENT, *_NO_ACCESS)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -92,7 +90,7 @@ def new_folder(path: Path, *, replace: Foreign | None = None, keep: bool = False
     try:
         with _workshop(place, path) as workshop:
             before = place.lstat() if replace and place.is_dir() else None
-            if before is None and place.exists() and (not place.is_dir() or any(place.iterdir())):
+            if before is None and os.path.lexists(place) and (not place.is_dir() or any(place.iterdir())):
                 raise FileExistsError(errno.EEXIST, "it exists")
             new = workshop / _NEW
             new.mkdir()
@@ -191,24 +189,17 @@ def _old_copy(workshop: Path) -> Path | None:
 def locked(file: Path, busy: str = "", moved: Path | None = None) -> Iterator[bool]:
     """Lock a file during the block, made if it is missing; a killed process leaves no lock behind.
 
-    No link is followed, and the file keeps its content; an empty one is removed afterwards.
+    No link is followed (OSError), and the file keeps its content; an empty one is removed afterwards, from `moved` if
+    that is where it will be. The lock of another process raises a UserError with the text `busy`.
 
-    Args:
-        file: the file, and `moved` where it will be at the end of the block.
-        busy: the text of the UserError if another process has locked it.
-
-    Yields:
-        Whether the lock is certain; False where there are no locks, as on Windows and some network file systems.
+    Yields whether the lock is certain; False where there are no locks, as on Windows and some network file systems.
     """
     if sys.platform == "win32":
         yield False
         return
     with ExitStack() as stack:
         while True:
-            try:
-                descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-            except OSError as error:
-                raise cannot_write(file, error) from error
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
             stack.callback(os.close, descriptor)
             sure = _try_lock(descriptor, busy)
             if _is_at(descriptor, file):  # otherwise its owner removed it just now
@@ -294,9 +285,9 @@ def sweep(folder: Path) -> None:
 
 def cannot_write(path: Path, error: OSError) -> HtaError:
     """The error for a file or folder that cannot be written; a UserError if the place is a wrong one."""
-    remedy = _REMEDIES.get(error.errno or 0, "free some space or choose another folder")
-    kind = UserError if error.errno in _WRONG_PLACE else RunError
-    return kind(f"{path}: cannot be written ({error.strerror or error}); {remedy}")
+    remedy = "see what is there" if error.errno in _OTHER_PLACE else "free some space"
+    kind = UserError if error.errno in _NO_ACCESS else RunError
+    return kind(f"{path}: cannot be written ({error.strerror or error}); {remedy} or choose another folder")
 
 
 def _unused(folder: Path) -> Path:

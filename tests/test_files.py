@@ -257,7 +257,7 @@ def test_a_lock_follows_no_link_and_spares_what_is_in_the_file(tmp_path):
     (tmp_path / "link").symlink_to("notes")
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("link", "dangling"):
-        with pytest.raises(UserError, match=f"{name}: .*check links"), locked(tmp_path / name):
+        with pytest.raises(OSError, match=f"symbolic links: .*{name}"), locked(tmp_path / name):
             pass
     with locked(tmp_path / "new") as is_certain:
         assert is_certain

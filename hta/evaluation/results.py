@@ -11,6 +11,7 @@ The suffix is appended, not replaced, so that `a.png` and `a.jpg` do not collide
 
 import csv
 import math
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -63,7 +64,7 @@ def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_d
             is inside `test_dir` or `good_dir`.
     """
     for option, folder, kind in (("--test_dir", test_dir, "test"), ("--good_dir", good_dir, "good")):
-        if folder is not None and folder.is_dir() and target.resolve().is_relative_to(folder.resolve()):
+        if folder is not None and folder.is_dir() and Path(os.path.realpath(target)).is_relative_to(folder.resolve()):
             raise UserError(
                 f"--out {target}: is inside {option}, so its pictures would count as {kind} images; give another folder"
             )

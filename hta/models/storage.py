@@ -156,7 +156,8 @@ class RunFolder:
             folder: the folder to lock if it will only have been moved here by the end of the block.
 
         Raises:
-            UserError: another process trains here, or the file to lock is a link.
+            UserError: another process trains here.
+            OSError: the file to lock is a link, or cannot be made.
         """
         busy = f"{self.path}: another process is training this model; wait, or give another --name"
         with locked((folder or self.path) / LOCK_FILE, busy, self.path / LOCK_FILE):
