@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import imageio.v3 as iio
 import numpy as np
@@ -114,18 +114,12 @@ def read_image(source: ImageFile, background: float = ALPHA_BACKGROUND) -> np.nd
     Raises:
         UserError: The file is missing, not a regular file, not an image of these formats, damaged or too large.
     """
-    with _opened(source) as (name, stream, page):
-        if page is None:
-            with _pillow_image(stream) as image:
-                several, size = getattr(image, "is_animated", False), (image.height, image.width)
-                _load(image, stream)
-                pixels = _from_pil(image, background, name, size)
-        else:
-            several = page.parent.pages.get(1, page) is not page
-            pixels = _from_tiff(page, background, name)
-    if several:
-        logger.info("%s: only the first of its frames is used", name)
-    return pixels
+    return _read(source, background)
+
+
+def read_levels(source: ImageFile, background: float = 0.0) -> np.ndarray:
+    """Read a mask: the brightest channel of every pixel, (H, W) float32 in [0, 1], never averaged; see `read_image`."""
+    return _read(source, background, exact=True)[..., 0]
 
 
 def image_size(source: ImageFile) -> tuple[int, int]:
@@ -156,14 +150,15 @@ def to_array(image: ImageFile | Image.Image | np.ndarray | torch.Tensor) -> np.n
     """
     if isinstance(image, Image.Image):
         try:
-            return _from_pil(image, ALPHA_BACKGROUND, "image")
+            return _assembled(_of_pil(image, ALPHA_BACKGROUND, "image"))
         except _DECODE_ERRORS as error:
             raise UserError(f"image: a PIL image that cannot be decoded ({_brief(error)}); give another one") from error
     if isinstance(image, np.ndarray | torch.Tensor):
         array, *others = unstack(image) or [np.empty(0)]
         if others or array.ndim not in (2, 3) or 0 in array.shape:
             raise UserError(f"image: shape {tuple(image.shape)} is not accepted; give (H, W) or (H, W, C), C 1, 3 or 4")
-        return _assembled(lambda top, end: _scaled(array[top:end], "image"), array.shape[:2], array.shape[:2])
+        rows = lambda top, end: _scaled(array[top:end], "image")  # noqa: E731
+        return _assembled(_Decoded(rows, array.shape[:2], array.shape[:2]))
     if isinstance(image, str | bytes | os.PathLike) or hasattr(image, "read"):
         return read_image(image)
     remedy = "give a path, an open file, a PIL image, a numpy array or a torch tensor"
@@ -295,20 +290,35 @@ def _pillow_image(stream: BinaryIO) -> Image.Image:
     return image
 
 
-def _load(image: Image.Image, stream: BinaryIO) -> None:
-    """Decode the image of a file, and refuse one that ends early though its decoder fills the rest."""
-    if image.format not in ("JPEG", "MPO", "PNG"):
-        image.load()
-        return
-    place = stream.tell()
-    stream.seek(0)
-    data = stream.read()
-    stream.seek(place)
+def _read(source: ImageFile, background: float, exact: bool = False) -> np.ndarray:
+    """Read the first frame of a file, see `read_image` and `_assembled`."""
+    with _opened(source) as (name, stream, page):
+        if page is None:
+            with _pillow_image(stream) as image:
+                several, size = getattr(image, "is_animated", False), (image.height, image.width)
+                _load(image, stream, 1 if exact else reduction(size))
+                pixels = _assembled(_of_pil(image, background, name, size), exact)
+        else:
+            several = page.parent.pages.get(1, page) is not page
+            pixels = _assembled(_of_tiff(page, background, name), exact)
+    if several:
+        logger.info("%s: only the first of its frames is used", name)
+    return pixels
+
+
+def _load(image: Image.Image, stream: BinaryIO, factor: int) -> None:
+    """Decode the image of a file, a JPEG reduced by the factor; refuse one that ends early."""
+    data = b""
+    if image.format in ("JPEG", "MPO", "PNG"):
+        place = stream.tell()
+        stream.seek(0)
+        data = stream.read()
+        stream.seek(place)
+    if image.format in ("JPEG", "MPO"):
+        _load_jpeg(image, data, factor)
+    image.load()
     if image.format == "PNG":
-        image.load()
         _check_png(image, data)
-    else:
-        _load_jpeg(image, data)
 
 
 def _check_size(width: int, height: int) -> None:
@@ -326,25 +336,31 @@ def reduction(size: tuple[int, ...]) -> int:
     return 1 if pixels < LARGE else 2 ** math.ceil(math.log2(pixels / _REDUCED) / 2)
 
 
-def _assembled(
-    rows: Callable[[int, int], np.ndarray], stored: tuple[int, ...], size: tuple[int, ...], orientation: int = 1
-) -> np.ndarray:
-    """Put an image together, in bands if it is large, and turn it upright.
+class _Decoded(NamedTuple):
+    """An image as its decoder left it.
 
-    Args:
-        rows: Decodes rows.
-        stored: (H, W) of the rows, which a decoder may have reduced already.
+    Attributes:
+        rows: Converts the rows from one number to below another to `(h, W, 3)`, float32 in [0, 1].
+        stored: (H, W) of the rows, which the decoder may have reduced.
         size: (H, W) of the file.
         orientation: Its EXIF tag.
     """
-    factor = reduction(size) // round(size[0] / stored[0])
-    if factor <= 1:
-        pixels = _upright(rows(0, stored[0]), orientation)
-    else:
-        tops = range(0, stored[0], _BAND)
-        bands = [_averaged(rows(top, min(top + _BAND, stored[0])), factor) for top in tops]
-        pixels = _upright(np.concatenate(bands), orientation)
-    return of_full_size(pixels, (size[1], size[0]) if orientation in _TURNED else size)
+
+    rows: Callable[[int, int], np.ndarray]
+    stored: tuple[int, ...]
+    size: tuple[int, ...]
+    orientation: int = 1
+
+
+def _assembled(image: _Decoded, exact: bool = False) -> np.ndarray:
+    """Put an image together, in bands if it is large, and turn it upright; `exact` keeps all of one channel."""
+    num_rows, size = image.stored[0], image.size
+    factor = reduction(size) // round(size[0] / num_rows)
+    height = _BAND if math.prod(size) >= LARGE else num_rows
+    bands = (image.rows(top, min(top + height, num_rows)) for top in range(0, num_rows, height))
+    parts = [band.max(axis=2, keepdims=True) if exact else _averaged(band, factor) for band in bands]
+    pixels = _upright(parts[0] if len(parts) == 1 else np.concatenate(parts), image.orientation)
+    return of_full_size(pixels, (size[1], size[0]) if image.orientation in _TURNED else size)
 
 
 def _averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
@@ -433,15 +449,13 @@ def _inflated(chunks: Iterable[bytes], most: int) -> int:
     return total + (len(inflate.flush()) if total <= most else 0)
 
 
-def _from_tiff(page: Any, background: float, name: str) -> np.ndarray:
-    """Read the page into (H, W, 3), float32 in [0, 1], upright; `name` is used in messages."""
+def _of_tiff(page: Any, background: float, name: str) -> _Decoded:
     # `(planes, 1, H, W, samples)`, one of the two numbers of samples being 1.
     planes = page.asarray(maxworkers=1, squeeze=False)[:, 0]
     size = planes.shape[1:3]
     samples = np.moveaxis(planes, 0, 2).reshape(*size, -1)
-    return _assembled(
-        lambda top, end: _from_samples(samples[top:end], page, background, name), size, size, _orientation(page)
-    )
+    rows = lambda top, end: _from_samples(samples[top:end], page, background, name)  # noqa: E731
+    return _Decoded(rows, size, size, _orientation(page))
 
 
 def _orientation(page: Any) -> int:
@@ -497,8 +511,8 @@ def _jpeg_scans(data: bytes) -> tuple[int, list[tuple[int, int]]]:
     return kind, scans
 
 
-def _load_jpeg(image: Image.Image, data: bytes) -> None:
-    """Decode a JPEG file, at a smaller size if it is large; refuse one that ends early.
+def _load_jpeg(image: Image.Image, data: bytes, factor: int) -> None:
+    """Decode a JPEG file, reduced by the factor; refuse one that ends early.
 
     Its header may claim more pixels than its bits can hold, or it may have a thousand scans. If a scan is cut, the
     decoder fills the rest, of a sequential file by flat blocks; it would take up bytes that are put after the scan.
@@ -508,7 +522,7 @@ def _load_jpeg(image: Image.Image, data: bytes) -> None:
         raise ValueError(f"{len(data)} bytes are too few for {image.width} x {image.height} px")
     if len(scans) > _MAX_SCANS:
         raise ValueError(f"{len(scans)} scans")
-    reduced = image.width // reduction(size), image.height // reduction(size)
+    reduced = max(1, image.width // factor), max(1, image.height // factor)
     image.draft(None, reduced)
     image.load()
     width, height = image.size
@@ -541,11 +555,8 @@ def _check_png(image: Image.Image, data: bytes) -> None:
 # --- pixels ---------------------------------------------------------------------------------------------------------
 
 
-def _from_pil(image: Image.Image, background: float, name: str, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Turn a PIL image into (H, W, 3), float32 in [0, 1], upright.
-
-    `name` is used in messages; `size` is its (H, W) before the decoder reduced it.
-    """
+def _of_pil(image: Image.Image, background: float, name: str, size: tuple[int, int] | None = None) -> _Decoded:
+    """Prepare the conversion of a PIL image; `size` is its (H, W) before the decoder reduced it."""
     image.load()
     # Pillow inverts these at 8 bits alone.
     is_negative = getattr(image, "tag_v2", {}).get(ExifTags.Base.PhotometricInterpretation) == _MIN_IS_WHITE
@@ -555,7 +566,7 @@ def _from_pil(image: Image.Image, background: float, name: str, size: tuple[int,
         part = image if (top, end) == (0, image.height) else image.crop((0, top, image.width, end))
         return _pil_pixels(part, background, name, is_negative)
 
-    return _assembled(rows, stored, size or stored, image.getexif().get(ExifTags.Base.Orientation, 1))
+    return _Decoded(rows, stored, size or stored, image.getexif().get(ExifTags.Base.Orientation, 1))
 
 
 def _pil_pixels(image: Image.Image, background: float, name: str, is_negative: bool) -> np.ndarray:

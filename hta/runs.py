@@ -107,7 +107,7 @@ def _refuse_blank(image: Tensor, source: str) -> None:
     dim = (float(image.max()) + 1) / 2 < _DIM
     if float((high - low).max()) < 2 * _BLANK:
         remedy = (
-            "scale its values to the whole range" if dim and image.max() > -0.99 else "give one that shows the object"
+            "scale its values to the whole range" if dim and image.max() > -0.999 else "give one that shows the object"
         )
         raise UserError(f"{source}: is of one colour, or wholly transparent, and teaches nothing; {remedy}")
     if dim:

@@ -484,6 +484,16 @@ class TestLarge:
         np.testing.assert_allclose(image[1, 1], scaled(rgba)[4:8, 4:8, :3].mean(axis=(0, 1)), atol=1e-6)
         np.testing.assert_allclose(image[-1, 0], scaled(rgba)[[52, 53, 54, 54], :4, :3].mean(axis=(0, 1)), atol=1e-6)
 
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
+    def test_a_mask_keeps_every_pixel(self, tmp_path, suffix):
+        mask = np.zeros((50, 66), np.uint8)
+        mask[31, 47] = 255
+        levels = images.read_levels(
+            save(tmp_path / f"a.{suffix}", mask, **({"quality": 95} if suffix == "jpg" else {}))
+        )
+        assert levels.shape == (50, 66)
+        assert np.argwhere(levels > 0.5).tolist() == [[31, 47]]
+
     def test_a_smaller_image_is_untouched(self, tmp_path):
         array = smooth((50, 59))
         image = read_image(save(tmp_path / "a.png", array))

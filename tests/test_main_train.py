@@ -255,7 +255,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, capsys):
     out = capsys.readouterr().out
     settings, _ = json.JSONDecoder().raw_decode(out)
     assert (settings["model"]["num_transforms"], settings["training"]["niter"]) == (4, 2)
-    assert "3 scales of 14x17 17x19 19x22 px, networks of 4 4 4 channels" in out
+    assert "3 scales of 17x14 19x17 22x19 px, networks of 4 4 4 channels" in out
     assert snapshot(workspace) == before
 
 

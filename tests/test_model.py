@@ -1,5 +1,7 @@
 """The library: images in every form, one or several, and a model that was never on a disk."""
 
+import io
+import os
 import weakref
 from dataclasses import replace
 
@@ -9,11 +11,11 @@ import torch
 from PIL import Image
 
 import hta
-from hta import runs, runtime
+from hta import images, runs, runtime
 from hta.config import ScoringConfig, default_config
 from hta.data.folders import load_training_images
 from hta.errors import UserError
-from hta.images import read_image, resize, to_tensor
+from hta.images import read_image, resize, to_array, to_tensor
 from hta.models.scales import plan_of
 from tests.helpers import picture
 
@@ -54,6 +56,65 @@ def test_every_form_of_an_image_scores_alike(model, tmp_path):
         np.testing.assert_allclose(one.anomaly_maps[0], results.anomaly_maps[0], rtol=0, atol=1e-6)
     gray = model.score([pixels[..., 0], pixels[..., :1], np.repeat(pixels[..., :1], 3, axis=2)]).anomaly_scores
     assert gray[0] == gray[1] == gray[2] != results.anomaly_scores[0]
+
+
+def test_one_or_several_images_in_every_container(model, tmp_path):
+    pixels = [picture(seed) for seed in range(5, 9)]
+    for number, array in enumerate(pixels):
+        Image.fromarray(array).save(tmp_path / f"{number}.png")
+    (tmp_path / "notes.txt").write_text("not an image")
+    tensors = torch.from_numpy(np.stack(pixels))
+    opaque = np.full((4, 20, 24, 1), 255, np.uint8)
+    containers = [
+        *(tmp_path, str(tmp_path), os.fsencode(tmp_path), [tmp_path / "0.png", *pixels[1:]], (p for p in pixels)),
+        *(map(os.fsencode, sorted(tmp_path.glob("*.png"))), np.array([str(p) for p in sorted(tmp_path.glob("*.png"))])),
+        *(np.stack(pixels), np.stack(pixels) / 255, np.concatenate([np.stack(pixels), opaque], axis=3)),
+        *(tensors, tensors.movedim(-1, 1), (tensors.movedim(-1, 1) / 255).requires_grad_(), [tensors[:1], tensors[1:]]),
+        [
+            tensors[0],
+            tensors[1].movedim(-1, 0),
+            io.BytesIO((tmp_path / "2.png").read_bytes()),
+            Image.fromarray(pixels[3]),
+        ],
+    ]
+    expected = model.score(pixels).anomaly_scores
+    for container in containers:
+        np.testing.assert_allclose(model.score(container).anomaly_scores, expected, rtol=0, atol=1e-6)
+    with (tmp_path / "1.png").open("rb") as file:
+        assert model.score(file).anomaly_scores == pytest.approx(expected[1], abs=1e-6)
+    grays = np.stack(pixels)[..., 0]
+    np.testing.assert_allclose(model.score(grays).anomaly_scores, model.score(list(grays)).anomaly_scores)
+    trained = hta.train(tmp_path, default_config(**CONFIG | {"niter": 1}))
+    assert trained.record.sources == tuple(str(tmp_path / f"{number}.png") for number in range(4))
+
+
+def test_channels_first_in_numpy_are_warned_of(model, caplog):
+    assert len(model.score(picture(0).transpose(2, 0, 1)).anomaly_scores) == 3
+    assert "(3, 20, 24) is read as 3 gray images; colours come last" in caplog.text
+
+
+def test_the_library_shows_what_it_has():
+    assert dir(hta) == ["Model", "__version__", "default_config", "load", "train"]
+
+
+def test_large_images_keep_their_size_in_models_and_maps(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "LARGE", 3000)
+    monkeypatch.setattr(images, "_REDUCED", 1000)
+    large, other = picture(0, 60, 72), picture(1, 50, 60)
+    (scores, _, maps), small = model.score([large, other]), model.score([large[:50, :59]])
+    assert [one.shape for one in maps] == [(60, 72), (50, 60)]
+    assert small.anomaly_maps[0].shape == (50, 59)
+    monkeypatch.undo()
+    np.testing.assert_allclose(model.score([large, other]).anomaly_scores, scores, atol=0.02)
+    monkeypatch.setattr(images, "LARGE", 3000)
+    for number, array in enumerate([large, other]):
+        Image.fromarray(array).save(tmp_path / f"{number}.png")
+    paths = sorted(tmp_path.iterdir())
+    prepared = runs.prepare(load_training_images(paths), ["0.png", "1.png"], default_config(**CONFIG))
+    assert prepared.record.image_size == (60, 72)
+    of_large = replace(model, record=prepared.record, training_images=prepared.images)
+    assert of_large.was_trained_on(read_image(paths[0]))
+    assert not of_large.was_trained_on(read_image(paths[1])[::-1])
 
 
 def test_an_image_does_not_depend_on_the_others_nor_on_their_order(model):
@@ -229,10 +290,47 @@ def test_training_images_are_prepared_one_at_a_time_as_all_at_once():
     assert (prepared.record.image_size, prepared.record.is_gray) == ((70, 90), False)
 
 
+def nearly(levels):
+    return np.random.default_rng(0).integers(128, 128 + levels, (40, 48, 3), dtype=np.uint8)
+
+
+ONE_PIXEL = nearly(1)
+ONE_PIXEL[3, 4] = 255
+
+
+@pytest.mark.parametrize(
+    "blank", [nearly(1), nearly(1) * 0, nearly(3), ONE_PIXEL, np.dstack([picture(0), picture(0)[..., :1] * 0])]
+)
+def test_a_training_image_that_teaches_nothing_is_refused_before_the_work(blank, tmp_path):
+    config = default_config(**CONFIG)
+    with pytest.raises(UserError, match=r"^image 0: is of one colour.* teaches nothing; [^\n]*$"):
+        hta.train(blank, config, folder=tmp_path / "model")
+    with pytest.raises(UserError, match="image 1: is of one colour"):
+        hta.train([picture(3, *blank.shape[:2]), blank], config, folder=tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_in_a_tenth_of_the_range_are_hinted_at(caplog):
+    config, wide = default_config(**CONFIG), picture(0).astype(np.uint16)
+    runs.prepare([to_array(wide * 16)], ["12_bits.tif"], config)  # 12 bits in 16
+    assert "12_bits.tif: uses less than a tenth of the range" in caplog.text
+    caplog.clear()
+    runs.prepare([to_array(wide * 30)], ["dim.tif"], config)
+    assert not caplog.messages
+    with pytest.raises(UserError, match="scale its values"):
+        runs.prepare([to_array(wide)], ["8_bits.tif"], config)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m: m.score([]), "images: none given"),
+        (lambda m: m.score(iter([])), "images: none given"),
+        (lambda m: m.score(5), "int is not accepted"),
+        (lambda m: m.score([[picture(0)]]), "list is not accepted"),
+        (lambda m: m.score(io.StringIO("text")), "image: text; give a file opened with 'rb'"),
+        (lambda m: m.score(np.zeros((20, 24, 2))), "shape"),
+        (lambda m: m.score(torch.zeros(2, 20, 24, 5)), "shape"),
         (lambda m: m.score("nowhere.png"), r"nowhere\.png: no such file"),
         (lambda m: m.score([picture(0), np.zeros((3, 4, 5, 2))]), "shape"),
         (lambda m: m.score(picture(0) * 1.0), "scale it to"),

@@ -8,7 +8,7 @@ import numpy as np
 
 from hta.data.names import composed, fold, image_stem, mask_kind
 from hta.errors import UserError
-from hta.images import read_image
+from hta.images import read_levels
 
 _LOSSLESS = (".png", ".apng", ".tif", ".tiff", ".bmp", ".gif")
 _MAX_CLASSES = 16  # a mask of more gray levels has edges that were smoothed or compressed
@@ -64,9 +64,9 @@ def read_mask(path: Path) -> np.ndarray:
     Of a few levels all but black mark, of many (JPEG, smooth edges) those above half of the brightest. Transparent
     pixels are black, unless all others are: then these are the marks.
     """
-    levels = read_image(path, background=0.0).max(axis=2)
+    levels = read_levels(path)
     if not levels.any():
-        ink = 1 - read_image(path, background=1.0).max(axis=2)
+        ink = 1 - read_levels(path, background=1.0)
         levels = ink if ink.min() < 1 else levels  # 1 everywhere: opaque
     brightest = levels.max()
     used = np.bincount((levels * 255).astype(np.uint8).ravel(), minlength=256)

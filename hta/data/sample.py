@@ -58,8 +58,8 @@ class Sample:
             mask = read_mask(path)
             if mask.shape != shape:
                 raise UserError(
-                    f"{path}: {mask.shape[0]} x {mask.shape[1]} px (height x width), but its image {self.source} has "
-                    f"{shape[0]} x {shape[1]}; make the mask as large as the image"
+                    f"{path}: {mask.shape[1]} x {mask.shape[0]} px (width x height), but its image {self.source} has "
+                    f"{shape[1]} x {shape[0]}; make the mask as large as the image"
                 )
             united |= mask != self.invert_masks
         return united if self.spec is None else prepare_mask(united, self.spec)

@@ -37,8 +37,8 @@ class ScalePlan:
         return self.sizes[-1]
 
     def describe(self) -> str:
-        """Return the sizes as one line of text, coarsest first."""
-        return " ".join(f"{h}" if h == w else f"{h}x{w}" for h, w in self.sizes)
+        """Return the sizes, width x height, as one line of text, coarsest first."""
+        return " ".join(f"{h}" if h == w else f"{w}x{h}" for h, w in self.sizes)
 
 
 def guarded_ceil(value: float) -> int:
