@@ -158,4 +158,4 @@ def _largest_remainder(counts: Mapping[str, int], limit: int) -> dict[str, int]:
 
 
 def _shuffled(items: Iterable[int], key: str) -> list[int]:
-    return sorted(items, key=lambda item: hashlib.sha256(f"{key}|{item}".encode()).digest())
+    return sorted(items, key=lambda item: hashlib.sha256(f"{key}|{item}".encode("utf-8", "surrogateescape")).digest())

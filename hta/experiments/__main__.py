@@ -70,7 +70,7 @@ def _add_run_options(run: Parser) -> None:
     text = "schedule: paper is the released one, fast a tenth of the work (default fast)"
     what("--preset", choices=list(plan.PRESETS), default="fast", help=text)
     text = "number of transformations; by default the paper's for the data set"
-    what("--num_transforms", type=int, choices=(54, 42, 4), help=text)
+    what("--num_transforms", type=int, choices=plan.NUM_TRANSFORMS, help=text)
     what("--fractions", **several, type=_fraction, metavar="F", help="fractions of the patches that vote, from 0 to 1")
     what("--test_limit", type=_count, metavar="N", help="only N test images, each class in proportion (default all)")
     what("--seed", type=int, default=0, help="random seed of draws, test images and training (default 0)")

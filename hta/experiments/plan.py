@@ -6,9 +6,10 @@ Presets and variants were written down before any result. Requests are checked a
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -22,11 +23,15 @@ from hta.data.sample import Sample
 from hta.data.specs import MVTEC, ROTATIONS, BenchmarkSpec, benchmark_spec, default_task
 from hta.errors import UserError
 from hta.evaluation.scores import default_fraction
+from hta.pages import visible
 from hta.settings import field_type, require_keys
 
 METHOD_VERSION = 2
 """Incremented with every change that moves a score by more than a different order of rounding does. Results of another
 version enter no table, and their runs are repeated."""
+
+NUM_TRANSFORMS = (54, 42, 4)
+"""Numbers of transformations, the choices of M."""
 
 DEFECT_FRACTIONS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Fractions of the patches in the paper's table 7."""
@@ -179,12 +184,13 @@ class RunSpec:
     def name(self) -> str:
         """Name of the result's file, without suffix."""
         parts = (self.title, self.pos_class, f"{self.shots}shot", self._images(""), self.variant, self.preset)
-        return "_".join([*map(slug, parts), self.key])
+        return "_".join([*(slug(part)[:80] for part in parts), self.key])  # a name has at most 255 bytes
 
     def describe(self) -> str:
         """One line for a person."""
         shots = f"{self.shots} image{'s' * (self.shots > 1)}"
-        return f"{self.title} {self.pos_class}, {shots}, {self._images(' ')}, {self.variant}, {self.preset}"
+        name = visible(f"{self.title} {self.pos_class}")
+        return f"{name}, {shots}, {self._images(' ')}, {self.variant}, {self.preset}"
 
     def _images(self, space: str) -> str:
         return f"{'index' if self.in_order else 'draw'}{space}{self.draw}"
@@ -196,9 +202,35 @@ class RunSpec:
         require_keys(data, {f.name for f in fields(cls)}, source)
         pairs = {name: tuple((key, value) for key, value in data[name]) for name in ("settings", "preparation")}
         spec = cls(**data | pairs | {"fractions": tuple(data["fractions"])})
-        if spec.variant not in VARIANTS or spec.preset not in PRESETS:
-            raise UserError(f"{source}: variant {spec.variant} or preset {spec.preset} is unknown; remove the file")
+        for f in fields(cls):
+            value, kind = getattr(spec, f.name), field_type(cls, f.name)
+            if not (type(value) is kind or value is f.default is None) or not _LEGAL.get(f.name, lambda _: True)(value):
+                raise UserError(f"{source}: {f.name} {reprlib.repr(value)} is not possible; remove the file")
         return spec
+
+
+def _are_overrides(option: str, pairs: Pairs) -> bool:
+    owners = _OVERRIDES[option]
+    return all(name in owners and type(value) is field_type(owners[name], name) for name, value in pairs)
+
+
+_LEGAL: Mapping[str, Callable[[Any], bool]] = {
+    "title": lambda text: 0 < len(text) <= 255,
+    "pos_class": lambda text: 0 < len(text) <= 255,
+    "shots": range(1, 2**31).__contains__,
+    "draw": range(2**31).__contains__,
+    "variant": VARIANTS.__contains__,
+    "preset": PRESETS.__contains__,
+    "num_transforms": NUM_TRANSFORMS.__contains__,
+    "fractions": lambda values: len(values) > 0 and all(type(f) in (int, float) and 0 < f <= 1 for f in values),
+    "test_limit": lambda limit: limit is None or limit in range(1, 2**31),
+    "seed": range(2**31).__contains__,
+    "precision": ("auto", "float32", "bfloat16").__contains__,
+    "settings": partial(_are_overrides, "--set"),
+    "preparation": partial(_are_overrides, "--prepare"),
+    "paper_dataset": lambda name: name is None or name in set(paper_values()["dataset"]),
+}
+"""Which values of the fields of a `RunSpec`, besides their type, a result may have."""
 
 
 def slug(text: str) -> str:
@@ -317,7 +349,7 @@ def select_images(spec: RunSpec, benchmark: Benchmark) -> tuple[Selection, list[
     """The training and the test images of a run, and the digest of both: pixels of training images, all names."""
     selection = draw_images(benchmark, spec.pos_class, spec.shots, spec.draw, in_order=spec.in_order, seed=spec.seed)
     test = selection.test_samples(spec.test_limit, spec.seed)
-    digest = hashlib.sha256("\n".join(selection.training_ids()).encode())
+    digest = hashlib.sha256("\n".join(selection.training_ids()).encode("utf-8", "surrogateescape"))
     for sample in selection.training:
         digest.update(sample.read().tobytes())
     digest.update(digest_names(test).encode())
@@ -326,7 +358,7 @@ def select_images(spec: RunSpec, benchmark: Benchmark) -> tuple[Selection, list[
 
 def digest_names(test: Sequence[Sample]) -> str:
     """Digest of the names of test images."""
-    return hashlib.sha256("\n".join(sample.relative for sample in test).encode()).hexdigest()
+    return hashlib.sha256("\n".join(sample.relative for sample in test).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def parse_overrides(option: str, texts: Sequence[str]) -> Pairs:

@@ -57,7 +57,7 @@ def class_bars(part: pd.DataFrame) -> Figure:
     axes.axhline(_CHANCE, color="black", linewidth=0.8)
     names = rows["pos_class"].where(~rows["is_average"], rows["pos_class"].str.replace(" of ", " of\n"))
     labels = names + " " + rows["column"] if part["column"].nunique() > 1 else names
-    axes.set_xticks(places, labels, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_xticks(places, labels, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_xlim(-0.8, max([7, *(places + 0.8)]))  # a few bars are no wider than many
     axes.set_ylim(*_limits(pd.concat([ours, paper]), lowest=_CHANCE))
     axes.set_ylabel(f"AUROC (%), {_CHANCE} is chance")
@@ -108,7 +108,7 @@ def _curves(parts: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 def _new_figure(setup: Mapping[str, Any], width: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, 4.4), dpi=110, layout="constrained")
     axes = figure.subplots()
-    axes.set_title(textwrap.fill(describe_setup(setup), int(13 * width)), fontsize="small")
+    axes.set_title(textwrap.fill(describe_setup(setup), int(13 * width)), fontsize="small", parse_math=False)
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)
     return figure, axes

@@ -12,6 +12,8 @@ import io
 import json
 import logging
 import os
+import reprlib
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ import pandas as pd
 from hta.errors import RunError, UserError
 from hta.experiments.plan import METHOD_VERSION, RunSpec
 from hta.files import write_atomically
+from hta.pages import visible
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,8 @@ SHOT_TABLES = range(1, 6)
 _CHECKOUT = Path(__file__).parents[2] / "docs" / "results"
 _COLUMNS = ["name", "key", "title", "pos_class", "shots", "draw", "variant", "preset", "num_transforms", "test_limit"]
 _COLUMNS += ["precision", "in_order", "paper_dataset", "data_sha256", "task", "changes"]
+_WAYS = ("mean", "minmax")
+_MAX_BYTES = 2**24
 _MEASURED = ["auroc", "minmax", "by_fraction", "by_scale", "false_alarms", "seconds", "dtype"]
 
 
@@ -58,38 +63,74 @@ def load_runs(folder: Path) -> pd.DataFrame:
     them None where undefined; false_alarms: share of the normal test images, in [0, 1], that is rejected at the
     threshold from views of the training images, whose target is 5 %, or None; seconds of training and scoring; dtype.
     """
-    rows = [row for path in sorted(folder.glob("*.json")) if (row := _read(path))]
+    paths = sorted(path for path in folder.iterdir() if path.suffix == ".json") if folder.exists() else ()
+    rows = [row for path in paths if (row := _read(path))]
     return pd.DataFrame(rows, columns=[*_COLUMNS, *_MEASURED], dtype=object)
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A row of `load_runs`; None if there is no result, or one of another version."""
+    """A row of `load_runs`; None if there is no result, or, with a line that names it, one that cannot be used."""
+    if not os.path.lexists(path):
+        return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        versions = record["format_version"], record["method_version"]
-        if versions != (FORMAT_VERSION, METHOD_VERSION):
-            logger.info("%s: of another version of the method, left out", path)
-            return None
-        spec = RunSpec.from_dict(record["spec"], str(path))
-        if record["key"] != spec.key:  # some default was another
-            logger.info("%s: its run would have other settings today, left out", path)
-            return None
-        results, run = record["results"], record["run"]
-        auroc = {way: None if value is None else 100 * value for way, value in results["auroc"].items()}
-        return {name: getattr(spec, name) for name in _COLUMNS} | {
-            "auroc": auroc["mean"],
-            "minmax": auroc["minmax"],
-            "by_fraction": results["auroc_by_fraction"],
-            "by_scale": results["auroc_by_scale"],
-            "false_alarms": results.get("decision", {}).get("false_positive_rate", {}).get("value"),
-            "seconds": run["seconds_training"] + run["seconds_scoring"],
-            "dtype": run["machine"]["dtype"],
-        }
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, UserError) as error:
-        logger.warning("%s: not a result of this version (%s), left out", path, " ".join(str(error).split()))
-        return None
+        return _row(path)
+    except KeyError as error:
+        reason = f"the key {error} is missing"
+    except (TypeError, AttributeError):
+        reason = "a value is of another type"
+    except (OSError, ValueError, ArithmeticError, RecursionError, UserError) as error:
+        reason = str(error)
+    short = textwrap.shorten(visible(reason), 300)
+    logger.warning("%s: left out, not a result of this version (%s)", visible(str(path)), short)
+    return None
+
+
+def _row(path: Path) -> dict[str, Any]:
+    """A row from a file; a UserError, or whatever nonsense causes, if it cannot be used."""
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:  # a pipe would be waited for
+        raise UserError("no plain file of a sane size")
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if (record["format_version"], record["method_version"]) != (FORMAT_VERSION, METHOD_VERSION):
+        raise UserError("another version of the method")
+    spec = RunSpec.from_dict(record["spec"], "spec")
+    if record["key"] != spec.key:  # some default was another
+        raise UserError("its run would have other settings today")
+    columns = ((name, getattr(spec, name)) for name in _COLUMNS)
+    named = {name: visible(value) if isinstance(value, str) else value for name, value in columns}
+    return named | _measured(record, spec)
+
+
+def _measured(record: dict[str, Any], spec: RunSpec) -> dict[str, Any]:
+    """The columns `_MEASURED` of a row."""
+    results, run = record["results"], record["run"]
+    fractions, whole = results["auroc_by_fraction"], results["auroc"]
+    if fractions.keys() != {f"{fraction:g}" for fraction in spec.fractions}:
+        raise ValueError(f"other fractions than {spec.fractions}")
+    of_ways = [part[way] for part in (whole, *fractions.values()) for way in _WAYS]
+    for auroc in of_ways + results["auroc_by_scale"]:
+        _check_number("AUROC", auroc)
+    rate = results["decision"]["false_positive_rate"]["value"] if "decision" in results else None
+    _check_number("false_positive_rate", rate)
+    for part in ("training", "scoring"):
+        _check_number("seconds", run[f"seconds_{part}"], 1e9)
+    if run["machine"]["dtype"] not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype {reprlib.repr(run['machine']['dtype'])}")
+    percent = {way: None if whole[way] is None else 100 * whole[way] for way in _WAYS}
+    return {
+        "auroc": percent["mean"],
+        "minmax": percent["minmax"],
+        "by_fraction": fractions,
+        "by_scale": results["auroc_by_scale"],
+        "false_alarms": rate,
+        "seconds": run["seconds_training"] + run["seconds_scoring"],
+        "dtype": run["machine"]["dtype"],
+    }
+
+
+def _check_number(name: str, value: Any, highest: float = 1) -> None:
+    """Refuse, with a ValueError, what is neither None nor a number from 0 to the highest."""
+    if value is not None and not (type(value) in (int, float) and 0 <= value <= highest):
+        raise ValueError(f"{name} {reprlib.repr(value)} is no number from 0 to {highest:g}")
 
 
 def store(folder: Path, spec: RunSpec, record: dict[str, Any], scores: Mapping[str, Any], *, keep_scores: bool) -> None:

@@ -1,16 +1,15 @@
 """Real, tiny runs through the runner: nothing twice, nothing lost, nothing stale."""
 
-import contextlib
 import json
 import os
-import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
-import cloudpickle
 import numpy as np
 import psutil
 import pytest
@@ -20,7 +19,7 @@ from dask import distributed
 from hta import runs, runtime
 from hta.experiments import runner
 from hta.experiments.__main__ import main
-from tests.experiments.helpers import make_tree, records, run_arguments
+from tests.experiments.helpers import TINY, make_tree, records, run_arguments
 
 ONE_THREAD = ("--variants", "ours", "f", "--threads", "1")
 
@@ -104,75 +103,116 @@ def test_without_dask_the_extra_is_named(tree, tmp_path, monkeypatch, capsys):
     assert "hta[cluster]" in capsys.readouterr().err
 
 
-def test_what_is_sent_to_a_worker_is_pickled_and_runs_in_a_fresh_process(here, tree, tmp_path, monkeypatch):
-    code = """
-import pickle, sys
-results = [task(*values, **named) for task, values, named in pickle.load(sys.stdin.buffer)]
-sys.stdout.buffer.write(pickle.dumps(results))
-"""
+def test_a_scheduler_that_dies_ends_the_runner(tree, tmp_path, capfd):
+    command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--no-dashboard", "--host", "127.0.0.1"]
+    command += ["--port", "0", "--scheduler-file", str(tmp_path / "file")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as scheduler:
 
-    def in_a_fresh_process(tasks):
-        command = [sys.executable, "-c", code]
-        ended = subprocess.run(command, input=cloudpickle.dumps(tasks), stdout=subprocess.PIPE, check=True)
-        return pickle.loads(ended.stdout)  # noqa: S301
+        def kill_it_once_a_client_is_there():
+            for line in scheduler.stderr:
+                if "Receive client connection" in line:
+                    time.sleep(1)  # until the client knows it too
+                    scheduler.kill()
 
-    monkeypatch.setattr(runner.joblib, "Parallel", lambda **_: in_a_fresh_process)
-    monkeypatch.setattr(runner, "_workers", lambda *_: contextlib.nullcontext({"n_jobs": -1}))
-    assert main(run_arguments(tree, tmp_path, *ONE_THREAD, "--dask-scheduler", "a cluster")) == 0
-    assert records(tmp_path) == records(here)
-
-
-def test_a_run_whose_worker_is_killed_has_failed_and_the_others_continue(tree, tmp_path, monkeypatch, caplog):
-    made_up = {"results": {"auroc": {"mean": 0.5}}, "run": {"seconds_training": 1, "seconds_scoring": 1}}
-
-    def attempt(spec, *_):
-        if (spec.pos_class, spec.variant) != ("bee", "f"):
-            return spec, made_up, {}
-        while len([*tmp_path.glob("*.json")]) < 3:
-            time.sleep(0.05)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(runner, "_attempt_in_worker", attempt)
-    assert main(run_arguments(tree, tmp_path, *ONE_THREAD, "--jobs", "2")) == 1
-    assert caplog.text.count("a worker died") == 2  # after the first death three others have arrived, then none has
-    assert "1 of 4 runs failed" in caplog.text
-    assert len(stamps(tmp_path)) == 3
-    (failed,) = (tmp_path / "failed").glob("insects_bee_1shot_draw1_f_*.json")
-    assert json.loads(failed.read_text())["error"] == runner._DIED
+        watcher = threading.Thread(target=kill_it_once_a_client_is_there)
+        watcher.start()
+        wait_until((tmp_path / "file").exists)
+        address = json.loads((tmp_path / "file").read_text())["address"]
+        capfd.readouterr()
+        start = time.monotonic()
+        assert main(run_arguments(tree, tmp_path / "results", "--dask-scheduler", address)) == 1
+        assert time.monotonic() - start < 60
+        watcher.join()
+    _, waiting, gone = capfd.readouterr().err.strip().splitlines()
+    assert "has no workers yet" in waiting
+    assert all(words in gone for words in (f"--dask-scheduler {address}", "is gone", "the same command"))
 
 
-RUNNER_WITH_LONG_SECOND_DRAWS = """
-import sys, time
-from hta.experiments import __main__, runner
-attempt = runner._attempt_in_worker
-def slow(spec, *arguments):
-    if spec.draw == 2:
-        from hta.experiments import runner
-        runner.execute = lambda *_: time.sleep(1000)
-    return attempt(spec, *arguments)
-runner._attempt_in_worker = slow
-__main__.main(sys.argv[1:])
-"""
+@pytest.mark.parametrize("address", ["silent", "tcp://127.0.0.1:1", "nonsense", "tls://127.0.0.1:1"])
+def test_an_address_without_a_scheduler_is_one_line(tree, tmp_path, monkeypatch, capfd, address):
+    monkeypatch.setattr(runner, "_CONNECT_S", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = address.replace("silent", f"tcp://127.0.0.1:{silent.getsockname()[1]}")
+        assert main(run_arguments(tree, tmp_path / "results", "--dask-scheduler", address)) == 2
+    message = capfd.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: --dask-scheduler ")
+    assert "no Dask scheduler can be reached there" in message
+
+
+def processes_of_runs():
+    children = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def test_a_run_whose_process_is_killed_has_failed_and_the_others_continue(here, tree, tmp_path, capfd):
+    def kill_the_first():
+        wait_until(processes_of_runs)
+        processes_of_runs()[0].kill()
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    more = ("--variants", "f", "--threads", "1", "--draws", "1-2", "--jobs", "2")
+    assert main(run_arguments(tree, tmp_path, *more)) == 1
+    killer.join()
+    assert processes_of_runs() == []
+    (failed,) = (tmp_path / "failed").glob("insects_ant_1shot_draw1_f_*.json")
+    assert "died with status -9" in json.loads(failed.read_text())["error"]
+    assert len(records(tmp_path)) == 3
+    bee = {name: record for name, record in records(here).items() if "bee_1shot_draw1_f" in name}
+    assert bee
+    assert {name: records(tmp_path)[name] for name in bee} == bee
+    printed = capfd.readouterr().err
+    assert "1 of 4 runs failed" in printed
+    assert "Warning" not in printed  # of something that the dead process left
 
 
 @pytest.mark.slow
-def test_workers_give_the_same_results_and_end_with_a_runner_that_is_killed(here, tree, tmp_path):
-    arguments = run_arguments(tree, tmp_path, *ONE_THREAD, "--draws", "1-2")
-    command = [sys.executable, "-c", RUNNER_WITH_LONG_SECOND_DRAWS, *arguments, "--jobs", "2"]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    wait_until(lambda: len(stamps(tmp_path)) == 4 or process.poll() is not None)
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
+def test_processes_end_with_a_runner_that_is_stopped_and_results_stay(tree, tmp_path, ending):
+    # Those of variant f are there at once, those of the method never end.
+    arguments = run_arguments(
+        tree, tmp_path, "--variants", "f", "ours", "--threads", "1", tiny=(*TINY, "niter=1000000")
+    )
+    command = [sys.executable, "-m", "hta.experiments", *arguments, "--jobs", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_until(lambda: process.poll() is not None or len(stamps(tmp_path)) == 2)
+    wait_until(lambda: process.poll() is not None or len(psutil.Process(process.pid).children(recursive=True)) >= 2)
     children = psutil.Process(process.pid).children(recursive=True)
-    assert children
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    assert records(tmp_path) == records(here)
-    before = stamps(tmp_path)
+    before = records(tmp_path)
+    if ending == signal.SIGINT:  # as a terminal does, to all of them
+        os.killpg(process.pid, ending)
+    else:
+        process.kill()
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL)
+    assert ending == signal.SIGKILL or "Traceback" not in printed
+    assert ending == signal.SIGKILL or printed.strip().splitlines()[-1].startswith(
+        "interrupted: finished runs are kept"
+    )
     wait_until(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
+    assert len(before) == 2
+    assert records(tmp_path) == before
 
-    assert main([*arguments, "--variants", "f"]) == 0  # those under way are done again, and only those
-    after = stamps(tmp_path)
-    assert len(after) == 6
-    assert {name: after[name] for name in before} == before
+
+def test_a_folder_where_a_result_goes_fails_one_run_before_its_work(here, tree, tmp_path):
+    ant, bee = (path.name for path in sorted(here.glob("*_f_fast_*.json")))
+    (tmp_path / ant).mkdir()
+    assert main(run_arguments(tree, tmp_path, "--variants", "f")) == 1
+    assert "move it away" in json.loads((tmp_path / "failed" / ant).read_text())["error"]
+    assert (tmp_path / ant).is_dir()
+    assert (tmp_path / bee).is_file()
+
+
+def test_names_of_classes_may_be_long_and_not_utf8(tmp_path, capsys):
+    tree, results = make_tree(tmp_path / "tree"), tmp_path / "results"
+    names = dict(ant="a" * 250, bee=os.fsdecode(b"b\xff\x1b[2J"))
+    for old, new in names.items():
+        for split in ("train", "test"):
+            (tree / split / old).rename(tree / split / new)
+    assert main(run_arguments(tree, results, "--variants", "f")) == 0
+    assert main(["table", "6", "--results", str(results)]) == 0
+    assert "\\xff\\x1b[2J" in (results / "tables" / "table_6.md").read_text()
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_images_in_order_are_the_first_ones_of_their_class(tree, tmp_path):
