@@ -158,7 +158,7 @@ def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation
             warnings += inputs.differences(traits, model.training_images, model.record.image_size)
         unknown = sum(not results.has_known_pixels(item) for item in items)
         if pixels is not None and unknown:
-            warnings.append(f"{unknown} anomalous images have no mask: the pixel metrics leave them out")
+            warnings.append(f"{unknown} images that may be anomalous have no mask: the pixel metrics leave them out")
         document = {
             "metrics": results.summarize(items, scores, pixels, peaks, threshold.decided_by),
             "decision": thresholds.summarize_decision(labels, rejected, threshold) | {"pixel_false_alarms": alarms},

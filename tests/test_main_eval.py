@@ -256,7 +256,7 @@ def test_an_anomalous_image_without_a_mask_is_left_out_of_the_pixel_metrics(plac
     assert run() == 0
     document = document_of()
     assert document["metrics"]["pixels"]["images"] == 4
-    assert document["warnings"] == ["1 anomalous images have no mask: the pixel metrics leave them out"]
+    assert document["warnings"] == ["1 images that may be anomalous have no mask: the pixel metrics leave them out"]
 
 
 @pytest.mark.parametrize("name", ["one.png", "deep.png"])

@@ -138,7 +138,7 @@ def find_test_images(
 
     Any folder is searched recursively, but of MVTec's class folder only `test`. Labels are known where an outermost
     folder means normal (`hta.data.names`), the others then being kinds of defect; or where a folder of each image means
-    normal or anomalous; or where there are masks for each outermost folder. Masks, which are never scored, are in
+    normal or anomalous; or where all images are in folders and have masks. Masks, which are never scored, are in
     folders named for it within or beside that of the images, or end in `_mask` beside their image.
 
     Args:
@@ -290,7 +290,7 @@ def _kinds_of_folders(images: Sequence[Path], root: Path, masked: Collection[Pat
     clear = {path: next((name for name in _folders(path, root) if is_normal(name) is not None), "") for path in images}
     if all(clear.values()):
         return clear
-    return first if all(first.values()) and {first[path] for path in masked} == set(first.values()) else {}
+    return first if len(masked) == len(images) and all(map(fold, first.values())) else {}
 
 
 def _labelled(sample: Sample, folder: str, word: str, labels_csv: Path | None) -> Sample:
@@ -326,7 +326,7 @@ def _reading(samples: Mapping[Path, Sample], words: Mapping[Path, str], root: Pa
 def _left_out(option: str, paths: Sequence[Path]) -> str:
     """Name the files that are not read as images, in a line; empty where there are none."""
     names = listing(sorted(path.name for path in paths))
-    return f"{option}: {len(paths)} files are left out: {names}" if paths else ""
+    return f"{option}: {len(paths)} file(s) left out: {names}" if paths else ""
 
 
 # --- walking --------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ class TestFindTrainingImages:
         make(tmp_path, "f/a.png", "f/a_mask.png", "f/b.heic")
         with caplog.at_level(logging.INFO):
             assert [path.name for path in find_training_images(["f"], tmp_path)] == ["a.png"]
-        assert "2 files are left out: a_mask.png, b.heic" in caplog.text
+        assert "2 file(s) left out: a_mask.png, b.heic" in caplog.text
 
     def test_num_images_caps_a_folder_with_a_notice(self, tmp_path, caplog):
         make(tmp_path, "f/b.png", "f/a.png", "f/c.png")
@@ -173,6 +173,17 @@ class TestFindTestImages:
             (["test/a.png", "train/b.png"], ".", [("test/a.png", None, None, None)]),
             # Masks, but no good images.
             (["test/c/a.png", "ground_truth/c/a.png"], ".", [("test/c/a.png", 1, "c", "ground_truth/c/a.png")]),
+            (
+                ["images/a.png", "images/b.png", "masks/a.png"],
+                ".",
+                [("images/a.png", None, None, "masks/a.png"), ("images/b.png", None, None, None)],
+            ),
+            (["images/a.png", "masks/a.png"], "images", [("a.png", None, None, "masks/a.png")]),
+            (
+                ["c/a.png", "c/b.png", "gt/c/a.png"],
+                ".",
+                [("c/a.png", None, None, "gt/c/a.png"), ("c/b.png", *[None] * 3)],
+            ),
             (["test/bad/a.png", "ground_truth/bad/a.png"], "test", [("bad/a.png", 1, "bad", "ground_truth/bad/a.png")]),
         ],
     )
@@ -275,7 +286,7 @@ class TestFindTestImages:
         rejected("two masks", find_test_images, tmp_path)
         found = find_test_images(tmp_path, mask_dir=tmp_path / "gt", notes=(notes := []))
         assert table(found, tmp_path) == [("good/0.png", 0, None, None), ("hole/1.png", 1, "hole", "gt/hole/1.png")]
-        assert "1 files are left out: 1.png" in notes[-1]
+        assert "1 file(s) left out: 1.png" in notes[-1]
         image = find_test_images(tmp_path / "hole/1.png", mask_dir=tmp_path / "gt/hole")
         assert table(image, tmp_path) == [("1.png", None, None, "gt/hole/1.png")]
         rejected("no folder", find_test_images, tmp_path, mask_dir=tmp_path / "none")
@@ -286,7 +297,7 @@ class TestFindTestImages:
         make(tmp_path, "good/a.png", "good/a_mask.png", "good/notes.heic")
         with caplog.at_level(logging.INFO):
             assert [sample.relative for sample in find_good_images(tmp_path)] == ["good/a.png"]
-        assert "--good_dir: 2 files are left out: a_mask.png, notes.heic" in caplog.text
+        assert "--good_dir: 2 file(s) left out: a_mask.png, notes.heic" in caplog.text
         make(tmp_path, "NG/a.png")
         rejected("a folder NG", find_good_images, tmp_path)
 
@@ -298,7 +309,7 @@ class TestFindTestImages:
         )
         found = find_test_images(tmp_path, tmp_path / "l.csv", notes=(notes := []))
         assert len(found) == len(IMAGE_SUFFIXES) + 2
-        assert notes[1:] == ["--test_dir: 3 files are left out: a.dng, a.heic, notes.txt"]
+        assert notes[1:] == ["--test_dir: 3 file(s) left out: a.dng, a.heic, notes.txt"]
 
     def test_loops_of_links_are_no_traceback(self, tmp_path):
         make(tmp_path, "root/a.png")
