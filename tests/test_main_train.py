@@ -308,6 +308,8 @@ BAD_INPUTS = {
     "niter in words": ([*PHOTO, "--niter", "many"], "--niter", "many", "--help"),
     "name with ../": ([*PHOTO, *QUICK, "--name", "../photo"], "--name", "plain folder name"),
     "name that is a path": ([*PHOTO, *QUICK, "--name", "a/b"], "--name", "plain folder name"),
+    "name with a space at its end": ([*PHOTO, *QUICK, "--name", "photo "], "--name 'photo '", "dots and spaces around"),
+    "name with a dot at its end": ([*PHOTO, *QUICK, "--name", "photo."], "--name 'photo.'", "dots and spaces around"),
     "empty name": ([*PHOTO, *QUICK, "--name", ""], "--name", "plain folder name"),
     "long name of CJK characters": ([*PHOTO, *QUICK, "--name", "\u5899" * 90], "--name", "at most 200 bytes"),
     "long folder of models": ([*PHOTO, *QUICK, "--models_dir", "x" * 300], "x" * 300, "name too long; check the path"),

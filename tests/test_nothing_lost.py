@@ -63,10 +63,13 @@ def start(script, arguments):
     """Run a script in a copy of this process, with its messages in a file of its own; gives its number."""
     child = os.fork()
     if not child:
-        with Path(f"messages.{os.getpid()}").open("w") as stream:
-            sys.stdout = sys.stderr = stream
-            code = script.main(arguments)
-        os._exit(code)
+        code = 99  # of an exception, which must not go on in this copy
+        try:
+            with Path(f"messages.{os.getpid()}").open("w") as stream:
+                sys.stdout = sys.stderr = stream
+                code = script.main(arguments)
+        finally:
+            os._exit(code)
     return child
 
 

@@ -91,9 +91,11 @@ def foreign_files(folder: Path) -> list[str]:
 
 def _scored_names(table: Path) -> list[str]:
     """The images in a scores.csv by their names; none if it cannot be read."""
+    if not table.is_file():
+        return []
     try:
         with table.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-            return [row["path"] for row in csv.DictReader(stream)] if table.is_file() else []
+            return [row["path"] for row in csv.DictReader(stream)]
     except (OSError, KeyError, csv.Error):
         return []
 
