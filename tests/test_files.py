@@ -118,14 +118,16 @@ def test_what_a_process_of_the_same_number_left_is_in_nobodys_way(tmp_path):
     assert all((path / "work").read_text() == "of another" for path in left)
 
 
-def die(*_):
+def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def replace_and_die(path, moment):
-    """Let a process be killed while it replaces a folder: within the block, or between the two renames."""
+    """Let a process be killed while it replaces a folder: within the block, between the two renames, or after them."""
     child = os.fork()
     if not child:
+        if moment == "end":
+            shutil.rmtree = die
         look = die if moment == "swap" else nothing  # it looks into the old folder once that has made room
         with contextlib.suppress(BaseException), new_folder(path, replace=look) as fresh:
             (fresh / "half").write_text("half")
@@ -162,6 +164,15 @@ def test_a_folder_is_put_back_where_its_replacer_was_killed_between_the_renames(
         assert content(tmp_path) == {back: False, f"{back}/a.txt": "old"} | ({"out": "of another"} if taken else {})
         assert f"{back}: put back" in caplog.text
         shutil.rmtree(tmp_path / back)
+
+
+@posix
+def test_a_folder_that_was_replaced_does_not_come_back(tmp_path):
+    fill(tmp_path / "out", "old")
+    replace_and_die(tmp_path / "out", "end")
+    shutil.rmtree(tmp_path / "out")
+    recover(tmp_path / "out")
+    assert content(tmp_path) == {}
 
 
 @pytest.mark.parametrize("keep", [False, True])

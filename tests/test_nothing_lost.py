@@ -207,7 +207,13 @@ def test_a_resumed_run_follows_no_link_and_deletes_no_file(begun, capsys, name):
     assert main_train.main([*TRAIN, "--resume"]) == 0
 
 
-def test_a_file_that_comes_into_the_samples_meanwhile_survives_and_the_run_can_be_finished(begun, capsys, monkeypatch):
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_file_that_comes_into_the_samples_meanwhile_survives_and_the_run_can_be_finished(
+    begun, capsys, monkeypatch, existed
+):
+    if existed:
+        (WALL / "samples").mkdir()
+
     def come():
         (WALL / "samples").mkdir(exist_ok=True)
         (WALL / "samples" / "mine.txt").write_text("mine")
