@@ -2,8 +2,7 @@
 
 Files are read into arrays (H, W, 3), float32 in [0, 1]; arrays become tensors (N, 3, H, W), float32 in [-1, 1], for the
 networks. Pillow reads the files, because it keeps to a list of formats and applies palettes and their transparency,
-which imageio does not; TIFF of more than 8 bits per sample, which Pillow cuts or refuses, is read by imageio's tifffile
-plugin.
+which imageio does not; TIFF of more than 8 bits per sample, which Pillow cuts or refuses, is read by tifffile.
 """
 
 import ctypes
@@ -45,7 +44,7 @@ ALPHA_BACKGROUND = 1.0
 
 LARGE = 20_000_000
 """From this number of pixels on, an image is averaged down while it is decoded, to at most `_REDUCED`."""
-_REDUCED, _BAND = 6_000_000, 256  # rows are converted by this number, a multiple of every factor
+_REDUCED, _BAND = 6_000_000, 64  # rows are converted by this number, a multiple of every factor
 
 LIMIT_VARIABLE = "HTA_MAX_MEGAPIXELS"
 """The environment variable that sets how many million pixels an image may have; by default as many as in Pillow."""
@@ -68,7 +67,6 @@ with suppress(AttributeError, OSError):  # libtiff is linked into Pillow on some
 
 ImageFile = str | bytes | os.PathLike | BinaryIO
 """A path, or a file that is open for reading in binary mode."""
-
 
 _CHANNELS = (1, 3, 4)
 
@@ -158,7 +156,7 @@ def to_array(image: ImageFile | Image.Image | np.ndarray | torch.Tensor) -> np.n
         if others or array.ndim not in (2, 3) or 0 in array.shape:
             raise UserError(f"image: shape {tuple(image.shape)} is not accepted; give (H, W) or (H, W, C), C 1, 3 or 4")
         rows = lambda top, end: _scaled(array[top:end], "image")  # noqa: E731
-        return _assembled(_Decoded(rows, array.shape[:2], array.shape[:2]))
+        return _assembled(_Decoded(rows, array.shape[:2], full_size(array)))
     if isinstance(image, str | bytes | os.PathLike) or hasattr(image, "read"):
         return read_image(image)
     remedy = "give a path, an open file, a PIL image, a numpy array or a torch tensor"
@@ -245,31 +243,30 @@ def _stream_of(source: ImageFile, name: str) -> BinaryIO:
     """Open a regular file of a sane size, or take over what an open one still holds."""
     most = max(_PIXEL_BYTES * _max_pixels(), 1 << 26)
     if not hasattr(source, "read"):
-        path = Path(name)
-        _check_file(path, most)
-        return path.open("rb")
+        return _open_file(Path(name), most)
     data = source.read(most + 1)
     if not isinstance(data, bytes) or len(data) > most:
         raise UserError(f"{name}: {'too large' if isinstance(data, bytes) else 'text'}; give a file opened with 'rb'")
     return BytesIO(data)
 
 
-def _check_file(path: Path, most: int) -> None:
-    """Refuse what is no regular file with content, at most so many bytes."""
+def _open_file(path: Path, most: int) -> BinaryIO:
+    """Open what is a regular file with content, at most so many bytes."""
     try:
         status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise UserError(f"{path}: is a folder; give an image file")
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: is a pipe, a socket or a device; give an image file")
+        if status.st_size == 0:
+            raise UserError(f"{path}: the file is empty; give another one")
+        if status.st_size > most:
+            raise UserError(f"{path}: {status.st_size / 2**30:.1f} GiB, too large for an image; make it smaller")
+        return path.open("rb")
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; check the path") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be opened ({_brief(error)}); check the path") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise UserError(f"{path}: is a folder; give an image file")
-    if not stat.S_ISREG(status.st_mode):
-        raise UserError(f"{path}: is a pipe, a socket or a device; give an image file")
-    if status.st_size == 0:
-        raise UserError(f"{path}: the file is empty; give another one")
-    if status.st_size > most:
-        raise UserError(f"{path}: {status.st_size / 2**30:.1f} GiB, too large for an image; make it smaller")
+        raise UserError(f"{path}: cannot be opened ({_brief(error)}); check the path and its permissions") from error
 
 
 def _max_pixels() -> int:

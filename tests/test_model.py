@@ -103,6 +103,8 @@ def test_large_images_keep_their_size_in_models_and_maps(model, tmp_path, monkey
     large, other = picture(0, 60, 72), picture(1, 50, 60)
     (scores, _, maps), small = model.score([large, other]), model.score([large[:50, :59]])
     assert [one.shape for one in maps] == [(60, 72), (50, 60)]
+    (votes,) = model.stream([to_array(large)])  # as the scripts pass them
+    assert (votes.image_size, votes.full_size_map().shape) == ((60, 72), (60, 72))
     assert small.anomaly_maps[0].shape == (50, 59)
     monkeypatch.undo()
     np.testing.assert_allclose(model.score([large, other]).anomaly_scores, scores, atol=0.02)
