@@ -5,6 +5,8 @@ Score the test images of a data set, as in the paper:
     python main_eval.py --dataset mnist --data_root DIR --pos_class 8
 """
 
+# ruff: noqa: E402
+
 import json
 import logging
 import platform
@@ -16,11 +18,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from hta.cli import announce_torch
+
+announce_torch()  # before the imports that need it
+
 import numpy as np
 import torch
 
 from hta import __version__, inputs
-from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
+from hta.cli import NOT_FOR_SCORING, add_settings, run_command, script_parser, take_settings
 from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.specs import DatasetOptions
 from hta.errors import UserError
@@ -36,6 +42,11 @@ from hta.runtime import own_process
 from hta.settings import Checked, option
 
 logger = logging.getLogger("hta.main_eval")
+
+_USAGE = """main_eval.py --input_name MODEL --test_dir IMAGES [--labels_csv FILE]
+         [--good_dir DIR] [--target_fpr FRACTION] [--out DIR] [--overwrite]
+       main_eval.py --dataset NAME --data_root DIR --pos_class CLASS ...
+       main_eval.py --help | --version"""
 
 RESULTS_FOLDER = "results"
 
@@ -90,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="main_eval.py", description=__doc__)
+    parser = script_parser("eval", __doc__, _USAGE)
     for title, cls in GROUPS.items():
         add_settings(parser, title, cls, exclude=NOT_FOR_SCORING)
     given = vars(parser.parse_args(argv))

@@ -9,14 +9,13 @@ Train on images of a data set, as in the paper:
 
 import json
 import os
-import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hta.cli import Parser, add_settings, run_command, take_settings
+from hta.cli import add_settings, announce_torch, command_line, run_command, script_parser, take_settings
 from hta.config import NUM_SAMPLES, Config, ModelConfig, RuntimeConfig, TrainingConfig
 from hta.data.specs import DatasetOptions, default_model_name, default_task
 from hta.errors import UserError
@@ -30,6 +29,11 @@ if TYPE_CHECKING:
     from hta.models.storage import RunFolder
     from hta.runs import TrainingSet
 
+_USAGE = """main_train.py --input_name IMAGE [--name MODEL] [--task {defect,class}]
+         [--niter INT] [--max_size PX] [--overwrite | --resume] [--dry_run]
+       main_train.py --dataset NAME --data_root DIR --pos_class CLASS ...
+       main_train.py --mode random_samples --input_name MODEL ...
+       main_train.py --help | --version"""
 _NO_NAME = "--input_name is missing: name an image of the normal state, such as --input_name brick.png"
 _LONGEST_NAME = 200  # bytes; file systems allow 255, and temporary folders have longer names
 
@@ -112,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: Sequence[str] | None) -> None:
-    parser = Parser(prog="main_train.py", description=__doc__)
+    parser = script_parser("train", __doc__, _USAGE)
     for title, cls in GROUPS.items():
         add_settings(parser, title, cls)
     given = vars(parser.parse_args(argv))
@@ -167,6 +171,7 @@ def _train(
     options: InputOptions, data: DatasetOptions, samples: SampleOptions, config: Config, given: dict[str, Any]
 ) -> None:
     """Train, and say what was learnt."""
+    announce_torch()
     from hta import runs
     from hta.models.storage import RunFolder
     from hta.runtime import own_process
@@ -201,14 +206,14 @@ def _train(
 
 def _next_command(folder: "RunFolder", options: InputOptions, data: DatasetOptions) -> str:
     """The command that scores images with the model."""
-    words = ["python", "main_eval.py", "--input_name", folder.path.name]
+    arguments = {"input_name": folder.path.name}
     if options.models_dir != InputOptions.models_dir:
-        words += ["--models_dir", options.models_dir]
+        arguments["models_dir"] = options.models_dir
     if data.dataset is None:
-        words += ["--test_dir", "YOUR_TEST_FOLDER"]
+        arguments["test_dir"] = "YOUR_TEST_FOLDER"
     else:
-        words += ["--dataset", data.dataset, "--data_root", data.data_root, "--pos_class", str(data.pos_class)]
-    return printable(shlex.join(words))
+        arguments |= {"dataset": data.dataset, "data_root": data.data_root, "pos_class": str(data.pos_class)}
+    return command_line("eval", **arguments)
 
 
 def _settings_of_run(folder: "RunFolder", config: Config, given: dict[str, Any]) -> Config:
@@ -272,6 +277,7 @@ def _draw_random_samples(options: InputOptions, samples: SampleOptions, config: 
         raise UserError(_NO_NAME)
     if not names[0]:
         raise UserError("--name or --input_name: is empty; give the name of a trained model")
+    announce_torch()
     from hta import runs
     from hta.model import load
     from hta.runtime import own_process

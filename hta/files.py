@@ -12,6 +12,7 @@ import shutil
 import stat
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from itertools import chain, count
@@ -41,6 +42,8 @@ _WORKSHOP = re.compile(r"(\.[0-9a-f]{16})[0-9a-f]{16}\.part")  # the place's cla
 _DAY_S, _MINUTE_S = 86_400, 60
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP)
 _OTHER_PLACE = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.ENOENT, *_NO_ACCESS)
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode
+_JOINERS = "\u200c\u200d"  # belong to the spelling of some languages, and to emoji
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -269,9 +272,22 @@ def check_replaceable(path: Path, named: str, remedy: str) -> None:
         raise UserError(f"{named}: contains your current working directory and cannot be replaced; {remedy}")
 
 
-def printable(name: str | Path) -> str:
-    """A file name or path in printable form: bytes that are not UTF-8 become `\\xff`."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+def printable(text: str | Path, keep: str = "") -> str:
+    r"""A name, a path or another text in a single line that can be printed: what controls a terminal is escaped.
+
+    That is every control character but those in `keep`, line breaks included, characters that reverse or hide text, and
+    bytes that are not UTF-8 (`\xff`). In the quotes `$'...'` a shell understands the escapes.
+    """
+    return "".join(
+        _escaped(c) if unicodedata.category(c) in _UNSEEN and c not in _JOINERS + keep else c for c in str(text)
+    )
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python represents it in names
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\u{code:04x}" if 0x80 <= code <= 0xFF else ascii(character)[1:-1]  # "\\x" is left to such bytes
 
 
 def sweep(folder: Path) -> None:

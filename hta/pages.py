@@ -6,7 +6,6 @@ UTF-8 in a file name, and characters that would not be seen or would reorder the
 
 import io
 import re
-import unicodedata
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from hta.files import write_atomically
+from hta.files import printable, write_atomically
 
 PALETTE = {
     "paper": ("#fafaf8", "#15181b"),
@@ -37,27 +36,14 @@ COLOURS = {name: light for name, (light, _) in PALETTE.items()}
 """What charts are drawn with."""
 
 
-_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # categories of Unicode
-_JOINERS = "\u200c\u200d"  # belong to the spelling of some languages, and to emoji
 _SURROGATES = re.compile("[\ud800-\udfff]")
-
-
-def visible(text: str) -> str:
-    """A text, such as a file name, with its control characters and marks of direction as escapes such as `\\u202e`."""
-    return "".join(_escape(c) if unicodedata.category(c) in _UNSEEN and c not in _JOINERS else c for c in text)
-
-
-def _escape(character: str) -> str:
-    """A character as an escape; of one that stands for a byte of a file name that is not UTF-8, the byte."""
-    code = ord(character)
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(character)[1:-1]
 
 
 def _printable(value: Any) -> Any:
     """A value of a template; of a string, or markup, what can be printed."""
     if isinstance(value, Markup):
-        return Markup(_SURROGATES.sub(lambda found: _escape(found[0]), value))
-    return visible(value) if isinstance(value, str) else value
+        return Markup(_SURROGATES.sub(lambda found: printable(found[0]), value))
+    return printable(value) if isinstance(value, str) else value
 
 
 _ENVIRONMENT = Environment(

@@ -122,7 +122,7 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
     """
     path = folder.path
     recover(path)
-    if printable(path) != str(path):
+    if re.search("[\ud800-\udfff]", str(path)):
         raise UserError(f"{printable(path)}: is not UTF-8, as the name of a model must be; give another --name")
     nearest = next((parent for parent in (path, *path.parents) if parent.exists()), None)
     if nearest is not None and not nearest.is_dir():

@@ -10,6 +10,7 @@ The suffix is appended, not replaced, so that `a.png` and `a.jpg` do not collide
 """
 
 import csv
+import io
 import math
 import os
 import re
@@ -25,7 +26,7 @@ import numpy as np
 
 from hta import files
 from hta.data.sample import Sample
-from hta.errors import UserError
+from hta.errors import RunError, UserError
 from hta.evaluation.metrics import Metric, summarize_image_metrics, undefined
 from hta.evaluation.overlays import ColourScale, draw_overlay, thumbnail
 from hta.evaluation.pixel_metrics import PixelMetrics, quantize
@@ -37,6 +38,9 @@ SCORES_FILE, METRICS_FILE, REPORT_FILE = "scores.csv", "metrics.json", "report.h
 MAPS_FOLDER, OVERLAYS_FOLDER = "maps", "overlays"
 OWN_FILES = r"results/([^/]+/.*)?"
 """Pattern of the paths in a run folder that an evaluation writes; `foreign_files` looks into each results folder."""
+
+APOSTROPHE = "'"
+"""In front of a path in scores.csv, it keeps a spreadsheet from taking the path for a formula; it is not part of it."""
 
 MAP_SUFFIX, PLAIN_SUFFIX = ".png", ".jpg"
 """Appended to the path of an image: of its map and overlay, and of the picture without them."""
@@ -50,6 +54,7 @@ _THUMBNAIL_QUALITY = 70  # noise, the worst picture, then takes 5 kB: 2,000 pair
 _MOST_PENDING = 8  # images that may wait to be written
 _CONTENTS = {SCORES_FILE, METRICS_FILE, f"{MAPS_FOLDER}/", f"{OVERLAYS_FOLDER}/", REPORT_FILE}
 _PICTURES = ((MAPS_FOLDER, MAP_SUFFIX), (OVERLAYS_FOLDER, MAP_SUFFIX), (OVERLAYS_FOLDER, PLAIN_SUFFIX))
+_FORMULA = (*"=+-@\t\r\n\uff1d\uff0b\uff0d\uff20", APOSTROPHE)  # with what a spreadsheet may let a formula begin
 
 
 def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_dir: Path | None = None) -> None:
@@ -143,6 +148,7 @@ def write_pictures(
     pending: deque[Future] = deque()
     with ThreadPoolExecutor(max_workers=1) as thread:
         for item, votes, picture in scored:
+            check_finite(item, votes.shares, votes.peak)
             small = jpeg_of(thumbnail(picture), _THUMBNAIL_QUALITY)
             results.append(ImageResult(item, votes.shares, None if scale is None else votes.peak, small))
             if votes.anomaly_map is None or scale is None:
@@ -223,13 +229,30 @@ def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, Metric]]:
 
 
 def write_scores(folder: Path, results: Sequence[ImageResult]) -> None:
-    """Write scores.csv, with all digits: read back, the numbers are the same; a row per image, in the given order."""
+    """Write scores.csv, with all digits: read back, the numbers are the same; a row per image, in the given order.
+
+    A path that might be a formula, or begins with an apostrophe, gets an apostrophe in front.
+
+    Raises:
+        RunError: a score is not finite.
+    """
     votes = [f"vote_share_scale_{n}" for n in range(len(results[0].shares))]
+    rows: list[list[Any]] = [["path", "label", "anomaly_score", *votes, "decision", "map_peak"]]
+    for result in results:
+        check_finite(result.item, result.score)
+        path, peak = result.item.relative, result.peak
+        path = APOSTROPHE * path.startswith(_FORMULA) + path
+        numbers = map(float, (result.score, *result.shares))
+        rows.append([path, result.item.label, *numbers, result.decision, None if peak is None else float(peak)])
     # Names that are not UTF-8 are written as they are.
     with (folder / SCORES_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["path", "label", "anomaly_score", *votes, "decision", "map_peak"])
-        for result in results:
-            numbers, peak = map(float, (result.score, *result.shares)), result.peak
-            row = [result.item.relative, result.item.label, *numbers, result.decision]
-            writer.writerow([*row, None if peak is None else float(peak)])
+        for row in rows:
+            line = io.StringIO()
+            csv.writer(line, lineterminator="\r\n").writerow(row)  # quotes both characters in a name
+            stream.write(line.getvalue().removesuffix("\r\n") + "\n")
+
+
+def check_finite(item: Sample, *values: Any) -> None:
+    """Refuse, with a RunError, numbers or arrays of an image that are not finite."""
+    if not all(np.isfinite(value).all() for value in values if value is not None):
+        raise RunError(f"{item.relative}: its score is not finite: the model is damaged; train it again")

@@ -21,7 +21,7 @@ from PIL import Image
 from hta.errors import UserError
 from hta.evaluation.metrics import confusion
 from hta.evaluation.pixel_metrics import LEVELS
-from hta.evaluation.results import MAPS_FOLDER, METRICS_FILE, SCORES_FILE
+from hta.evaluation.results import APOSTROPHE, MAPS_FOLDER, METRICS_FILE, SCORES_FILE
 from hta.evaluation.scorer import Scorer
 from hta.evaluation.scores import anomaly_scores, score_text
 from hta.evaluation.thresholds import NormalVotes, proportion
@@ -145,7 +145,7 @@ def read_results(folder: Path, working_size: tuple[int, int]) -> Results:
         raise UserError(f"--results {folder}: needs normal and anomalous images with labels")
     if aggregate != "mean":
         raise UserError(f"--results {folder}: scored with --aggregate {aggregate}; score again with --aggregate mean")
-    peaks = [_peak(folder / MAPS_FOLDER / f"{row['path']}.png", working_size) for row in rows]
+    peaks = [_peak(folder / MAPS_FOLDER / f"{row['path'].removeprefix(APOSTROPHE)}.png", working_size) for row in rows]
     return Results(np.array(labels).astype(int), scores, None if None in peaks else np.array(peaks), fraction)
 
 
