@@ -5,8 +5,6 @@ Score the test images of a data set, as in the paper:
     python main_eval.py --dataset mnist --data_root DIR --pos_class 8
 """
 
-# ruff: noqa: E402
-
 import json
 import logging
 import platform

@@ -309,6 +309,34 @@ def test_a_new_process_on_a_folder_whose_name_is_not_utf_8_gives_the_same_bits(p
         assert path.read_bytes() == (again / path.relative_to("out")).read_bytes()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses such names")
+def test_any_name_is_the_same_when_scores_csv_is_read_and_none_is_a_formula(place, capsys):
+    formulas = ["=1+1.png", "+1.png", "-1.png", "@s.png", "\tt.png", "\rq.png", "\nq.png", "=d/e.png", "'=q.png"]
+    plain = ["cr\rx.png", "nl\nx.png", "a'b.png", "esc\x1b[31m.png", 'quote",.png']
+    for name in formulas + plain:
+        save(place / "odd" / name, picture())
+    assert run("--no_maps", test_dir="odd") == 0
+    paths = [row["path"] for row in rows_of()]
+    assert {path.removeprefix("'") for path in paths} == {*formulas, *plain}
+    assert {path for path in paths if path.startswith("'")} == {f"'{name}" for name in formulas}
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize("broken", ["shares", "anomaly_map"])
+def test_a_score_that_is_not_finite_is_not_written(place, capsys, monkeypatch, broken):
+    stream = Model.stream
+
+    def poisoned(*arguments, **options):
+        for votes in stream(*arguments, **options):
+            yield votes._replace(**{broken: np.full_like(getattr(votes, broken), np.nan)})
+
+    monkeypatch.setattr(Model, "stream", poisoned)
+    assert run() == 1
+    error = capsys.readouterr().err
+    assert "error: test/dent/0.png: its score is not finite" in error
+    assert not Path("out").exists()
+
+
 def test_images_unlike_the_training_image_are_said_and_kept(place, caplog):
     save(place / "odd" / "gray.png", np.repeat(picture()[..., :1], 3, axis=2))
     save(place / "odd" / "dark.png", picture() // 8)

@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import math
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -134,6 +136,16 @@ def test_a_run_ends_with_vote_shares_and_the_next_command(trained):
     assert [0 < share < 1 for share in shares] == [True] * 3
     assert "chance 0.250" in out
     assert out.endswith("next: python main_eval.py --input_name shots --test_dir YOUR_TEST_FOLDER\n")
+
+
+def test_the_next_command_works_for_a_model_whose_name_looks_like_an_option(workspace, capsys):
+    Path("photo.png").rename("-rf.png")
+    assert main_train.main(["--input_name", "./-rf.png", *QUICKEST, "--models_dir=-models"]) == 0
+    python, script, *arguments = shlex.split(capsys.readouterr().out.splitlines()[-1].removeprefix("next: "))
+    assert (python, script, arguments[-2:]) == ("python", "main_eval.py", ["--test_dir", "YOUR_TEST_FOLDER"])
+    assert main_eval.main([*arguments[:-1], "-rf.png", "--no_maps"]) == 2  # a value like an option needs the sign
+    assert main_eval.main([*arguments[:-2], "--test_dir=-rf.png", "--no_maps"]) == 0
+    assert Path("-models", "-rf", "results", "-rf", "scores.csv").is_file()
 
 
 def test_the_library_leaves_the_same_folder(workspace, monkeypatch, capsys):
@@ -266,9 +278,11 @@ def test_help_shows_groups_defaults_ranges_and_units(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for group in ("input and output:", "model:", "training:", "random samples:", "machine:"):
         assert group in text
-    assert "(one of defect, class; default defect, but class for every --dataset other than mvtec and defects)" in text
-    for words in ("default 25 px", "0 < value < 1", "default 0.0005", "one of 54, 42, 4", "--no-deterministic"):
+    assert "--task {defect,class} what counts" in text
+    assert "(default defect, but class for every --dataset other than mvtec and defects)" in text
+    for words in ("default 25 px", "0 < value < 1", "default 0.0005", "--num_transforms {54,42,4}", "--no-compile"):
         assert words in text
+    assert set(re.findall(r"--no-\w+", text)) == {"--no-compile"}  # all other flags are off by default
     assert "from a folder, which must contain that many, the first by name (by default all)" in text
 
 

@@ -8,6 +8,10 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+from hta.cli import announce_torch
+
+announce_torch()  # before the imports that need it
+
 from hta.cli import Parser, run_command
 from hta.config import RuntimeConfig
 from hta.data.loaders import load_dataset
@@ -17,6 +21,10 @@ from hta.experiments.results import FAILED_FOLDER, SHOT_TABLES, TABLES, default_
 from hta.experiments.runner import available_devices, run_missing
 from hta.files import write_atomically
 from hta.runtime import available_cores
+
+_RUN_USAGE = """%(prog)s --datasets NAME ... [--classes NAME ...]
+         [--shots N ...] [--draws K ...] [--variants V ...] [--jobs N] [--dry_run]
+       %(prog)s --tables N ... [--datasets NAME ...] ..."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,7 +43,8 @@ def _command(argv: Sequence[str] | None) -> None:
         ("scores", _scores, "print the effect of other scores"),
         ("plot", _plot, "draw the results next to the paper's"),
     ):
-        command = commands.add_parser(name, help=text, description=act.__doc__)
+        usage = _RUN_USAGE if name == "run" else None
+        command = commands.add_parser(name, help=text, description=act.__doc__, usage=usage)
         command.set_defaults(act=act)
         text = "folder for the results; by default docs/results of the source checkout if it can be written, else "
         text += "./results (here: %(default)s)"
@@ -56,7 +65,7 @@ def _add_run_options(run: Parser) -> None:
     what = run.add_argument_group("what to run (all combinations of these)").add_argument
     text = "tables of the paper to rerun, with their shots, variants and transformations, and with their data sets or "
     text += "those of --datasets"
-    what("--tables", **several, type=int, choices=list(TABLES), metavar="N", help=text)
+    what("--tables", **several, type=int, choices=list(TABLES), metavar="{1-7}", help=text)
     text = "data sets: cifar, mnist, fashionmnist, paris, mvtec, folder (one folder per class) or defects (one folder "
     text += "laid out like MVTec AD)"
     what("--datasets", **several, metavar="NAME", help=text)

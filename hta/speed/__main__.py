@@ -17,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hta.cli import announce_torch
+
+announce_torch()  # before the imports that need it
+
 from matplotlib.figure import Figure
 
 from hta.cli import Parser, add_settings, run_command, take_settings

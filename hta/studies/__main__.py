@@ -11,6 +11,10 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+from hta.cli import announce_torch
+
+announce_torch()  # before the imports that need it
+
 from hta.cli import NOT_FOR_SCORING, Parser, add_settings, run_command, take_settings
 from hta.config import RuntimeConfig
 from hta.model import load
@@ -33,6 +37,7 @@ def _command(argv: Sequence[str] | None) -> None:
         study = names.add_parser(name, description=description)
         add_settings(study, "study", cls)
         if hasattr(cls, "input_name"):  # the study looks at a model
+            study.usage = study.format_usage().removeprefix("usage: ").rstrip() + " ..."
             add_settings(study, "machine", RuntimeConfig, exclude=NOT_FOR_SCORING)
     given = vars(parser.parse_args(argv))
     _, cls, run = _STUDIES[given["name"]]
