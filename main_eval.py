@@ -38,6 +38,7 @@ from hta.files import new_folder, printable
 from hta.model import Model
 from hta.runtime import own_process
 from hta.settings import Checked, option
+from hta.training.progress import progress_bar
 
 logger = logging.getLogger("hta.main_eval")
 
@@ -198,7 +199,7 @@ def _scored(evaluation: Evaluation, traits: list[inputs.Traits]) -> Iterator[res
         observe=observe,
         warn=evaluation.source.folder is None,  # otherwise `differences` warns
     )
-    bar = inputs.progress_bar(stream, "scoring", len(items))
+    bar = progress_bar(stream, "scoring", len(items))
     return zip(items, bar, (pictures.popleft() for _ in items), strict=True)
 
 

@@ -189,7 +189,7 @@ def _train(
             runs.check_same_run(folder, training_set, given)
         else:
             runs.check_vacant(folder, overwrite=options.overwrite)
-        _print_plan(folder, training_set)
+        _print_plan(folder, training_set, samples.num_samples)
         return
     own_process(training_set.record.config.runtime)
     if options.resume:
@@ -236,10 +236,12 @@ def _checked_name(name: str) -> str:
     return name
 
 
-def _print_plan(folder: "RunFolder", training_set: "TrainingSet") -> None:
+def _print_plan(folder: "RunFolder", training_set: "TrainingSet", num_samples: int) -> None:
     """Print what a run would do."""
     from hta.models.scales import plan_of
-    from hta.runtime import resolve
+    from hta.runtime import own_process, resolve
+    from hta.training.progress import format_duration
+    from hta.training.trainer import estimate_seconds
 
     record = training_set.record
     plan = plan_of(record.config.model, record.image_size)
@@ -250,6 +252,9 @@ def _print_plan(folder: "RunFolder", training_set: "TrainingSet") -> None:
     print(f"{record.config.model.num_transforms} transformations, {record.config.training.niter} iterations per scale")
     runtime = resolve(record.config.runtime)
     print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {printable(folder.path)}")
+    own_process(record.config.runtime)
+    seconds = estimate_seconds(training_set.images, record, runtime, num_samples)
+    print(f"would take roughly {format_duration(seconds)}, estimated from a few iterations")
 
 
 def _report(model: "Model", folder: "RunFolder", shares: "np.ndarray") -> None:

@@ -6,13 +6,11 @@ Images that do not look like the training images are counted: their scores are o
 import logging
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
 from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.benchmark import Selection, select
@@ -26,11 +24,9 @@ from hta.evaluation.thresholds import GOOD_IMAGES, NormalVotes, check_enough
 from hta.images import full_size, is_gray
 from hta.model import Model, has_other_aspect, load
 from hta.settings import Checked, option, refuse_given
+from hta.training.progress import progress_bar
 
 logger = logging.getLogger(__name__)
-
-progress_bar = partial(tqdm, unit="image", disable=None, dynamic_ncols=True)
-"""Takes images, a text and their number, and shows on a terminal how many are done while they are consumed."""
 
 _PIXEL_TOLERANCE = 0.02  # of [-1, 1]: versions of Pillow and OpenCV may differ by this much
 _LISTED = 10  # unreadable files that a message names before it only counts them
@@ -196,7 +192,7 @@ def score_good(
             good.append(item)
     refuse_copies(folder, good, scored)
     check_enough(len(good), scoring.target_fpr, GOOD_IMAGES)
-    bar = progress_bar(good, "scoring good images", len(good))
+    bar = progress_bar(good, "good images", len(good))
     return model.score_good((item.read() for item in bar), scoring, with_maps=with_maps)
 
 

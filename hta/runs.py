@@ -234,7 +234,7 @@ def train_run(
     record, images, pictures = training_set
     is_resumed, start = (folder.path / progress.METRICS_FILE).exists(), time.perf_counter()
     runtime = set_up(record.config.runtime)
-    model = Model(record, train_pyramid(images, record, runtime, folder), runtime, images, folder)
+    model = Model(record, train_pyramid(images, record, runtime, folder, num_samples), runtime, images, folder)
     seconds = time.perf_counter() - start
     pyramid, seed = model.pyramid, record.config.training.manualSeed
     write_samples(folder.path / SAMPLES_FOLDER, draw_samples(pyramid, num_samples, seed), pyramid.reconstruct())

@@ -22,8 +22,8 @@ from hta.experiments.runner import available_devices, run_missing
 from hta.files import write_atomically
 from hta.runtime import available_cores
 
-_RUN_USAGE = """%(prog)s --datasets NAME ... [--classes NAME ...]
-         [--shots N ...] [--draws K ...] [--variants V ...] [--jobs N] [--dry_run]
+_RUN_USAGE = """%(prog)s --datasets NAME ... [--classes C ...]
+         [--shots N ...] [--draws K ...] [--variants V ...] [--jobs N] ...
        %(prog)s --tables N ... [--datasets NAME ...] ..."""
 
 

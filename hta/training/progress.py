@@ -2,12 +2,15 @@
 
 import csv
 import logging
+import math
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
+from tqdm.auto import notebook_tqdm  # tqdm itself, but in a notebook with widgets
 
 from hta.config import ModelConfig
 from hta.errors import UserError
@@ -26,19 +29,81 @@ LOSSES = tuple(f.name for f in fields(IterationLosses))
 """The columns of metrics.csv after scale and iteration."""
 
 _HEADER = ("scale", "iteration", *LOSSES)
-_WARM_UP, _TIMED = 2, 5  # iterations that warm up caches and allocators, and the next ones, which are timed
-_FIXED_COST = 9e7  # of an iteration of any size, in multiplications of one layer: fitted to seconds at 25 ... 64 px
+WARM_UP, TIMED = 2, 5
+"""Iterations that warm up caches and allocators, and the next ones, which are timed for an estimate."""
+
+_LINE_EVERY_S = 30
+_BAR = "{desc} |{bar}| {percentage:.0f} %{postfix}"  # a bar of some characters even in 40 columns
+# Costs in channels times pixels: fitted to seconds at 25 ... 128 px.
+_GENERATOR, _FIXED = 10, 5e5  # the generator's per pixel of the image, and what an iteration takes at any size
+_VIEWS, _SAMPLE, _END = 13, 0.16, 2e7  # after training: all views per pixel of a canvas, a sample per pixel, the rest
+
+
+class Progress:
+    """Shows how far some work is: a bar on a terminal or in a notebook, elsewhere now and then a line at INFO."""
+
+    _spoke = time.monotonic()  # for all work: many short parts give no more lines than a long one
+
+    def __init__(self, title: str, total: int, done: int = 0):
+        self._title, self._total, self._done = title, total, done
+        quiet = None if notebook_tqdm is tqdm else False  # None: where stderr is no terminal, which no notebook is
+        self._bar = notebook_tqdm(
+            total=total, initial=done, desc=title, bar_format=_BAR, disable=quiet, dynamic_ncols=True
+        )
+
+    def advance(self, seconds_left: float | None) -> None:
+        """Count one more; None where the time left is not known yet."""
+        self._done += 1
+        left = "" if seconds_left is None else f"{format_duration(seconds_left)} left"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(left, refresh=False)
+            self._bar.update()
+        elif time.monotonic() - Progress._spoke >= _LINE_EVERY_S:
+            Progress._spoke = time.monotonic()
+            logger.info("%s: %d %%, %s", self._title, 100 * self._done // self._total, left or "just begun")
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+
+def progress_bar(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
+    """The items, with their progress while they are consumed."""
+    progress, start = Progress(title, total), time.monotonic()
+    try:
+        for done, item in enumerate(items, 1):
+            yield item
+            progress.advance((time.monotonic() - start) / done * (total - done))
+    finally:
+        progress.close()
 
 
 class Journal:
-    """Keeps the losses of a run, `niter` iterations per scale, in its folder if it has one, and shows its progress."""
+    """Keeps the losses of a run, `niter` iterations per scale, in its folder if it has one, and shows its progress.
 
-    def __init__(self, plan: ScalePlan, config: ModelConfig, niter: int, folder: Path | None = None):
+    Args:
+        plan, config: of the model.
+        niter: iterations per scale.
+        folder: of the run.
+        num_images: training images.
+        num_samples: random samples that are drawn after training; None if nothing follows it.
+    """
+
+    def __init__(
+        self,
+        plan: ScalePlan,
+        config: ModelConfig,
+        niter: int,
+        folder: Path | None = None,
+        *,
+        num_images: int = 1,
+        num_samples: int | None = None,
+    ):
         self.rows: list[tuple] = []
-        self._plan, self._niter, self._path = plan, niter, folder / METRICS_FILE if folder else None
-        self._costs = [_relative_cost(plan, config, n) for n in range(plan.num_scales)]
-        self._bar = tqdm(disable=True)
-        self._times: list[float] = []
+        self._niter, self._path = niter, folder / METRICS_FILE if folder else None
+        self._costs = [iteration_cost(plan, config, n, num_images) for n in range(plan.num_scales)]
+        self._cost_after = 0 if num_samples is None else _cost_after(plan, config, num_samples)
+        self._is_estimated = False
 
     def resume(self, scale: int, iteration: int) -> None:
         """Keep the rows that `read_losses` finds from before a checkpoint, and drop the later ones."""
@@ -46,29 +111,32 @@ class Journal:
         self.rows = [row for row in earlier if row[:2] < (scale, iteration)]
 
     def begin_scale(self, n: int, iteration: int) -> None:
-        """Show the progress bar of a scale that starts at an iteration."""
-        height, width = self._plan.sizes[n]
-        title = f"scale {n} of 0-{self._plan.num_scales - 1} ({width} x {height} px)"
-        # disable=None: quiet where stderr is not a terminal.
-        self._bar = tqdm(total=self._niter, initial=iteration, desc=title, unit="it", disable=None, dynamic_ncols=True)
-        self._times = [time.perf_counter()]
+        """Show the progress of a scale that starts at an iteration."""
+        self._progress, self._count = Progress(f"scale {n}", self._niter, iteration), 0
 
     def record(self, n: int, iteration: int, losses: IterationLosses) -> None:
-        """Record the losses of one iteration; early in a scale, say how long the rest of the run will take."""
-        values = asdict(losses)
-        self.rows.append((n, iteration, *values.values()))
-        self._bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
-        self._bar.update()
-        self._times.append(time.perf_counter())
-        if len(self._times) == 1 + _WARM_UP + _TIMED:
-            seconds = float(np.median(np.diff(self._times[1 + _WARM_UP :])))
-            later = sum(self._niter * seconds * cost / self._costs[n] for cost in self._costs[n + 1 :])
-            left = format_duration((self._niter - iteration - 1) * seconds + later)
-            logger.info("scale %d: %.2f s per iteration; roughly %s left in all", n, seconds, left)
+        """Record the losses of one iteration; early in a run, say how long all of it will take."""
+        self.rows.append((n, iteration, *asdict(losses).values()))
+        self._count += 1
+        if self._count <= WARM_UP:
+            self._start = time.perf_counter()
+            self._progress.advance(None)
+            return
+        pace = (time.perf_counter() - self._start) / (self._count - WARM_UP)
+        left = self.seconds_left(n, iteration + 1, pace)
+        self._progress.advance(left)
+        if self._count == WARM_UP + TIMED and not self._is_estimated:
+            self._is_estimated = True
+            logger.info("scale %d: %.2f s per iteration; roughly %s left in all", n, pace, format_duration(left))
+
+    def seconds_left(self, n: int, iteration: int, pace: float) -> float:
+        """Seconds until the end of the run, after a number of iterations of a scale, `pace` seconds each."""
+        later = self._niter * sum(self._costs[n + 1 :]) + self._cost_after
+        return pace * (self._niter - iteration + later / self._costs[n])
 
     def end_scale(self) -> None:
         """Close the progress bar of a scale."""
-        self._bar.close()
+        self._progress.close()
 
     def save(self) -> None:
         """Write metrics.csv, if the run has a folder."""
@@ -97,13 +165,22 @@ def read_losses(path: Path) -> list[tuple]:
         raise UserError(f"{path}: cannot be read ({error}); remove it to resume without the earlier losses") from error
 
 
-def _relative_cost(plan: ScalePlan, config: ModelConfig, n: int) -> float:
-    """Multiplications of the discriminator on its canvases, plus a constant for what does not depend on the size."""
-    width = plan.widths[n]
-    canvases = plan_canvases(*plan.sizes[n], config.num_transforms)
-    pixels = sum(len(group.canvases) * group.size[0] * group.size[1] for group in canvases.groups)
-    hidden = (config.num_layer - 2) * width * width
-    return pixels * (3 * width + hidden + width * (config.num_transforms + 1)) + _FIXED_COST
+def iteration_cost(plan: ScalePlan, config: ModelConfig, n: int, num_images: int) -> float:
+    """How long an iteration of a scale takes, in channels times pixels: relative to others, and roughly."""
+    pixels = _canvas_pixels(plan.sizes[n], config) + _GENERATOR * math.prod(plan.sizes[n])
+    return num_images * plan.widths[n] * pixels + _FIXED
+
+
+def _cost_after(plan: ScalePlan, config: ModelConfig, num_samples: int) -> float:
+    """How long samples, page and calibration take, in the same unit."""
+    views = sum(w * _canvas_pixels(size, config) for w, size in zip(plan.widths, plan.sizes, strict=True))
+    sample = sum(w * math.prod(size) for w, size in zip(plan.widths, plan.sizes, strict=True))
+    return _VIEWS * views + _SAMPLE * num_samples * sample + _END
+
+
+def _canvas_pixels(size: tuple[int, int], config: ModelConfig) -> int:
+    groups = plan_canvases(*size, config.num_transforms).groups
+    return sum(len(group.canvases) * math.prod(group.size) for group in groups)
 
 
 def format_duration(seconds: float) -> str:

@@ -1,6 +1,8 @@
 """Training of a whole pyramid, scale by scale, with checkpoints (paper, section 3.2)."""
 
 import logging
+import time
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -11,14 +13,18 @@ from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.storage import CHECKPOINT_FILE, RunFolder, RunRecord
 from hta.runtime import Runtime, full_precision
-from hta.training.progress import Journal
+from hta.training.progress import TIMED, WARM_UP, Journal, iteration_cost
 from hta.training.scale import ScaleTrainer
 
 logger = logging.getLogger(__name__)
 
+_FEW_IMAGES, _MEASURED_S = 4, 2.0  # with which the length of a run is estimated
+
 
 @full_precision()
-def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: RunFolder | None = None) -> Pyramid:
+def train_pyramid(
+    images: Tensor, record: RunRecord, runtime: Runtime, folder: RunFolder | None = None, num_samples: int | None = None
+) -> Pyramid:
     """Train all scales, or continue from the checkpoint of a run folder.
 
     Args:
@@ -26,6 +32,7 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
         record: of the run, with resolved settings.
         runtime: device and precision.
         folder: a run folder with a checkpoint; None keeps everything in memory.
+        num_samples: random samples that are drawn afterwards, for the time left; None if nothing follows.
 
     Returns:
         The pyramid, with all scales frozen.
@@ -38,7 +45,8 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
     kernels = choose_kernels(runtime.device, runtime.compile)
     pyramid = Pyramid(model, record.image_size, record.num_images, runtime.device, runtime.dtype, kernels)
     plan, num_scales = pyramid.plan, pyramid.plan.num_scales
-    journal = Journal(plan, model, training.niter, folder.path if folder else None)
+    path = folder.path if folder else None
+    journal = Journal(plan, model, training.niter, path, num_images=record.num_images, num_samples=num_samples)
     state, start, iteration = _read_position(folder, num_scales, training.niter) if folder else ({}, 0, 0)
     if folder:
         sweep(folder.path)
@@ -70,6 +78,26 @@ def train_pyramid(images: Tensor, record: RunRecord, runtime: Runtime, folder: R
             folder.save_scale(n, trainer.scale)
             folder.save_checkpoint({}, scale=n + 1, iteration=0)
     return pyramid
+
+
+@full_precision()
+def estimate_seconds(images: Tensor, record: RunRecord, runtime: Runtime, num_samples: int) -> float:
+    """How long a run will take, from a few iterations of its coarsest scale; arguments as for `train_pyramid`."""
+    model, training, few = record.config.model, record.config.training, images[:_FEW_IMAGES]
+    kernels = choose_kernels(runtime.device, runtime.compile)
+    pyramid = Pyramid(model, record.image_size, len(few), runtime.device, runtime.dtype, kernels)
+    plan, paces = pyramid.plan, []
+    trainer = ScaleTrainer(pyramid, image_pyramid(few, plan.sizes)[0], replace(training, niter=WARM_UP + TIMED))
+    begin = start = time.perf_counter()
+    for _ in trainer.run():
+        paces.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        if start - begin > _MEASURED_S:
+            break
+    # The first ones warm up; other programs only ever slow an iteration down.
+    journal = Journal(plan, model, training.niter, num_images=record.num_images, num_samples=num_samples)
+    costs = [iteration_cost(plan, model, 0, num_images) for num_images in (record.num_images, len(few))]
+    return journal.seconds_left(0, 0, min(paces) * costs[0] / costs[1])
 
 
 def _read_position(folder: RunFolder, num_scales: int, niter: int) -> tuple[dict[str, Tensor], int, int]:
