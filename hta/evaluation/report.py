@@ -34,7 +34,7 @@ from hta.evaluation.results import (
 from hta.evaluation.scores import has_levels, level_text, levels, score_text
 from hta.evaluation.thresholds import advice
 from hta.files import printable
-from hta.pages import COLOURS, chart_style, inline_svg, visible, write_page
+from hta.pages import COLOURS, chart_style, inline_svg, write_page
 
 _GROUPS = {0: "normal", 1: "anomalous", None: "unlabelled"}  # by label
 _GROUP_COLOURS = {"normal": "blue", "anomalous": "orange", "unlabelled": "grey"}
@@ -122,9 +122,9 @@ def _row(result: ImageResult, quantities: dict[str, Quantity]) -> dict[str, Any]
     """An image as the page's script takes it."""
     item, overlay = result.item, result.overlay
     return {
-        "name": visible(item.relative),
+        "name": printable(item.relative),
         "label": _GROUPS[item.label],
-        "kind": visible(item.defect or ""),
+        "kind": printable(item.defect or ""),
         "score": float(result.score),
         "peak": None if result.peak is None else float(f"{result.peak:.6g}"),
         "floor": None if result.floor is None else float(f"{result.floor:.6g}"),

@@ -33,10 +33,10 @@ WARM_UP, TIMED = 2, 5
 """Iterations that warm up caches and allocators, and the next ones, which are timed for an estimate."""
 
 _LINE_EVERY_S = 30
-_BAR = "{desc} |{bar}| {percentage:.0f} %{postfix}"  # a bar of some characters even in 40 columns
-# Costs in channels times pixels: fitted to seconds at 25 ... 128 px.
-_GENERATOR, _FIXED = 10, 5e5  # the generator's per pixel of the image, and what an iteration takes at any size
-_VIEWS, _SAMPLE, _END = 13, 0.16, 2e7  # after training: all views per pixel of a canvas, a sample per pixel, the rest
+_BAR = "{desc} |{bar}| {percentage:.0f} %{postfix}"  # leaves some characters for the bar even in 40 columns
+# Costs in channels times pixels, fitted to seconds at 25 to 128 px: of the generator per pixel of the image, and of an
+# iteration of any size; after training, of all views per pixel of a canvas, of a sample per pixel, and of the rest.
+_GENERATOR, _FIXED, _VIEWS, _SAMPLE, _END = 10, 5e5, 13, 0.16, 2e7
 
 
 class Progress:
@@ -79,30 +79,11 @@ def progress_bar(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
 
 
 class Journal:
-    """Keeps the losses of a run, `niter` iterations per scale, in its folder if it has one, and shows its progress.
+    """Keeps the losses of a run, `niter` iterations per scale, in its folder if it has one, and shows its progress."""
 
-    Args:
-        plan, config: of the model.
-        niter: iterations per scale.
-        folder: of the run.
-        num_images: training images.
-        num_samples: random samples that are drawn after training; None if nothing follows it.
-    """
-
-    def __init__(
-        self,
-        plan: ScalePlan,
-        config: ModelConfig,
-        niter: int,
-        folder: Path | None = None,
-        *,
-        num_images: int = 1,
-        num_samples: int | None = None,
-    ):
+    def __init__(self, costs: "Costs", niter: int, folder: Path | None = None):
         self.rows: list[tuple] = []
-        self._niter, self._path = niter, folder / METRICS_FILE if folder else None
-        self._costs = [iteration_cost(plan, config, n, num_images) for n in range(plan.num_scales)]
-        self._cost_after = 0 if num_samples is None else _cost_after(plan, config, num_samples)
+        self._costs, self._niter, self._path = costs, niter, folder / METRICS_FILE if folder else None
         self._is_estimated = False
 
     def resume(self, scale: int, iteration: int) -> None:
@@ -123,16 +104,11 @@ class Journal:
             self._progress.advance(None)
             return
         pace = (time.perf_counter() - self._start) / (self._count - WARM_UP)
-        left = self.seconds_left(n, iteration + 1, pace)
+        left = self._costs.seconds_left(n, self._niter, iteration + 1, pace)
         self._progress.advance(left)
         if self._count == WARM_UP + TIMED and not self._is_estimated:
             self._is_estimated = True
             logger.info("scale %d: %.2f s per iteration; roughly %s left in all", n, pace, format_duration(left))
-
-    def seconds_left(self, n: int, iteration: int, pace: float) -> float:
-        """Seconds until the end of the run, after a number of iterations of a scale, `pace` seconds each."""
-        later = self._niter * sum(self._costs[n + 1 :]) + self._cost_after
-        return pace * (self._niter - iteration + later / self._costs[n])
 
     def end_scale(self) -> None:
         """Close the progress bar of a scale."""
@@ -165,22 +141,26 @@ def read_losses(path: Path) -> list[tuple]:
         raise UserError(f"{path}: cannot be read ({error}); remove it to resume without the earlier losses") from error
 
 
-def iteration_cost(plan: ScalePlan, config: ModelConfig, n: int, num_images: int) -> float:
-    """How long an iteration of a scale takes, in channels times pixels: relative to others, and roughly."""
-    pixels = _canvas_pixels(plan.sizes[n], config) + _GENERATOR * math.prod(plan.sizes[n])
-    return num_images * plan.widths[n] * pixels + _FIXED
+class Costs:
+    """What the parts of a run with some training images cost, roughly and relative to each other.
 
+    Random samples, page and calibration follow the training, unless `num_samples` is None.
+    """
 
-def _cost_after(plan: ScalePlan, config: ModelConfig, num_samples: int) -> float:
-    """How long samples, page and calibration take, in the same unit."""
-    views = sum(w * _canvas_pixels(size, config) for w, size in zip(plan.widths, plan.sizes, strict=True))
-    sample = sum(w * math.prod(size) for w, size in zip(plan.widths, plan.sizes, strict=True))
-    return _VIEWS * views + _SAMPLE * num_samples * sample + _END
+    def __init__(self, plan: ScalePlan, config: ModelConfig, num_images: int = 1, num_samples: int | None = None):
+        self.iterations: list[float] = []
+        self.end = 0.0 if num_samples is None else _END
+        for size, width in zip(plan.sizes, plan.widths, strict=True):
+            groups = plan_canvases(*size, config.num_transforms).groups
+            canvases, pixels = sum(len(g.canvases) * math.prod(g.size) for g in groups), math.prod(size)
+            self.iterations.append(_FIXED + num_images * width * (canvases + _GENERATOR * pixels))
+            if num_samples is not None:
+                self.end += width * (_VIEWS * canvases + _SAMPLE * num_samples * pixels)
 
-
-def _canvas_pixels(size: tuple[int, int], config: ModelConfig) -> int:
-    groups = plan_canvases(*size, config.num_transforms).groups
-    return sum(len(group.canvases) * math.prod(group.size) for group in groups)
+    def seconds_left(self, n: int, niter: int, iteration: int, pace: float) -> float:
+        """Seconds until the end, after some of `niter` iterations of scale n, which took `pace` seconds each."""
+        later = niter * sum(self.iterations[n + 1 :]) + self.end
+        return pace * (niter - iteration + later / self.iterations[n])
 
 
 def format_duration(seconds: float) -> str:

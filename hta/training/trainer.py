@@ -3,6 +3,7 @@
 import logging
 import time
 from dataclasses import replace
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.storage import CHECKPOINT_FILE, RunFolder, RunRecord
 from hta.runtime import Runtime, full_precision
-from hta.training.progress import TIMED, WARM_UP, Journal, iteration_cost
+from hta.training.progress import TIMED, WARM_UP, Costs, Journal
 from hta.training.scale import ScaleTrainer
 
 logger = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ def train_pyramid(
     kernels = choose_kernels(runtime.device, runtime.compile)
     pyramid = Pyramid(model, record.image_size, record.num_images, runtime.device, runtime.dtype, kernels)
     plan, num_scales = pyramid.plan, pyramid.plan.num_scales
-    path = folder.path if folder else None
-    journal = Journal(plan, model, training.niter, path, num_images=record.num_images, num_samples=num_samples)
+    costs = Costs(plan, model, record.num_images, num_samples)
+    journal = Journal(costs, training.niter, folder.path if folder else None)
     state, start, iteration = _read_position(folder, num_scales, training.niter) if folder else ({}, 0, 0)
     if folder:
         sweep(folder.path)
@@ -86,18 +87,15 @@ def estimate_seconds(images: Tensor, record: RunRecord, runtime: Runtime, num_sa
     model, training, few = record.config.model, record.config.training, images[:_FEW_IMAGES]
     kernels = choose_kernels(runtime.device, runtime.compile)
     pyramid = Pyramid(model, record.image_size, len(few), runtime.device, runtime.dtype, kernels)
-    plan, paces = pyramid.plan, []
-    trainer = ScaleTrainer(pyramid, image_pyramid(few, plan.sizes)[0], replace(training, niter=WARM_UP + TIMED))
-    begin = start = time.perf_counter()
-    for _ in trainer.run():
-        paces.append(time.perf_counter() - start)
-        start = time.perf_counter()
-        if start - begin > _MEASURED_S:
+    level = image_pyramid(few, pyramid.plan.sizes)[0]
+    times, begin = [], time.perf_counter()
+    for _ in ScaleTrainer(pyramid, level, replace(training, niter=WARM_UP + TIMED)).run():
+        times.append(time.perf_counter())
+        if times[-1] - begin > _MEASURED_S:
             break
-    # The first ones warm up; other programs only ever slow an iteration down.
-    journal = Journal(plan, model, training.niter, num_images=record.num_images, num_samples=num_samples)
-    costs = [iteration_cost(plan, model, 0, num_images) for num_images in (record.num_images, len(few))]
-    return journal.seconds_left(0, 0, min(paces) * costs[0] / costs[1])
+    pace = min(late - early for early, late in pairwise([begin, *times]))  # others only ever take longer
+    whole, part = (Costs(pyramid.plan, model, num_images, num_samples) for num_images in (record.num_images, len(few)))
+    return whole.seconds_left(0, training.niter, 0, pace * whole.iterations[0] / part.iterations[0])
 
 
 def _read_position(folder: RunFolder, num_scales: int, niter: int) -> tuple[dict[str, Tensor], int, int]:

@@ -20,7 +20,7 @@ from hta.models.pyramid import Pyramid, fresh_noise
 from hta.models.scales import image_pyramid
 from hta.models.storage import RunFolder
 from hta.runtime import seeded_generator
-from hta.training.progress import Journal, read_losses
+from hta.training.progress import Costs, Journal, read_losses
 from hta.training.report import PageNotes, _thinned, picture_for_page, verdict, write_train_page
 from hta.training.scale import IterationLosses
 from tests.browser import assert_quiet_and_from_disk, boxes, open_page
@@ -339,7 +339,7 @@ def test_a_run_that_was_stopped_gives_the_same_page(write, model, tmp_path):
     rows = read_losses(model.folder.path / "metrics.csv")
     assert [row[:2] for row in rows] == [(n, i) for n in range(SCALES) for i in range(ITERATIONS)]
     for first, last in ((0, 4), (4, len(rows))):
-        journal = Journal(plan, config, ITERATIONS, folder)
+        journal = Journal(Costs(plan, config), ITERATIONS, folder)
         journal.resume(*rows[first][:2])
         for row in rows[first:last]:
             journal.begin_scale(row[0], row[1])
