@@ -207,6 +207,8 @@ def test_quick_start_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys)
     shown = re.search(r"<!-- demo output -->\n```text\n(.*?)```", read(README), re.DOTALL)[1].splitlines()
     (tmp_path / "Input").symlink_to(ROOT / "Input")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["main_train.py"])
+    monkeypatch.setattr(sys, "orig_argv", [".venv/bin/python", "main_train.py"])
     short = "--input_name brick.png --niter 1 --max_size 25 --num_samples 0 --not_cuda --threads 1"
     assert main_train.main(short.split()) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -268,6 +268,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, capsys):
     settings, _ = json.JSONDecoder().raw_decode(out)
     assert (settings["model"]["num_transforms"], settings["training"]["niter"]) == (4, 2)
     assert "3 scales of 17x14 19x17 22x19 px, networks of 4 4 4 channels" in out
+    assert re.search(r"\nwould take roughly \d+ s, estimated from a few iterations\n$", out)
     assert snapshot(workspace) == before
 
 

@@ -88,12 +88,12 @@ def estimate_seconds(images: Tensor, record: RunRecord, runtime: Runtime, num_sa
     kernels = choose_kernels(runtime.device, runtime.compile)
     pyramid = Pyramid(model, record.image_size, len(few), runtime.device, runtime.dtype, kernels)
     level = image_pyramid(few, pyramid.plan.sizes)[0]
-    times, begin = [], time.perf_counter()
-    for _ in ScaleTrainer(pyramid, level, replace(training, niter=WARM_UP + TIMED)).run():
+    trainer, times = ScaleTrainer(pyramid, level, replace(training, niter=WARM_UP + TIMED)), [time.perf_counter()]
+    for _ in trainer.run():
         times.append(time.perf_counter())
-        if times[-1] - begin > _MEASURED_S:
+        if trainer.iteration > 1 and times[-1] - times[0] > _MEASURED_S:  # the first one warms up
             break
-    pace = min(late - early for early, late in pairwise([begin, *times]))  # others only ever take longer
+    pace = min(late - early for early, late in pairwise(times))  # others only ever take longer
     whole, part = (Costs(pyramid.plan, model, num_images, num_samples) for num_images in (record.num_images, len(few)))
     return whole.seconds_left(0, training.niter, 0, pace * whole.iterations[0] / part.iterations[0])
 
