@@ -23,7 +23,7 @@ from hta.data.sample import Sample
 from hta.data.specs import MVTEC, ROTATIONS, BenchmarkSpec, benchmark_spec, default_task
 from hta.errors import UserError
 from hta.evaluation.scores import default_fraction
-from hta.pages import visible
+from hta.files import printable
 from hta.settings import field_type, require_keys
 
 METHOD_VERSION = 2
@@ -189,7 +189,7 @@ class RunSpec:
     def describe(self) -> str:
         """One line for a person."""
         shots = f"{self.shots} image{'s' * (self.shots > 1)}"
-        name = visible(f"{self.title} {self.pos_class}")
+        name = printable(f"{self.title} {self.pos_class}")
         return f"{name}, {shots}, {self._images(' ')}, {self.variant}, {self.preset}"
 
     def _images(self, space: str) -> str:

@@ -23,8 +23,7 @@ import pandas as pd
 
 from hta.errors import RunError, UserError
 from hta.experiments.plan import METHOD_VERSION, RunSpec
-from hta.files import write_atomically
-from hta.pages import visible
+from hta.files import printable, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +79,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         reason = "a value is of another type"
     except (OSError, ValueError, ArithmeticError, RecursionError, UserError) as error:
         reason = str(error)
-    short = textwrap.shorten(visible(reason), 300)
-    logger.warning("%s: left out, not a result of this version (%s)", visible(str(path)), short)
+    short = textwrap.shorten(printable(reason), 300)
+    logger.warning("%s: left out, not a result of this version (%s)", printable(str(path)), short)
     return None
 
 
@@ -96,7 +95,7 @@ def _row(path: Path) -> dict[str, Any]:
     if record["key"] != spec.key:  # some default was another
         raise UserError("its run would have other settings today")
     columns = ((name, getattr(spec, name)) for name in _COLUMNS)
-    named = {name: visible(value) if isinstance(value, str) else value for name, value in columns}
+    named = {name: printable(value) if isinstance(value, str) else value for name, value in columns}
     return named | _measured(record, spec)
 
 
