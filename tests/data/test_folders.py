@@ -236,6 +236,7 @@ class TestFindTestImages:
             *[f"hole/{name}" for name in ("x_mask.bmp", "x-GT.png", "x_label.png", "mask_x.png", "masks/x.png")],
             *(
                 "ground_truth/hole/x_gt.png",
+                "gt/Hole/X.bmp",
                 "Mask/x.png",
                 "hole_mask/x.png",
                 "mask_images/x_mask.png",
