@@ -5,6 +5,7 @@ import pytest
 from hta.data.names import image_stem, is_answer, is_normal, mask_kind
 
 NORMAL = "good Good OK ok okay Normal normals NOMINAL pass i.O. healthy no_defect No-Defects nondefective defect-free"
+NORMAL += " defects_free inliers faultless"
 ANOMALOUS = "bad NG ng ko NOK n.i.O. not_ok no-good Abnormal anomaly Anomalies anomalous defects defective FAIL faulty"
 
 
