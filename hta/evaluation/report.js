@@ -137,7 +137,8 @@ function view(position) {
   byId("viewed").textContent = row.name;
   byId("facts").textContent = `score ${row.shown.score}, ${describeLabel(row)}, decision ${describeDecision(row)}`
     + (row.peak === null ? "" : `, map up to ${row.shown.peak}`);
-  byId("shares").textContent = "Votes for the correct transformation, coarsest scale first: " +
+  byId("shares").textContent = `In scores.csv: anomaly score ${row.score}` +
+    (row.peak === null ? "" : `, highest value of the map ${row.peak}`) + ". Votes for the correct transformation, coarsest scale first: " +
     row.shares.map((share) => share === 0 || share >= 1e-3 ? share.toFixed(3) : share.toExponential(1)).join(", ");
   byId("lost").hidden = true;
   legend.hidden = contrast.hidden = !row.link;

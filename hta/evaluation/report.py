@@ -31,7 +31,7 @@ from hta.evaluation.results import (
     ImageResult,
     metric_rows,
 )
-from hta.evaluation.scores import has_levels, level_text, levels, score_text
+from hta.evaluation.scores import level_text, levels, score_text
 from hta.evaluation.thresholds import advice
 from hta.files import printable
 from hta.pages import COLOURS, chart_style, inline_svg, write_page
@@ -56,7 +56,7 @@ class Quantity:
     @property
     def is_relative(self) -> bool:
         """Whether it is shown as a multiple of the threshold."""
-        return has_levels(self.limit)
+        return self.limit is not None and self.limit > 0
 
     def levels(self, values: ArrayLike) -> np.ndarray:
         """Values as they are drawn, see `scores.levels`."""

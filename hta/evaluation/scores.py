@@ -125,17 +125,12 @@ def levels(values: ArrayLike, limit: float | None, aggregate: str | None = None)
     levels are ratios of its logarithms, as maps hold them already.
     """
     values = np.asarray(values, dtype=np.float64)
-    if limit is None or not has_levels(limit):
+    if limit is None or limit <= 0:
         return values
     is_share = aggregate == "mean"
     found, unit = (-np.log(np.maximum(1 - x, _LEAST_SHARE)) if is_share else x for x in (values, np.float64(limit)))
     found = found / unit
     return np.where(values > limit, np.maximum(found, np.nextafter(1, 2)), np.minimum(found, 1))
-
-
-def has_levels(limit: float | None) -> bool:
-    """Whether values can be told relative to a threshold."""
-    return limit is not None and limit > 0
 
 
 def level_text(level: float, *, is_relative: bool = True) -> str:

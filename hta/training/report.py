@@ -98,7 +98,10 @@ def write_train_page(
         record=record,
         all_settings=escape(json.dumps({"model": asdict(model), "training": asdict(training)}, indent=2)),
         pyramid=pyramid,
-        training_images=_training_images(record.sources, notes.pictures or list(to_uint8(images[:MOST_PICTURES]))),
+        training_images=[
+            _embedded(pixels, source, *pixels.shape[:2])
+            for pixels, source in zip(notes.pictures or to_uint8(images[:MOST_PICTURES]), record.sources, strict=False)
+        ],
         verdict=verdict(vote_shares.mean(axis=0), 1 / model.num_transforms),
         notes=notes,
         duration=notes.seconds and format_duration(notes.seconds),
@@ -173,12 +176,6 @@ def picture_for_page(image: np.ndarray, count: int) -> np.ndarray:
     """One of `count` training images, `(H, W, 3)` float32 in [0, 1], as the page shows it, uint8: smaller if large."""
     side = min(next((side for most, side in _PICTURE_SIDES.items() if count <= most), 192), max(image.shape))
     return to_uint8(resize(to_tensor([image]), fit(image.shape, side)))[0]
-
-
-def _training_images(sources: Sequence[str], pictures: Sequence[np.ndarray]) -> list[dict[str, Any]]:
-    """The first training images at their own size."""
-    named = zip(pictures, sources[: len(pictures)], strict=True)
-    return [_embedded(pixels, source, *pixels.shape[:2]) for pixels, source in named]
 
 
 def _scales(pyramid: Pyramid, images: Tensor, vote_shares: np.ndarray, seed: int) -> Iterator[dict[str, Any]]:

@@ -634,7 +634,7 @@ def test_the_viewer_shows_the_image_beside_its_overlay_and_what_the_colours_mean
     assert plain[2:] == overlay[2:]
     assert plain[1] < overlay[0]
     rows = read(report)[1]
-    votes = page.find_element("id", "shares").text.split(": ")[1].split(", ")
+    votes = page.find_element("id", "shares").text.split(": ")[-1].split(", ")
     assert [float(text) for text in votes] == pytest.approx(max(rows, key=lambda row: row["score"])["shares"], rel=0.05)
     assert page.find_element("id", "legend").text.split() == ["0.25", "1.25"]  # of the threshold, which is marked
     document = json.loads((report.parent / "metrics.json").read_text())

@@ -436,5 +436,5 @@ def test_a_trained_folder_holds_the_page_and_a_new_training_replaces_it(tmp_path
     assert (folder / "curves.png").read_bytes() == first[0]
     again = Page(folder / "train.html").sections
     assert [again[name] for name in ("settings", "scale-2")] == [sections[name] for name in ("settings", "scale-2")]
-    hta.train([np.zeros((19, 22, 3), np.uint8)], own.record.config, folder=folder, overwrite=True)
+    hta.train([np.eye(19, 22, dtype=np.uint8) * 255], own.record.config, folder=folder, overwrite=True)
     assert all((folder / name).read_bytes() != content for name, content in zip(names, first, strict=True))
