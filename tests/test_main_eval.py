@@ -562,7 +562,7 @@ def arguments_with(**changes):
         ({"input_name": "begun"}, ("TrainedModels/begun", "--resume")),
         ({"test_dir": "nowhere"}, ("--test_dir", "nowhere")),
         ({"test_dir": "empty"}, ("empty", "no image")),
-        ({"test_dir": "torn"}, ("0_mask.png", "test/dent/0.png", "20 x 23", "20 x 24")),
+        ({"test_dir": "torn"}, ("0_mask.png", "test/dent/0.png", "23 x 20", "24 x 20")),
         ({"labels_csv": "labels.csv"}, ("labels.csv", "nowhere.png")),
         ({"labels_csv": "no.csv"}, ("no.csv",)),
         ({"fraction_defect": 0}, ("--fraction_defect 0", "0 < value <= 1")),
