@@ -2,11 +2,11 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -26,12 +26,14 @@ from hta.images import IMAGE_SUFFIXES, ImageFile, full_size, resize, to_array, t
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, set_up
+from hta.vacancy import check_vacant, foreign_files
 
 logger = logging.getLogger(__name__)
 
 MODELS_DIR = Path("TrainedModels")
 
 _ASPECT_TOLERANCE = 0.02
+_SHARE_TOLERANCE = 0.03  # bfloat16 and float32 differ by 0.001
 _OTHER_ASPECT = (
     "images of another aspect ratio than the training images (%d x %d px, width x height) are squeezed; "
     "one has %d x %d px"
@@ -84,14 +86,58 @@ class Model:
 
     @cached_property
     def scorer(self) -> Scorer:
-        """The model ready to score; its networks are folded once."""
-        return Scorer(self.pyramid)
+        """The model ready to score; its networks are folded once.
+
+        Raises:
+            UserError: it no longer votes on its training image as it did when it was saved.
+        """
+        scorer, recorded = Scorer(self.pyramid), self.record.training_shares
+        if recorded and (len(recorded) != len(now := self.traced_shares(scorer)) or _differ(recorded, now)):
+            where = "this model" if self.folder is None else self.folder.path
+            raise UserError(
+                f"{where}: votes on its training image otherwise than when it was saved; a file is damaged or of "
+                "another model: restore it or train again with --overwrite"
+            )
+        return scorer
+
+    def traced_shares(self, scorer: Scorer | None = None) -> tuple[float, ...]:
+        """Vote shares on the first training image, by which a saved model is known: one per scale, in [0, 1]."""
+        shares = (scorer or self.scorer).shares(self.training_images[:1])[0, 0]
+        return tuple(round(float(share), 6) for share in shares)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the folded networks, which are made again."""
+        return {name: value for name, value in self.__dict__.items() if name != "scorer"}
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a run folder, from which `hta.load` and main_eval.py score as this model does.
+
+        Losses, random samples and the page of a training are not part of a model: `hta.train(..., folder=...)` writes
+        them.
+
+        Args:
+            folder: the run folder.
+            overwrite: replace an existing model.
+
+        Raises:
+            UserError: the folder is taken, or `overwrite` would lose files that hta did not write.
+            RunError: a file cannot be written.
+        """
+        place = RunFolder(Path(folder))
+        check_vacant(place, overwrite=overwrite)
+        record = replace(self.record, training_shares=self.traced_shares())
+        calibration = replace(self, task="").calibration()
+        with place.created(record, self.training_images, replace=foreign_files if overwrite else None):
+            for n, scale in enumerate(self.pyramid.scales):
+                place.save_scale(n, scale)
+            save_calibration(place, calibration)
+            place.finish()
 
     @property
     def saved_folder(self) -> RunFolder:
         """The run folder; a model that was trained in memory has none, which raises a UserError."""
         if self.folder is None:
-            raise UserError("the model was trained in memory and has no folder; train it with folder=PATH")
+            raise UserError("the model was trained in memory and has no folder; train it with folder=PATH, or save it")
         return self.folder
 
     def fraction(self, scoring: ScoringConfig) -> float:
@@ -242,6 +288,11 @@ class Model:
                 yield array
 
         return self.scorer.stream(read(), self.fraction(scoring), scoring.batch_size, with_maps=with_maps)
+
+
+def _differ(recorded: Sequence[float], now: Sequence[float]) -> bool:
+    """Whether vote shares differ by more than precisions and machines explain."""
+    return max(abs(a - b) for a, b in zip(recorded, now, strict=True)) > _SHARE_TOLERANCE
 
 
 def has_other_aspect(size: tuple[int, int], other: tuple[int, int]) -> bool:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,21 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hta import files
-from hta.config import NUM_SAMPLES, Config
+from hta.config import NUM_SAMPLES, Config, RuntimeConfig
 from hta.errors import UserError
-from hta.evaluation import calibration, results
-from hta.files import check_replaceable, foreign, printable, recover
+from hta.files import recover
 from hta.images import full_size, is_gray, resize, to_array, to_tensor
 from hta.model import ImageLike, Model, as_list
-from hta.models import storage
+from hta.models.native import choose_kernels
 from hta.models.scales import plan_of
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, resolve, set_up
-from hta.training import progress, report, samples
+from hta.training import progress
 from hta.training.report import MOST_PICTURES, PageNotes, picture_for_page, write_train_page
 from hta.training.samples import SAMPLES_FOLDER, draw_samples, write_samples
 from hta.training.trainer import train_pyramid
+from hta.vacancy import check_overwritable, check_vacant, foreign_files
 
 logger = logging.getLogger(__name__)
 
@@ -38,11 +36,6 @@ _BLANK, _DIM = 6 / 255, 0.1
 # Most training images for a precision: in bfloat16, a generator's input cannot represent higher image numbers.
 _MAX_IMAGES = {torch.bfloat16: 256}
 
-# Paths in a run folder that the scripts write, or desktops of their own accord; all of them may be replaced.
-_OWN_FILES = re.compile(
-    "|".join(module.OWN_FILES for module in (storage, progress, report, samples, calibration, results))
-    + rf"|(results/)?{files.OWN_FILES}"
-)
 # Settings that a resumed run may change, since they do not affect its result.
 _CHANGEABLE = ("device", "not_cuda", "threads", "checkpoint_every")
 
@@ -115,63 +108,31 @@ def _refuse_blank(image: Tensor, source: str) -> None:
         logger.warning(text, source)
 
 
-def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
-    """Refuse, with a UserError, a folder that cannot become a run folder, or would lose something to a new run.
-
-    That is a model if `overwrite` is off, and always files that hta did not write and the working directory.
-    """
-    path = folder.path
-    recover(path)
-    if re.search("[\ud800-\udfff]", str(path)):
-        raise UserError(f"{printable(path)}: is not UTF-8, as the name of a model must be; give another --name")
-    nearest = next((parent for parent in (path, *path.parents) if parent.exists()), None)
-    if nearest is not None and not nearest.is_dir():
-        raise UserError(f"{nearest}: is a file where the run folder should be; give another --name or --models_dir")
-    if nearest != path or not any(path.iterdir()):
-        return
-    if not folder.exists:
-        raise UserError(f"{path}: exists and is not a model of hta; give another --name")
-    if not overwrite:
-        try:
-            folder.read_record()
-            state = "a trained model" if folder.finished else "an unfinished run, which --resume continues"
-        except UserError:
-            state = "a model that this version of hta cannot read"
-        raise UserError(f"{path}: contains {state}; give another --name, or --overwrite to replace it")
-    check_overwritable(folder, "give another --name")
-
-
-def check_overwritable(folder: RunFolder, remedy: str, part: str = "") -> None:
-    """Refuse to replace a run folder, or its subfolder `part`, with the working directory or files of others in it."""
-    others = [name for name in foreign_files(folder.path) if not part or f"{name}/".startswith(f"{part}/")]
-    if others:
-        found = others[0] + (f" and {len(others) - 1} more" if len(others) > 1 else "")
-        reason = "which hta did not write and would delete"
-        raise UserError(f"{folder.path}: contains {found}, {reason}; move it away, or {remedy}")
-    check_replaceable(folder.path / part, str(folder.path / part), remedy)
-
-
-def foreign_files(folder: Path) -> list[str]:
-    """What hta did not write into a run folder, see `hta.files.foreign`."""
-    evaluated = [path for path in folder.glob("results/*/") if not path.is_symlink()]
-    inside = [f"results/{path.name}/{name}" for path in evaluated for name in results.foreign_files(path)]
-    return foreign(folder, _OWN_FILES.fullmatch) + inside
-
-
 @contextmanager
 def new_run(folder: RunFolder, training_set: TrainingSet, *, overwrite: bool = False) -> Iterator[TrainingSet]:
     """Create the run folder of a new training, with a first checkpoint, and lock it during the block.
 
-    Yields the training set with the precision that "auto" means here: a run that is resumed on another machine must not
-    change it midway.
+    Yields the `settled` training set.
     """
     check_vacant(folder, overwrite=overwrite)
+    stored = settled(training_set)
+    with folder.created(stored.record, stored.images, replace=foreign_files if overwrite else None):
+        yield stored
+
+
+def settled(training_set: TrainingSet) -> TrainingSet:
+    """With the kernels, and the precision that "auto" means here: a run resumed elsewhere must not change it midway."""
     config = training_set.record.config
     precision = "bfloat16" if resolve(config.runtime).dtype == torch.bfloat16 else "float32"
     config = replace(config, runtime=replace(config.runtime, precision=precision))
-    stored = training_set._replace(record=replace(training_set.record, config=config))
-    with folder.created(stored.record, stored.images, replace=foreign_files if overwrite else None):
-        yield stored
+    record = replace(training_set.record, config=config, kernels=_kernels(config.runtime))
+    return training_set._replace(record=record)
+
+
+def _kernels(config: RuntimeConfig) -> str:
+    """The kernels that a training with these settings uses here."""
+    runtime = resolve(config)
+    return choose_kernels(runtime.device, runtime.compile).description
 
 
 def check_resumable(folder: RunFolder) -> None:
@@ -187,9 +148,17 @@ def check_resumable(folder: RunFolder) -> None:
 
 @contextmanager
 def resumed_run(folder: RunFolder, training_set: TrainingSet, given: Collection[str]) -> Iterator[TrainingSet]:
-    """Lock an unfinished run during the block; arguments and result are those of `check_same_run`."""
+    """Lock an unfinished run during the block; arguments and result are those of `check_same_run`.
+
+    Other kernels than those that it was started with are said.
+    """
     with folder.locked():
-        yield check_same_run(folder, training_set, given)
+        same = check_same_run(folder, training_set, given)
+        before, now = same.record.kernels, _kernels(same.record.config.runtime)
+        if before not in ("", now):
+            text = "the run was started with %s and goes on with %s: the weights will differ by rounding"
+            logger.warning(text, before, now)
+        yield same
 
 
 def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Collection[str]) -> TrainingSet:
@@ -243,6 +212,8 @@ def train_run(
     notes = PageNotes(pictures, seconds, is_resumed, next_command or in_python)
     write_train_page(folder.path, model.record, pyramid, model.training_images, shares, seed, notes)
     model.keep_calibration()
+    model.record = replace(record, training_shares=model.traced_shares())
+    folder.write_record(model.record)
     folder.finish()
     return model, shares
 
@@ -276,7 +247,7 @@ def train(
     sources = [os.fsdecode(image) if isinstance(image, paths) else f"image {i}" for i, image in enumerate(several)]
     training_set = prepare((to_array(image) for image in several), sources, config or Config())
     if folder is None:
-        record, stacked = training_set.record, training_set.images
+        record, stacked, _ = settled(training_set)
         runtime = set_up(record.config.runtime)
         return Model(record, train_pyramid(stacked, record, runtime), runtime, stacked)
     run_folder = RunFolder(Path(folder))

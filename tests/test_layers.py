@@ -23,6 +23,7 @@ FLOORS = {
     "hta.models": 5,
     "hta.training": 6,
     "hta.evaluation": 6,
+    "hta.vacancy": 7,
     "hta.model": 7,
     "hta.runs": 8,
     "hta.inputs": 8,

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from hta.evaluation.calibration import calibrate, kept_calibration
 from hta.evaluation.views import view_rule
 from hta.images import resize
 from hta.model import find_model, load
+from hta.models.native import choose_kernels
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder
 from hta.runtime import RuntimeConfig
@@ -643,6 +645,19 @@ def test_resume_needs_no_options_but_the_name_and_may_change_what_changes_no_res
     assert main_train.main([*PHOTO, "--resume", *changed]) == 0
     assert positions == [(0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (3, 0)]
     assert RunFolder(unfinished / "TrainedModels" / "photo").finished
+
+
+def test_other_kernels_than_those_of_the_start_are_said(unfinished, caplog):
+    folder, training_set = RunFolder(unfinished / "TrainedModels" / "photo"), prepared()
+    ours = folder.read_record().kernels
+    assert ours == choose_kernels(torch.device("cpu"), compiled=True).description
+    for kernels in ("cc 1.0 -O1", ours, ""):  # the last is of an older run
+        caplog.clear()
+        folder.write_record(replace(folder.read_record(), kernels=kernels))
+        with runs.resumed_run(folder, training_set, ()):
+            pass
+        said = f"started with cc 1.0 -O1 and goes on with {ours}: the weights will differ by rounding"
+        assert (said in caplog.text) == (kernels == "cc 1.0 -O1")
 
 
 @pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--nitre", 2)])

@@ -1,9 +1,16 @@
 """The library: images in every form, one or several, and a model that was never on a disk."""
 
+import copy
+import csv
 import io
+import json
+import multiprocessing
 import os
+import pickle
 import weakref
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,16 +18,22 @@ import torch
 from PIL import Image
 
 import hta
+import main_eval
 from hta import images, runs, runtime
-from hta.config import ScoringConfig, default_config
+from hta.config import RuntimeConfig, ScoringConfig, default_config
 from hta.data.folders import load_training_images
 from hta.errors import UserError
 from hta.images import read_image, resize, to_array, to_tensor
 from hta.models.scales import plan_of
-from tests.helpers import picture
+from hta.models.storage import RunFolder
+from tests.helpers import picture, save, snapshot
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
 CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 3, **RUNTIME}
+
+
+def load(name):
+    return hta.load(name, runtime=RuntimeConfig(**RUNTIME))
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +255,94 @@ def test_a_training_image_is_known_through_a_change_of_its_size(model, tmp_path)
     assert model.was_trained_on(read_image(tmp_path / "wall.png"))
     Image.fromarray(np.clip(original.astype(int) + 3, 0, 255).astype(np.uint8)).save(tmp_path / "brighter.png")
     assert not model.was_trained_on(read_image(tmp_path / "brighter.png"))
+
+
+@pytest.mark.parametrize("again", [lambda m: pickle.loads(pickle.dumps(m)), copy.copy, copy.deepcopy])  # noqa: S301
+def test_a_copy_scores_alike_before_and_after_the_model_has_scored(model, again):
+    image, fresh = picture(7), replace(model)
+    copies = [again(fresh)]
+    expected = fresh.score(image)
+    copies += [again(fresh), again(copies[0])]
+    for same in copies:
+        scores = same.score(image)
+        assert (scores.anomaly_scores, scores.decisions) == (expected.anomaly_scores, expected.decisions)
+        np.testing.assert_array_equal(scores.anomaly_maps[0], expected.anomaly_maps[0])
+
+
+def test_a_model_goes_to_a_process_that_is_started_anew(model):
+    image = picture(7)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        there = pool.submit(model.score, image).result()
+    assert there.anomaly_scores == model.score(image).anomaly_scores
+
+
+def test_a_saved_model_is_one_that_was_trained_into_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images, config = [picture(0), picture(1)], default_config(**CONFIG)
+    model = hta.train(images, config)
+    hta.train(images, config, folder="trained", num_samples=0)
+    model.save(Path("TrainedModels", "saved"))
+    trained, saved = snapshot("trained"), snapshot("TrainedModels/saved")
+    assert set(trained) - set(saved) == {"metrics.csv", "curves.png", "samples", "train.html"} | {
+        name for name in trained if name.startswith("samples/")
+    }
+    assert saved.items() <= trained.items()
+    loaded = load("saved")
+    assert loaded.score(picture(7)).anomaly_scores == model.score(picture(7)).anomaly_scores
+    save(Path("parts/a.png"), picture(7))
+    assert (
+        main_eval.main(
+            ["--input_name", "saved", "--test_dir", "parts", "--out", "out", "--not_cuda", "--precision", "float32"]
+        )
+        == 0
+    )
+    with Path("out/scores.csv").open() as stream:
+        assert float(next(csv.DictReader(stream))["anomaly_score"]) == model.score(picture(7)).anomaly_scores[0]
+    replace(loaded, task="class").save("copy")
+    assert snapshot("copy") == saved
+
+
+def test_a_model_is_saved_over_another_only_if_asked_and_never_over_other_files(model, tmp_path):
+    model.save(tmp_path / "wall")
+    with pytest.raises(UserError, match="contains a trained model"):
+        model.save(tmp_path / "wall")
+    loaded = load(tmp_path / "wall")
+    loaded.save(tmp_path / "wall", overwrite=True)  # over itself
+    assert load(tmp_path / "wall").score(picture(7)).anomaly_scores == model.score(picture(7)).anomaly_scores
+    (tmp_path / "wall" / "thesis.txt").write_text("mine")
+    before = snapshot(tmp_path)
+    with pytest.raises(UserError, match=r"thesis\.txt"):
+        model.save(tmp_path / "wall", overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_model_that_votes_otherwise_than_when_it_was_saved_is_refused(model, tmp_path):
+    folder = RunFolder(tmp_path / "wall")
+    model.save(folder.path)
+    path = folder.path / "config.json"
+    kept, record = path.read_bytes(), folder.read_record()
+    shares = record.training_shares
+    assert shares == pytest.approx(model.scorer.shares(model.training_images)[0, 0], abs=1e-6)
+    for wrong in ((shares[0] + 0.2, *shares[1:]), shares[1:]):
+        folder.write_record(replace(record, training_shares=wrong))
+        with pytest.raises(UserError, match=r"wall: votes on its training image otherwise than when it was saved"):
+            load(folder.path).score(picture(0))
+    for allowed in ((shares[0] + 0.02, *shares[1:]), ()):
+        folder.write_record(replace(record, training_shares=allowed))
+        assert load(folder.path).score(picture(0)).anomaly_scores == model.score(picture(0)).anomaly_scores
+    data = json.loads(kept)
+    del data["kernels"], data["training_shares"]  # as it was before these were recorded
+    path.write_text(json.dumps(data))
+    assert load(folder.path).score(picture(0)).anomaly_scores == model.score(picture(0)).anomaly_scores
+
+
+def test_votes_that_are_not_finite_decide_nothing(model):
+    broken = copy.deepcopy(replace(model))
+    broken.pyramid.scales[0].discriminator.body.blocks[0].norm.running_var.fill_(-1)
+    with pytest.raises(UserError, match="votes are not finite"):
+        broken.score(picture(0))
+    with pytest.raises(UserError, match="votes are not finite"):
+        list(broken.stream([picture(0)], with_maps=False))
 
 
 def test_a_model_in_memory_has_no_folder_to_keep_anything_in(model):

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hta.errors import UserError
 from hta.evaluation.maps import anomaly_maps, upsample_map
 from hta.evaluation.scores import vote_shares
 from hta.images import full_size, resize, to_tensor
@@ -185,9 +186,12 @@ class Scorer:
 
     @full_precision()
     def votes(self, images: Tensor) -> list[Tensor]:
-        """The votes of the patches at each scale, see `ScaleVoter.votes`."""
+        """The votes of the patches at each scale, see `ScaleVoter.votes`; a UserError if one is not finite."""
         levels = image_pyramid(images, self.plan.sizes)
-        return [voter.votes(level) for voter, level in zip(self._voters, levels, strict=True)]
+        votes = [voter.votes(level) for voter, level in zip(self._voters, levels, strict=True)]
+        if not all(of_scale.sum().isfinite() for of_scale in votes):
+            raise UserError("the model's votes are not finite: its weights are damaged; restore it, or train it again")
+        return votes
 
     @torch.inference_mode()
     def shares(self, images: Tensor, fractions: Sequence[float] = (1.0,)) -> np.ndarray:

@@ -57,6 +57,10 @@ class RunRecord(Checked):
         is_gray: whether all their pixels have R = G = B.
         config: all settings, resolved.
         hta_version: version of hta that wrote the record.
+        kernels: what computed between the convolutions in training: a compiler and its flags, or torch; empty if it was
+            not recorded.
+        training_shares: vote shares on the first training image when the model was saved, one per scale, in [0, 1];
+            none in a run that is unfinished or older.
     """
 
     sources: tuple[str, ...]
@@ -64,6 +68,8 @@ class RunRecord(Checked):
     is_gray: bool
     config: Config
     hta_version: str = __version__
+    kernels: str = ""
+    training_shares: tuple[float, ...] = ()
 
     @property
     def num_images(self) -> int:
@@ -137,11 +143,10 @@ class RunFolder:
         """
         # Decided only once: a run that another process creates from now on is not replaced.
         replaced = replace if self.exists else None
-        data = {"format_version": FORMAT_VERSION, "hta_version": record.hta_version} | asdict(record)
         with ExitStack() as new_lock:
             with self.locked() if replaced else nullcontext(), new_folder(self.path, replace=replaced) as fresh:
                 new_lock.enter_context(self.locked(fresh))
-                write_atomically(fresh / CONFIG_FILE, (json.dumps(data, indent=2) + "\n").encode())
+                RunFolder(fresh).write_record(record)
                 save_tensors(fresh / IMAGES_FILE, {"images": images})
                 RunFolder(fresh).save_checkpoint({}, scale=0, iteration=0)
             yield
@@ -163,17 +168,25 @@ class RunFolder:
         with locked((folder or self.path) / LOCK_FILE, busy, self.path / LOCK_FILE):
             yield
 
+    def write_record(self, record: RunRecord) -> None:
+        """Write or replace the run's record."""
+        data = {"format_version": FORMAT_VERSION, "hta_version": record.hta_version} | asdict(record)
+        write_atomically(self.path / CONFIG_FILE, (json.dumps(data, indent=2) + "\n").encode())
+
     def read_record(self) -> RunRecord:
         """The run's record."""
         path = self.path / CONFIG_FILE
         try:
-            record = from_mapping(RunRecord, read_json(path, FORMAT_VERSION), str(path))
+            data = {"kernels": "", "training_shares": []} | read_json(path, FORMAT_VERSION)  # older ones lack these
+            record = from_mapping(RunRecord, data, str(path))
             if not record.sources or not all(map(_is_file_name, record.sources)):
                 raise UserError(f"{path}: sources must be a list of file names")
             if len(record.image_size) != 2 or not all(type(n) is int and 0 < n < 2**31 for n in record.image_size):
                 raise UserError(f"{path}: image_size must be [height, width]")
-            if not record.hta_version.isascii():
-                raise UserError(f"{path}: hta_version must be a version")
+            if not record.hta_version.isascii() or not record.kernels.isprintable():
+                raise UserError(f"{path}: hta_version and kernels must be plain text")
+            if not all(isinstance(share, float) and 0 <= share <= 1 for share in record.training_shares):
+                raise UserError(f"{path}: training_shares must be numbers from 0 to 1")
             if None in (record.config.model.num_transforms, record.config.training.niter):
                 raise UserError(f"{path}: num_transforms and niter must be numbers")
         except UserError as error:
