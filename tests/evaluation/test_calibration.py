@@ -187,6 +187,8 @@ def test_a_damaged_file_is_one_line_that_names_it_and_the_remedy(models, damage,
         path.mkdir()
     else:
         shutil.copy(models / "other" / damage, models / "wall" / damage)
+        folder = RunFolder(models / "wall")
+        folder.write_record(replace(folder.read_record(), training_shares=()))  # by which the model would be known
     with pytest.raises(UserError) as caught:
         load(models).score(picture(3))
     message = str(caught.value)
@@ -194,3 +196,11 @@ def test_a_damaged_file_is_one_line_that_names_it_and_the_remedy(models, damage,
     assert "remove the file" in message
     assert "\n" not in message
     assert len(message) < 500
+
+
+@pytest.mark.parametrize("name", ["scale_2.safetensors", "training_images.safetensors"])
+def test_a_file_of_another_model_is_known_by_the_votes(models, name):
+    shutil.copy(models / "other" / name, models / "wall" / name)
+    (models / "wall" / CALIBRATION_FILE).unlink()
+    with pytest.raises(UserError, match="wall: votes on its training image otherwise than when it was saved"):
+        load(models).score(picture(3))
