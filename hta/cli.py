@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from hta import __version__
-from hta.errors import HtaError, RunError, UserError
+from hta.errors import HtaError, RunError, UserError, options_typed
 from hta.files import printable
 from hta.settings import describe_range, field_type
 
@@ -198,7 +198,8 @@ def _status_of(
 ) -> int:
     """The exit status of a command, with its error reported; see `run_command`."""
     try:
-        command(argv)
+        with options_typed():
+            command(argv)
     except BrokenPipeError:
         return EXIT_UNREAD
     except HtaError as error:

@@ -5,7 +5,7 @@ A setting that depends on the task is None, "not given", until `Config.resolved`
 
 from dataclasses import dataclass, field, fields, replace
 
-from hta.errors import UserError
+from hta.errors import UserError, parameters_named
 from hta.settings import Checked, option
 
 MAX_WIDTH = 128
@@ -46,6 +46,7 @@ class ModelConfig(Checked):
     ker_size: int = option(3, "side of the convolution kernels, an odd number", low=3, high=9, unit="px")
     num_layer: int = option(5, "number of convolutions per network", low=2, high=10)
 
+    @parameters_named()
     def __post_init__(self):
         super().__post_init__()
         if self.ker_size % 2 == 0:
@@ -193,6 +194,7 @@ class Config:
         return replace(self, model=replace(self.model, num_transforms=m), training=training)
 
 
+@parameters_named()
 def default_config(**settings) -> Config:
     """A config from flat settings, such as `default_config(task="class", niter=100)`.
 

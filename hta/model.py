@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.folders import images_in
-from hta.errors import UserError
+from hta.errors import UserError, parameters_named
 from hta.evaluation import thresholds
 from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
 from hta.evaluation.scorer import ImageVotes, Scorer
@@ -109,6 +109,7 @@ class Model:
         """All but the folded networks, which are made again."""
         return {name: value for name, value in self.__dict__.items() if name != "scorer"}
 
+    @parameters_named()
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write the model to a run folder, from which `hta.load` and main_eval.py score as this model does.
 
@@ -144,6 +145,7 @@ class Model:
         """The fraction of the patches that vote: the one given, else the paper's for the task."""
         return scoring.fraction_defect or default_fraction(self.task, self.record.num_images)
 
+    @parameters_named()
     def calibration(self, scoring: ScoringConfig | None = None) -> Calibration:
         """The votes on views of the training images: those beside the model, if they fit, or made now; cached.
 
@@ -182,6 +184,7 @@ class Model:
         peaks = np.array([peak for _, peak in found], dtype=np.float64) if with_maps else None
         return NormalVotes(np.array([shares for shares, _ in found]), peaks)
 
+    @parameters_named()
     def threshold(
         self, scoring: ScoringConfig, *, with_maps: bool = True, good: NormalVotes | None = None
     ) -> Threshold:
@@ -201,11 +204,13 @@ class Model:
         by_map = with_maps and self.task == "defect"
         return thresholds.make_threshold(scores, normal.peaks, target, source, given=given, by_map=by_map)
 
+    @parameters_named()
     def anomaly_scores(self, shares: np.ndarray, scoring: ScoringConfig) -> np.ndarray:
         """Anomaly scores `(N,)` of a test set from its `(N, S)` vote shares; higher = more anomalous."""
         views = self.calibration(scoring).shares if scoring.aggregate == "calibrated" else None
         return anomaly_scores(shares, scoring.aggregate, views)
 
+    @parameters_named()
     def score(
         self,
         images: ImageLike | Iterable[ImageLike],
@@ -338,6 +343,7 @@ def find_model(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR) ->
     return RunFolder(Path(models_dir) / path.stem if is_image and not named.exists() else named)
 
 
+@parameters_named()
 def load(name_or_path: str | Path, models_dir: str | Path = MODELS_DIR, runtime: RuntimeConfig | None = None) -> Model:
     """Load a trained model.
 

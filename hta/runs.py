@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hta.config import NUM_SAMPLES, Config, RuntimeConfig
-from hta.errors import UserError
+from hta.errors import UserError, parameters_named
 from hta.files import recover
 from hta.images import full_size, is_gray, resize, to_array, to_tensor
 from hta.model import ImageLike, Model, as_list
@@ -218,6 +218,7 @@ def train_run(
     return model, shares
 
 
+@parameters_named()
 def train(
     images: ImageLike | Iterable[ImageLike],
     config: Config | None = None,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from hta.errors import UserError
+from hta.errors import UserError, parameters_named
 from hta.files import check_plain
 
 _MOST_JSON_BYTES = 1 << 24
@@ -74,6 +74,7 @@ class Checked:
         UserError: a value of another type or out of range; names the option.
     """
 
+    @parameters_named()
     def __post_init__(self):
         for f in fields(self):
             value, kind = getattr(self, f.name), field_type(type(self), f.name)
@@ -90,9 +91,15 @@ class Checked:
             if not right_type or not _in_range(value, f.metadata):
                 wanted = describe_range(f.metadata) or f"a value of type {kind.__name__}"
                 shown = (
-                    f"{value}"[:_SHOWN] if isinstance(value, str | int | float) else f"of type {type(value).__name__}"
+                    _brief(f"{value}") if isinstance(value, str | int | float) else f"of type {type(value).__name__}"
                 )
                 raise UserError(f"--{f.name} {shown}: must be {wanted}")
+
+
+def _brief(text: str) -> str:
+    """The beginning of a text from outside, with its control characters spelt out."""
+    start = text[:_SHOWN]
+    return start if start.isprintable() else start.encode("unicode_escape").decode()
 
 
 def refuse_given(names: Iterable[str], given: Container[str], reason: str) -> None:
@@ -112,7 +119,7 @@ def read_json(path: Path, version: int) -> dict[str, Any]:
     found = data.pop("format_version", None) if isinstance(data, dict) else None
     if found != version:
         wanted = f"this version of hta reads format {version}: use the one that wrote the file"
-        raise UserError(f"{path}: has format {found}, but {wanted}")
+        raise UserError(f"{path}: has format {_brief(str(found))}, but {wanted}")
     return data
 
 
@@ -121,7 +128,7 @@ def require_keys(data: Any, keys: set[str], source: str) -> None:
     if not isinstance(data, dict):
         raise UserError(f"{source}: not a JSON object where the keys {', '.join(sorted(keys))} are expected")
     difference = {"unknown": sorted(set(data) - keys), "missing": sorted(keys - set(data))}
-    found = "; ".join(f"{kind} key {', '.join(names)[:_SHOWN]}" for kind, names in difference.items() if names)
+    found = "; ".join(f"{kind} key {_brief(', '.join(names))}" for kind, names in difference.items() if names)
     if found:
         raise UserError(f"{source}: {found}: not written by this version of hta")
 

@@ -228,7 +228,7 @@ def test_defects_are_decided_by_their_maps_and_classes_by_their_scores(model):
 
 def test_a_target_below_what_the_views_support_is_refused(model):
     for of_task, with_maps in ((model, True), (model, False), (replace(model, task="class"), True)):
-        with pytest.raises(UserError, match=r"--target_fpr 0\.0049: 200 views .* below 0\.005; .* 204 or more"):
+        with pytest.raises(UserError, match=r"^target_fpr 0\.0049: 200 views .* below 0\.005; .* 204 or more"):
             of_task.threshold(ScoringConfig(target_fpr=0.0049), with_maps=with_maps)
     assert model.threshold(ScoringConfig(target_fpr=1 / 201)).target_fpr == 1 / 201
     assert model.threshold(ScoringConfig(target_fpr=0.0001, threshold=0.5)).source == "given"
@@ -437,11 +437,11 @@ def test_values_in_a_tenth_of_the_range_are_hinted_at(caplog):
         (lambda m: m.score("nowhere.png"), r"nowhere\.png: no such file"),
         (lambda m: m.score([picture(0), np.zeros((3, 4, 5, 2))]), "shape"),
         (lambda m: m.score(picture(0) * 1.0), "scale it to"),
-        (lambda m: m.score("nowhere.png", aggregate="minmax"), "--aggregate minmax"),  # before it is read
-        (lambda m: m.score([picture(0)] * 2, aggregate="median"), "--aggregate median"),
-        (lambda m: m.score(picture(0), fraction_defect=float("nan")), "--fraction_defect nan"),
-        (lambda m: m.score(picture(0), target_fpr=1), "--target_fpr 1"),
-        (lambda m: m.score(picture(0), threshold=float("nan")), "--threshold nan"),
+        (lambda m: m.score("nowhere.png", aggregate="minmax"), "^aggregate minmax"),  # before it is read
+        (lambda m: m.score([picture(0)] * 2, aggregate="median"), "^aggregate median"),
+        (lambda m: m.score(picture(0), fraction_defect=float("nan")), "^fraction_defect nan"),
+        (lambda m: m.score(picture(0), target_fpr=1), "^target_fpr 1"),
+        (lambda m: m.score(picture(0), threshold=float("nan")), "^threshold nan"),
     ],
 )
 def test_wrong_calls_are_named(model, call, message):

@@ -14,7 +14,7 @@ import pytest
 import hta
 import main_eval
 import main_train
-from hta import runs
+from hta import files, runs
 from hta.config import default_config
 from hta.data.folders import load_training_images
 from hta.evaluation import results
@@ -253,7 +253,7 @@ def test_a_file_system_without_locks_is_said_and_used(place, monkeypatch, caplog
     def impossible(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    runs.files._say_no_locks.cache_clear()
+    files._say_no_locks.cache_clear()
     monkeypatch.setattr("fcntl.flock", impossible)
     assert main_train.main([*TRAIN, "--niter", "1", "--overwrite"]) == 0
     assert evaluate() == 0
