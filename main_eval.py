@@ -29,6 +29,7 @@ from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.specs import DatasetOptions
 from hta.errors import UserError
 from hta.evaluation import results, thresholds
+from hta.evaluation.frames import fault_words
 from hta.evaluation.metrics import metric_text
 from hta.evaluation.overlays import ColourScale, picture_of
 from hta.evaluation.pixel_metrics import PixelMetrics
@@ -127,7 +128,10 @@ def _prepare(parts: dict[type, Any], model: Model, source: inputs.Source, target
     options, output, scoring = parts[inputs.InputOptions], parts[OutputOptions], parts[ScoringConfig]
     items, skipped, doubts = inputs.readable(source.images, skip=options.skip_unreadable)
     check_aggregate(scoring.aggregate, len(items))
-    scoring = replace(scoring, fraction_defect=model.fraction(scoring))
+    on_own_images = source.folder is not None  # a data set is scored as in the paper
+    scoring = replace(
+        scoring, fraction_defect=model.fraction(scoring), frame_check=scoring.frame_check and on_own_images
+    )
     good = inputs.score_good(model, options, items, scoring, with_maps=not output.no_maps)
     threshold = model.threshold(scoring, with_maps=not output.no_maps, good=good)
     limit = threshold.pixel_threshold
@@ -166,6 +170,7 @@ def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation
         warnings = list(source.warnings)
         if source.folder is not None:
             warnings += inputs.differences(traits, model.training_images, model.record.image_size)
+        warnings += fault_words([row.fault for row in rows])
         unknown = sum(not results.has_known_pixels(item) for item in items)
         if pixels is not None and unknown:
             warnings.append(f"{unknown} images that may be anomalous have no mask: the pixel metrics leave them out")

@@ -166,6 +166,11 @@ class ScoringConfig(Checked):
         "the training images (calibrated)",
         choices=("mean", "minmax", "calibrated"),
     )
+    frame_check: bool = option(
+        True,
+        "reject blank, saturated and blurred images by their contrast and sharpness, since patches without content get "
+        "as many votes by chance as good ones; not for --dataset",
+    )
     batch_size: int = option(16, "number of images scored together; affects memory and speed only", low=1, high=65536)
     target_fpr: float = option(
         0.05, "fraction of normal images that the calibrated threshold may reject", above=0, below=1

@@ -17,6 +17,7 @@ from hta.data.folders import images_in
 from hta.errors import UserError, parameters_named
 from hta.evaluation import thresholds
 from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
+from hta.evaluation.frames import FrameCheck, fault_words
 from hta.evaluation.scorer import ImageVotes, Scorer
 from hta.evaluation.scores import anomaly_scores, check_aggregate, default_fraction
 from hta.evaluation.thresholds import NormalVotes, Threshold
@@ -134,6 +135,11 @@ class Model:
             save_calibration(place, calibration)
             place.finish()
 
+    @cached_property
+    def frame_check(self) -> FrameCheck:
+        """Finds images that cannot show what the training images show."""
+        return FrameCheck(self.training_images)
+
     @property
     def saved_folder(self) -> RunFolder:
         """The run folder; a model that was trained in memory has none, which raises a UserError."""
@@ -221,6 +227,7 @@ class Model:
         threshold: float | None = None,
         with_maps: bool = True,
         good_images: ImageLike | Iterable[ImageLike] | None = None,
+        frame_check: bool = True,
     ) -> Scores:
         """Score images, and show where they are anomalous.
 
@@ -236,6 +243,7 @@ class Model:
             with_maps: whether to make anomaly maps; with them, and without `threshold`, they decide on defects.
             good_images: normal images that the model was not trained on, 19 or more for a `target_fpr` of 0.05: the
                 threshold is made of them instead of views of the training images.
+            frame_check: whether blank, saturated and blurred images get no votes, and so the highest score.
 
         Returns:
             Scores, decisions and maps, in the order of the images.
@@ -245,11 +253,13 @@ class Model:
                 one image.
         """
         images = as_list(images)
-        scoring = ScoringConfig(fraction_defect, aggregate, target_fpr=target_fpr, threshold=threshold)
+        scoring = ScoringConfig(fraction_defect, aggregate, frame_check, target_fpr=target_fpr, threshold=threshold)
         check_aggregate(aggregate, len(images))
         good = None if good_images is None else self.score_good(as_list(good_images), scoring, with_maps=with_maps)
         limits = self.threshold(scoring, with_maps=with_maps, good=good)
         votes = list(self.stream(images, scoring, with_maps=with_maps))
+        for words in fault_words([image.fault for image in votes]):
+            logger.warning("%s", words)
         scores = self.anomaly_scores(np.stack([image.shares for image in votes]), scoring)
         peaks = np.array([image.peak for image in votes]) if with_maps else None
         maps = [image.full_size_map() for image in votes] if with_maps else None
@@ -292,7 +302,9 @@ class Model:
                     observe(array)
                 yield array
 
-        return self.scorer.stream(read(), self.fraction(scoring), scoring.batch_size, with_maps=with_maps)
+        check = self.frame_check if scoring.frame_check else None
+        fraction, batch_size = self.fraction(scoring), scoring.batch_size
+        return self.scorer.stream(read(), fraction, batch_size, with_maps=with_maps, check=check)
 
 
 def _differ(recorded: Sequence[float], now: Sequence[float]) -> bool:

@@ -103,7 +103,7 @@ def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys)
 
     rows = rows_of()
     shares = [f"vote_share_scale_{n}" for n in range(3)]
-    assert list(rows[0]) == ["path", "label", "anomaly_score", *shares, "decision", "map_peak"]
+    assert list(rows[0]) == ["path", "label", "anomaly_score", *shares, "decision", "map_peak", "fault"]
     assert [(row["path"], row["label"]) for row in rows] == list(zip(IMAGES, "11000", strict=True))
     for row in rows:
         shares = [float(row[f"vote_share_scale_{n}"]) for n in range(3)]
@@ -348,6 +348,36 @@ def test_images_unlike_the_training_image_are_said_and_kept(place, caplog):
         assert [line.startswith("1 of 4 test images") for line in warnings if words in line] == [True]
         assert caplog.text.count(words) == 1
     assert len(rows_of()) == 4
+
+
+@pytest.mark.parametrize("task", ["defect", "class"])
+def test_blank_and_blurred_frames_are_rejected_above_every_other_image(place, caplog, task):
+    frames = {
+        "black": np.zeros_like(picture()),
+        "white": np.full_like(picture(), 255),
+        "gray": np.full_like(picture(), 130),
+    }
+    for name, pixels in frames.items():
+        save(place / "parts" / "test" / "blank" / f"{name}.png", pixels)
+    names = [f"test/blank/{name}.png" for name in sorted(frames)]
+    for arguments in ([], ["--no_maps"], ["--aggregate", "calibrated", "--no_maps"]):
+        assert run("--task", task, *arguments, "--overwrite") == 0
+        rows = {row["path"]: row for row in rows_of()}
+        others = [float(row["anomaly_score"]) for path, row in rows.items() if path not in names]
+        for name in names:
+            assert (rows[name]["decision"], rows[name]["fault"]) == ("reject", "nearly uniform")
+            assert float(rows[name]["anomaly_score"]) > max(others)
+        assert {row["fault"] for path, row in rows.items() if path not in names} == {""}
+    assert "3 of 8 images cannot show what the training images show (3 nearly uniform)" in caplog.text
+    model = load()
+    alone = model.score(frames["gray"])
+    assert (alone.anomaly_scores.tolist(), alone.decisions.tolist(), alone.anomaly_maps[0].min()) == (
+        [1.0],
+        [True],
+        1.0,
+    )
+    assert run("--no-frame_check", "--overwrite") == 0
+    assert max(scores_of()[name] for name in names) < 1
 
 
 # --- reject or pass ---------------------------------------------------------------------------------------------------

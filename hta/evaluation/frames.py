@@ -1,10 +1,15 @@
-"""Frames that cannot show what the training images show: blank, saturated, or out of focus.
+"""Frames that cannot show what the training images show: blank, saturated, out of focus, or of something else entirely.
 
 All transformations of a uniform patch look alike: every one gets 1 / M of the votes, more than many patches of a good
-image get. A lens cap would pass for the most normal image of all. Such frames are told by their pixels instead.
+image get. A lens cap would pass for the most normal image of all. Such frames are told by simple statistics instead.
+
+The limits were chosen on the good images of FashionMNIST (T-shirt to coat), CIFAR10 (airplane, bird, cat), solar cells,
+magnetic tiles, papers, toy figures and the demo. Relative to one training image, the contrast of 2,100 good images goes
+down to 0.26 and their sharpness to 0.33; a Gaussian of 5 % of the side brings the sharpness below 0.25.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,34 +17,59 @@ from torch import Tensor
 
 from hta.models.transforms import to_grayscale
 
-# Chosen on the good images of FashionMNIST (T-shirt to coat), CIFAR10 (bird, cat), solar cells, magnetic tiles, papers,
-# toy figures and the demo: relative to one training image, the contrast of 2,100 good ones goes down to 0.26 and their
-# sharpness to 0.33; that of images blurred by a Gaussian of 5 % of their side is below 0.2.
-_LEAST_CONTRAST, _LEAST_SHARPNESS = 0.2, 0.38
-_CLIPPED, _MORE_CLIPPED = 0.98, 0.4  # values beyond are clipped; the share of such pixels that may be added
+_LEAST_CONTRAST, _LEAST_SHARPNESS = 0.2, 0.3  # relative to the training images
+_MOST_OCTAVES = 2.0  # by which the share of a band of sizes in the contrast may differ
+_MORE_CLIPPED = 0.6  # share of black or white pixels that may be added
+_BACKGROUND, _LEAST_BACKGROUND = (
+    0.25,
+    1 / 3,
+)  # share of black or white that is one, and the part of it that must be left
+_COLOURED, _GRAY = 0.04, 0.005  # chroma, of values in [-1, 1]: more than a gray image has, less than one in colour
+_CLIPPED, _NEARLY_CLIPPED = 0.95, 0.8
+_BANDS = (3, 7, 15)  # sides of the averages between which the bands lie, pixels
+
+
+class _Statistics(NamedTuple):
+    """Of B images: `(B,)` each, `bands` `(B, 4)`."""
+
+    contrast: Tensor  # standard deviation of the luma
+    bands: Tensor  # base-2 logarithm of the parts of the contrast by size, finest first
+    black: Tensor  # share of pixels
+    white: Tensor
+    nearly_black: Tensor
+    nearly_white: Tensor
+    chroma: Tensor  # standard deviation of the channels less their mean
+
+    @property
+    def sharpness(self) -> Tensor:
+        return self.bands[:, 0].exp2()
 
 
 class FrameCheck:
-    """Compares images with the training images by contrast, sharpness, and share of black and of white pixels.
+    """Compares images with the training images by simple statistics of all their pixels.
 
     Args:
         training_images: `(N, 3, h, w)` in [-1, 1], at the working size.
     """
 
     def __init__(self, training_images: Tensor):
-        contrast, sharpness, black, white = _statistics(training_images.cpu())
-        self._contrast = _LEAST_CONTRAST * float(contrast.min())
-        self._sharpness = _LEAST_SHARPNESS * float(sharpness.min())
-        self._black, self._white = (_MORE_CLIPPED + float(share.max()) for share in (black, white))
+        self._training = _statistics(training_images.cpu())
 
     def faults(self, images: Tensor) -> list[str | None]:
         """What is wrong with each of `(B, 3, h, w)` images in [-1, 1] at the working size; None where nothing is."""
-        contrast, sharpness, black, white = _statistics(images.cpu())
+        own, these = self._training, _statistics(images.cpu())
+        distance = (these.bands[:, None] - own.bands).abs().amax(dim=2).amin(dim=1)
+        gray, colour = own.chroma.max() <= _GRAY, own.chroma.min() >= _COLOURED
         found = {
-            "nearly uniform": contrast < self._contrast,
-            "black for the most part": black > self._black,
-            "white for the most part": white > self._white,
-            "out of focus": sharpness < self._sharpness,
+            "nearly uniform": these.contrast < _LEAST_CONTRAST * own.contrast.min(),
+            "black for the most part": these.black > own.black.max() + _MORE_CLIPPED,
+            "white for the most part": these.white > own.white.max() + _MORE_CLIPPED,
+            "out of focus": these.sharpness < _LEAST_SHARPNESS * own.sharpness.min(),
+            "in colour, unlike the training images": these.chroma > (_COLOURED if gray else torch.inf),
+            "gray, unlike the training images": these.chroma < (_GRAY if colour else 0),
+            "without the black background": _lacks(these.nearly_black, own.black.min()),
+            "without the white background": _lacks(these.nearly_white, own.white.min()),
+            "of another texture": distance > _MOST_OCTAVES,
         }
         return [next((name for name, has in found.items() if has[i]), None) for i in range(len(images))]
 
@@ -52,14 +82,23 @@ def fault_words(faults: Sequence[str | None]) -> list[str]:
     return [f"{one} ({parts}): rejected, and ranked above all others"] if kinds else []
 
 
-def _statistics(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Contrast, sharpness, and shares of black and of white pixels of `(B, 3, h, w)` images in [-1, 1]: `(B,)` each.
+def _lacks(shares: Tensor, background: Tensor) -> Tensor:
+    """Whether the training images have a background that images with these shares of it lack."""
+    return shares < (_LEAST_BACKGROUND * background if background >= _BACKGROUND else 0)
 
-    Sharpness is the part of the contrast that averages over 3 x 3 pixels remove.
-    """
+
+def _statistics(images: Tensor) -> _Statistics:
+    """The statistics of `(B, 3, h, w)` images in [-1, 1]."""
     luma = to_grayscale(images)[:, :1]
-    detail = luma - F.avg_pool2d(F.pad(luma, [1] * 4, mode="replicate"), 3, stride=1)
+    averages = [
+        luma,
+        *(F.avg_pool2d(F.pad(luma, [side // 2] * 4, mode="replicate"), side, stride=1) for side in _BANDS),
+    ]
+    parts = [finer - coarser for finer, coarser in zip(averages, averages[1:], strict=False)] + averages[-1:]
     contrast = luma.std(dim=(1, 2, 3))
-    sharpness = detail.std(dim=(1, 2, 3)) / contrast.clamp(min=1e-6)
-    black, white = (images.amax(dim=1) <= -_CLIPPED), (images.amin(dim=1) >= _CLIPPED)
-    return contrast, sharpness, black.float().mean(dim=(1, 2)), white.float().mean(dim=(1, 2))
+    bands = torch.stack([part.std(dim=(1, 2, 3)) for part in parts], dim=1) / contrast.clamp(min=1e-6).unsqueeze(1)
+    low, high = images.amin(dim=1), images.amax(dim=1)
+    clipped = high <= -_CLIPPED, low >= _CLIPPED, high <= -_NEARLY_CLIPPED, low >= _NEARLY_CLIPPED
+    chroma = (images - images.mean(dim=1, keepdim=True)).std(dim=(2, 3)).mean(dim=1)
+    shares = (has.float().mean(dim=(1, 2)) for has in clipped)
+    return _Statistics(contrast, bands.clamp(min=1e-6).log2(), *shares, chroma)

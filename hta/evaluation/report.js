@@ -26,7 +26,7 @@ function describeLabel(row) {
 
 function describeDecision(row) {
   const mistake = outcome(row);
-  return mistake ? row.decision + ": " + mistake : row.decision || "none";
+  return [row.decision || "none", mistake, row.fault].filter(Boolean).join(": ");
 }
 
 // A score or the maximum of a map as it is shown; pointed at, the value itself.

@@ -130,6 +130,7 @@ def _row(result: ImageResult, quantities: dict[str, Quantity]) -> dict[str, Any]
         "floor": None if result.floor is None else float(f"{result.floor:.6g}"),
         "shown": {name: quantity.text(getattr(result, name)) for name, quantity in quantities.items()},
         "decision": result.decision,
+        "fault": result.fault,
         "shares": [float(f"{share:.4g}") for share in result.shares],
         "image": base64.b64encode(result.thumbnail).decode(),
         "overlay": overlay and base64.b64encode(overlay).decode(),

@@ -114,6 +114,7 @@ class ImageResult:
         peak: maximum of the anomaly map at the working size; None without maps.
         thumbnail, overlay: the image as a small JPEG file, and with its map and mask; the latter None without maps.
         floor: minimum of the map, like `peak`.
+        fault: why it cannot be normal, see `hta.evaluation.frames`; None otherwise.
         score, decision: anomaly score, higher = more anomalous, and "reject", "pass", or empty where nothing is
             decided; known once all images are scored.
     """
@@ -123,6 +124,7 @@ class ImageResult:
     peak: float | None
     thumbnail: bytes
     overlay: bytes | None = None
+    fault: str | None = None
     score: float = math.nan
     decision: str = ""
     floor: float | None = None
@@ -150,7 +152,8 @@ def write_pictures(
         for item, votes, picture in scored:
             check_finite(item, votes.shares, votes.peak)
             small = jpeg_of(thumbnail(picture), _THUMBNAIL_QUALITY)
-            results.append(ImageResult(item, votes.shares, None if scale is None else votes.peak, small))
+            peak = None if scale is None else votes.peak
+            results.append(ImageResult(item, votes.shares, peak, small, fault=votes.fault))
             if votes.anomaly_map is None or scale is None:
                 continue
             results[-1].floor = float(votes.anomaly_map.min())
@@ -237,13 +240,14 @@ def write_scores(folder: Path, results: Sequence[ImageResult]) -> None:
         RunError: a score is not finite.
     """
     votes = [f"vote_share_scale_{n}" for n in range(len(results[0].shares))]
-    rows: list[list[Any]] = [["path", "label", "anomaly_score", *votes, "decision", "map_peak"]]
+    rows: list[list[Any]] = [["path", "label", "anomaly_score", *votes, "decision", "map_peak", "fault"]]
     for result in results:
         check_finite(result.item, result.score)
         path, peak = result.item.relative, result.peak
         path = APOSTROPHE * path.startswith(_FORMULA) + path
         numbers = map(float, (result.score, *result.shares))
-        rows.append([path, result.item.label, *numbers, result.decision, None if peak is None else float(peak)])
+        peak = None if peak is None else float(peak)
+        rows.append([path, result.item.label, *numbers, result.decision, peak, result.fault])
     # Names that are not UTF-8 are written as they are.
     with (folder / SCORES_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         for row in rows:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hta.errors import UserError
+from hta.evaluation.frames import FrameCheck
 from hta.evaluation.maps import anomaly_maps, upsample_map
 from hta.evaluation.scores import vote_shares
 from hta.images import full_size, resize, to_tensor
@@ -154,6 +155,9 @@ class ImageVotes(NamedTuple):
     shares: np.ndarray  # `(S,)` float64 vote shares in [0, 1], higher = more normal
     anomaly_map: np.ndarray | None  # `(h, w)` float32 in [0, 1] at the working size, higher = more anomalous
     image_size: tuple[int, int]  # (H, W) of the image itself
+    fault: str | None = (
+        None  # why it cannot be normal, from `FrameCheck`: no patch votes then, whatever the networks say
+    )
 
     @property
     def peak(self) -> float | None:
@@ -212,7 +216,13 @@ class Scorer:
         return torch.from_numpy(self.shares(images)[0].mean(axis=-1)) * self._voters[0].num_transforms
 
     def stream(
-        self, images: Iterable[np.ndarray], fraction: float, batch_size: int, *, with_maps: bool = True
+        self,
+        images: Iterable[np.ndarray],
+        fraction: float,
+        batch_size: int,
+        *,
+        with_maps: bool = True,
+        check: FrameCheck | None = None,
     ) -> Iterator[ImageVotes]:
         """Score images one after the other; the next batch is read and resized in the meantime.
 
@@ -221,6 +231,7 @@ class Scorer:
             fraction: part of the patches that vote, 0 < fraction <= 1.
             batch_size: images per batch; memory grows with it, not with the number of images.
             with_maps: whether to make anomaly maps.
+            check: finds images that cannot be normal; None looks for none.
 
         Yields:
             The votes of each image, in order.
@@ -240,8 +251,12 @@ class Scorer:
                     shares, maps = self.score(working, fraction)
                 else:
                     shares = self.shares(working, [fraction])[0]
-                for (_, size), row, anomaly_map in zip(batch, shares, maps, strict=True):
-                    yield ImageVotes(row, anomaly_map, size)
+                faults = check.faults(working) if check else [None] * len(batch)
+                for (_, size), row, anomaly_map, fault in zip(batch, shares, maps, faults, strict=True):
+                    if fault is not None:
+                        row = np.zeros_like(row)
+                        anomaly_map = None if anomaly_map is None else np.ones_like(anomaly_map)
+                    yield ImageVotes(row, anomaly_map, size, fault)
 
 
 def _shares(votes: Sequence[Tensor], fractions: Sequence[float]) -> np.ndarray:

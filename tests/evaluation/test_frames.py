@@ -1,0 +1,73 @@
+"""Blank, saturated and blurred frames against real photographs; pictures of the same kind are left alone."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from skimage import data
+
+from hta.evaluation.frames import FrameCheck, fault_words
+from hta.evaluation.views import draw_views
+from hta.images import resize, to_tensor
+
+
+def photograph(name):
+    """Five crops of a photograph, `(5, 3, 64, 64)`: to train on the first."""
+    pixels = np.atleast_3d(getattr(data, name)()).astype(np.float32) / 255
+    crops = [
+        pixels[top : top + 160, left : left + 160]
+        for top, left in ((100, 100), (96, 120), (120, 90), (90, 96), (110, 110))
+    ]
+    return resize(to_tensor([np.broadcast_to(crop, (160, 160, 3)) for crop in crops]), (64, 64))
+
+
+def frames_like(image):
+    """Frames, by what is wrong with them, at the size of a `(1, 3, h, w)` image."""
+    side = image.shape[-1]
+    mean, ramp = image.mean(dim=(2, 3), keepdim=True), torch.linspace(-0.02, 0.02, side).expand(1, 3, side, side)
+    noise = 0.01 * torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(0))
+    changes = torch.cat([0 * image, ramp, noise.expand_as(image)])
+    uniform = [(value + changes).clamp(-1, 1) for value in (mean, -1.0, 0.0, 1.0)]
+    blurred = [
+        torch.from_numpy(gaussian_filter(image.numpy(), (0, 0, part * side, part * side))) for part in (0.05, 0.1)
+    ]
+    return {
+        "nearly uniform": torch.cat(uniform),
+        "out of focus": torch.cat(blurred),
+        "white for the most part": torch.where(torch.arange(side) < side // 8, image, torch.ones(())),
+        "black for the most part": torch.where(torch.arange(side) < side // 8, image, -torch.ones(())),
+    }
+
+
+@pytest.mark.parametrize("name", ["brick", "grass", "gravel", "coffee", "astronaut", "chelsea"])
+def test_frames_without_content_are_found_and_real_pictures_are_not(name):
+    crops = photograph(name)
+    check = FrameCheck(crops[:1])
+    for fault, frames in frames_like(crops[:1]).items():
+        found = check.faults(frames)
+        assert None not in found
+        assert fault in found
+    assert check.faults(crops) == [None] * 5
+    assert check.faults(draw_views(crops[:1], 40, 2.0, 0)) == [None] * 40
+
+
+def test_statistics_by_hand():
+    """Columns of black and white have contrast 1; averages over three of them have a third of it, opposite in sign."""
+    stripes = torch.ones(1, 3, 12, 12)
+    stripes[..., ::2] = -1
+    check = FrameCheck(0.5 * stripes)  # contrast 0.5, not clipped
+    faint, clipped = 0.09 * stripes, torch.where(torch.arange(12) < 8, torch.ones(()), 0.5 * stripes)
+    assert check.faults(torch.cat([stripes, 0.11 * stripes, faint, clipped])) == [
+        None,
+        None,
+        "nearly uniform",
+        "white for the most part",
+    ]
+    assert FrameCheck(torch.cat([0.5 * stripes, 0.4 * stripes])).faults(faint) == [None]  # the faintest counts
+
+
+def test_words_count_each_kind():
+    assert fault_words([None, None]) == []
+    (line,) = fault_words(["out of focus", None, "nearly uniform", "out of focus"])
+    assert line.startswith("3 of 4 images")
+    assert "2 out of focus, 1 nearly uniform" in line
