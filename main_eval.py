@@ -128,9 +128,10 @@ def _prepare(parts: dict[type, Any], model: Model, source: inputs.Source, target
     options, output, scoring = parts[inputs.InputOptions], parts[OutputOptions], parts[ScoringConfig]
     items, skipped, doubts = inputs.readable(source.images, skip=options.skip_unreadable)
     check_aggregate(scoring.aggregate, len(items))
-    on_own_images = source.folder is not None  # a data set is scored as in the paper
     scoring = replace(
-        scoring, fraction_defect=model.fraction(scoring), frame_check=scoring.frame_check and on_own_images
+        scoring,
+        fraction_defect=model.fraction(scoring),
+        no_frame_check=scoring.no_frame_check or source.folder is None,  # a data set is scored as in the paper
     )
     good = inputs.score_good(model, options, items, scoring, with_maps=not output.no_maps)
     threshold = model.threshold(scoring, with_maps=not output.no_maps, good=good)

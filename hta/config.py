@@ -166,10 +166,10 @@ class ScoringConfig(Checked):
         "the training images (calibrated)",
         choices=("mean", "minmax", "calibrated"),
     )
-    frame_check: bool = option(
-        True,
-        "reject blank, saturated and blurred images by their contrast and sharpness, since patches without content get "
-        "as many votes by chance as good ones; not for --dataset",
+    no_frame_check: bool = option(
+        False,
+        "leave blank, saturated, blurred and foreign images to the votes, as for --dataset, instead of rejecting them "
+        "by contrast, sharpness and colours; patches without content get as many votes by chance as good ones do",
     )
     batch_size: int = option(16, "number of images scored together; affects memory and speed only", low=1, high=65536)
     target_fpr: float = option(

@@ -253,7 +253,7 @@ class Model:
                 one image.
         """
         images = as_list(images)
-        scoring = ScoringConfig(fraction_defect, aggregate, frame_check, target_fpr=target_fpr, threshold=threshold)
+        scoring = ScoringConfig(fraction_defect, aggregate, not frame_check, target_fpr=target_fpr, threshold=threshold)
         check_aggregate(aggregate, len(images))
         good = None if good_images is None else self.score_good(as_list(good_images), scoring, with_maps=with_maps)
         limits = self.threshold(scoring, with_maps=with_maps, good=good)
@@ -302,7 +302,7 @@ class Model:
                     observe(array)
                 yield array
 
-        check = self.frame_check if scoring.frame_check else None
+        check = None if scoring.no_frame_check else self.frame_check
         fraction, batch_size = self.fraction(scoring), scoring.batch_size
         return self.scorer.stream(read(), fraction, batch_size, with_maps=with_maps, check=check)
 

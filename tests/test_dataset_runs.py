@@ -77,7 +77,7 @@ def assert_images(training_set, images):
 def planned(monkeypatch):
     """Runs main_train.py up to the training, and returns its model's name and its images with their settings."""
     plans = []
-    monkeypatch.setattr(main_train, "_print_plan", lambda folder, images: plans.append((folder.path.name, images)))
+    monkeypatch.setattr(main_train, "_print_plan", lambda folder, images, *_: plans.append((folder.path.name, images)))
 
     def plan(*arguments):
         assert train(*arguments, "--dry_run") == 0

@@ -9,6 +9,7 @@ down to 0.26 and their sharpness to 0.33; a Gaussian of 5 % of the side brings t
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -94,11 +95,12 @@ def _statistics(images: Tensor) -> _Statistics:
         luma,
         *(F.avg_pool2d(F.pad(luma, [side // 2] * 4, mode="replicate"), side, stride=1) for side in _BANDS),
     ]
-    parts = [finer - coarser for finer, coarser in zip(averages, averages[1:], strict=False)] + averages[-1:]
+    parts = [finer - coarser for finer, coarser in pairwise(averages)] + averages[-1:]
     contrast = luma.std(dim=(1, 2, 3))
     bands = torch.stack([part.std(dim=(1, 2, 3)) for part in parts], dim=1) / contrast.clamp(min=1e-6).unsqueeze(1)
     low, high = images.amin(dim=1), images.amax(dim=1)
     clipped = high <= -_CLIPPED, low >= _CLIPPED, high <= -_NEARLY_CLIPPED, low >= _NEARLY_CLIPPED
     chroma = (images - images.mean(dim=1, keepdim=True)).std(dim=(2, 3)).mean(dim=1)
-    shares = (has.float().mean(dim=(1, 2)) for has in clipped)
-    return _Statistics(contrast, bands.clamp(min=1e-6).log2(), *shares, chroma)
+    black, white, nearly_black, nearly_white = (has.float().mean(dim=(1, 2)) for has in clipped)
+    octaves = bands.clamp(min=1e-6).log2()
+    return _Statistics(contrast, octaves, black, white, nearly_black, nearly_white, chroma)

@@ -124,10 +124,10 @@ class ImageResult:
     peak: float | None
     thumbnail: bytes
     overlay: bytes | None = None
-    fault: str | None = None
     score: float = math.nan
     decision: str = ""
     floor: float | None = None
+    fault: str | None = None
 
 
 Scored = tuple[Sample, ImageVotes, np.ndarray]
