@@ -87,6 +87,8 @@ def new_folder(path: Path, *, replace: Foreign | None = None, keep: bool = False
         UserError: another process fills the folder, or nothing can be written here.
         RunError: the disk is full, or the place is taken.
     """
+    if "\0" in os.fspath(path):
+        raise UserError(f"{printable(path)}: contains a null character, which no path can; choose another folder")
     place = Path(os.path.realpath(path))
     if os.path.ismount(place):
         raise UserError(f"{path}: something is mounted here, so it cannot be replaced; choose a folder inside it")

@@ -90,13 +90,11 @@ class Checked:
             right_type = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
             if not right_type or not _in_range(value, f.metadata):
                 wanted = describe_range(f.metadata) or f"a value of type {kind.__name__}"
-                shown = (
-                    _brief(f"{value}") if isinstance(value, str | int | float) else f"of type {type(value).__name__}"
-                )
+                shown = brief(f"{value}") if isinstance(value, str | int | float) else f"of type {type(value).__name__}"
                 raise UserError(f"--{f.name} {shown}: must be {wanted}")
 
 
-def _brief(text: str) -> str:
+def brief(text: str) -> str:
     """The beginning of a text from outside, with its control characters spelt out."""
     start = text[:_SHOWN]
     return start if start.isprintable() else start.encode("unicode_escape").decode()
@@ -119,7 +117,7 @@ def read_json(path: Path, version: int) -> dict[str, Any]:
     found = data.pop("format_version", None) if isinstance(data, dict) else None
     if found != version:
         wanted = f"this version of hta reads format {version}: use the one that wrote the file"
-        raise UserError(f"{path}: has format {_brief(str(found))}, but {wanted}")
+        raise UserError(f"{path}: has format {brief(str(found))}, but {wanted}")
     return data
 
 
@@ -128,7 +126,7 @@ def require_keys(data: Any, keys: set[str], source: str) -> None:
     if not isinstance(data, dict):
         raise UserError(f"{source}: not a JSON object where the keys {', '.join(sorted(keys))} are expected")
     difference = {"unknown": sorted(set(data) - keys), "missing": sorted(keys - set(data))}
-    found = "; ".join(f"{kind} key {_brief(', '.join(names))}" for kind, names in difference.items() if names)
+    found = "; ".join(f"{kind} key {brief(', '.join(names))}" for kind, names in difference.items() if names)
     if found:
         raise UserError(f"{source}: {found}: not written by this version of hta")
 

@@ -1,5 +1,6 @@
 """Whether a folder can become a run folder, and what would be lost if it did."""
 
+import os
 import re
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:
     recover(path)
     if re.search("[\ud800-\udfff]", str(path)):
         raise UserError(f"{printable(path)}: is not UTF-8, as the name of a model must be; give another --name")
-    nearest = next((parent for parent in (path, *path.parents) if parent.exists()), None)
+    nearest = next((parent for parent in (path, *path.parents) if os.path.exists(parent)), None)  # noqa: PTH110
     if nearest is not None and not nearest.is_dir():
         raise UserError(f"{nearest}: is a file where the run folder should be; give another --name or --models_dir")
     if nearest != path or not any(path.iterdir()):

@@ -18,8 +18,9 @@ from PIL import Image
 from hta.errors import UserError
 from hta.images import image_size, read_image
 from tests.data.trees import smooth
+from tests.fuzzing import TIMES
 
-FILES = 420
+FILES = 420 * TIMES
 
 
 def originals():

@@ -22,6 +22,7 @@ from hta import images
 from hta.errors import RunError, UserError
 from hta.images import image_size, is_gray, read_image, resize, to_array, to_tensor, to_uint8, write_png
 from tests.data.trees import smooth
+from tests.fuzzing import TIMES
 
 SHAPE = (5, 7)
 RNG = np.random.default_rng(0)
@@ -100,7 +101,7 @@ def scaled(array):
 def run_python(*arguments):
     """What a Python of its own prints, which must not write to stderr."""
     paths = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, env=paths)
+    run = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120 * TIMES, env=paths)
     assert (run.returncode, run.stderr) == (0, "")
     return run.stdout
 
@@ -349,7 +350,7 @@ class TestBadFiles:
         paths.append(save_tiff(tmp_path / "b.tif", RGB16, photometric="rgb", compression="zlib"))
         for path in paths:
             data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-            for _ in range(40):
+            for _ in range(40 * TIMES):
                 broken = data.copy()
                 broken[rng.integers(0, len(data), 4)] = rng.integers(0, 256, 4)
                 path.write_bytes(broken.tobytes())

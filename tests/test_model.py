@@ -22,7 +22,7 @@ import main_eval
 from hta import images, runs, runtime
 from hta.config import RuntimeConfig, ScoringConfig, default_config
 from hta.data.folders import load_training_images
-from hta.errors import UserError
+from hta.errors import HtaError, UserError
 from hta.images import read_image, resize, to_array, to_tensor
 from hta.models.scales import plan_of
 from hta.models.storage import RunFolder
@@ -314,6 +314,15 @@ def test_a_model_is_saved_over_another_only_if_asked_and_never_over_other_files(
     with pytest.raises(UserError, match=r"thesis\.txt"):
         model.save(tmp_path / "wall", overwrite=True)
     assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(("name", "error"), [("a\0b", "null character"), ("a" * 300, "File name too long")])
+def test_a_path_that_can_be_none_is_refused_by_save_and_load(model, tmp_path, name, error):
+    with pytest.raises(HtaError, match=error):
+        model.save(tmp_path / name)
+    with pytest.raises(UserError, match="no model here"):
+        load(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_votes_otherwise_than_when_it_was_saved_is_refused(model, tmp_path):

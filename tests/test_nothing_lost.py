@@ -21,6 +21,7 @@ from hta.evaluation import results
 from hta.model import find_model
 from hta.models.storage import RunFolder
 from hta.training import samples
+from tests.fuzzing import TIMES
 from tests.helpers import picture, save, snapshot
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="locks, links and signals of POSIX systems")
@@ -30,7 +31,7 @@ TINY = {"min_size": 19, "max_size": 22, "nfc": 2, "threads": 1, "precision": "fl
 SCALES = ["--min_size", "19", "--max_size", "22", "--nfc", "2", "--num_samples", "1", "--checkpoint_every", "1"]
 TRAIN = ["--input_name", "wall.png", *SCALES, *MACHINE]
 WALL = Path("TrainedModels") / "wall"
-KILLS, SEED = int(os.environ.get("HTA_TEST_KILLS", "6")), int(os.environ.get("HTA_TEST_SEED", "0"))
+KILLS, SEED = int(os.environ.get("HTA_TEST_KILLS", f"{6 * TIMES}")), int(os.environ.get("HTA_TEST_SEED", "0"))
 
 
 @pytest.fixture(scope="module")

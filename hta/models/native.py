@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from hta.files import printable
 from hta.models.kernels import (
     LEAKY_SLOPE,
     PLAIN_KERNELS,
@@ -60,7 +61,7 @@ def _library() -> tuple[ctypes.CDLL, str] | None:
         logger.info("no C compiler found: training with torch's own operators, which takes longer")
         return None
     try:
-        return _build(compiler), f"{_version(compiler)} {' '.join(_FLAGS)}"
+        return _build(compiler), printable(" ".join([_version(compiler), *compiler[1:], *_FLAGS]))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         text = "the C compiler %r cannot make the kernels (%s): training with torch's own operators"
         logger.info(text, compiler[0], error)

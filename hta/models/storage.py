@@ -28,7 +28,7 @@ from hta.files import Foreign, check_plain, locked, new_folder, sweep, write_ato
 from hta.models.pyramid import Pyramid, Scale
 from hta.models.scales import plan_of
 from hta.runtime import Runtime, seeded_generator
-from hta.settings import Checked, from_mapping, read_json
+from hta.settings import Checked, brief, from_mapping, read_json
 
 FORMAT_VERSION = 2
 
@@ -100,7 +100,7 @@ def load_tensors(path: Path, most_bytes: int = _MOST_CHECKPOINT_BYTES) -> tuple[
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from error
     except (safetensors.SafetensorError, ValueError) as error:
-        raise UserError(f"{path}: not a complete safetensors file ({error}); {_REMEDY}") from error
+        raise UserError(f"{path}: not a complete safetensors file ({brief(str(error))}); {_REMEDY}") from error
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class RunFolder:
     @property
     def exists(self) -> bool:
         """Whether there is a run here, finished or unfinished."""
-        return (self.path / CONFIG_FILE).is_file()
+        return os.path.isfile(self.path / CONFIG_FILE)  # noqa: PTH113 (False for any path that is none)
 
     @property
     def finished(self) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from hta.data.folders import find_test_images
 from hta.errors import UserError
 from tests.data.test_folders import make, rejected
+from tests.fuzzing import TIMES
 
 NAMES = ("a.png", "b.png")
 ROWS = "path,label\na.png,0\nb.png,crack\n"
@@ -127,7 +128,7 @@ def test_mutated_files_give_labels_or_one_line(images):
         b"label",
     ]
     accepted, messages = 0, []
-    for _ in range(300):
+    for _ in range(300 * TIMES):
         data = bytearray(draw.choice(seeds))
         for _ in range(draw.randint(0, 4)):
             at = draw.randrange(len(data) + 1)

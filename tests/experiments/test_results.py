@@ -11,6 +11,7 @@ from hta.experiments.__main__ import main
 from hta.experiments.plan import RunSpec
 from hta.experiments.results import is_done, load_runs
 from tests.experiments.helpers import write_result
+from tests.fuzzing import TIMES
 
 NONSENSE = [None, True, -1, 5, 1.5, float("nan"), float("inf"), 10**400, -(10**400), 2**40, "0.5", "\ud800", "\x1b[2J"]
 NONSENSE += [[], [None], {}, {"mean": "x"}, [[[[]]]]]
@@ -94,7 +95,7 @@ def test_each_of_200_damaged_results_is_named_once_and_left_out(tmp_path, capsys
     write_good(good)
     write_good(mixed)
     whole = {path.name for path in mixed.iterdir()}
-    specs = [write_result(mixed, 0.5, false_alarms=0.1, draw=number) for number in range(2, 202)]
+    specs = [write_result(mixed, 0.5, false_alarms=0.1, draw=number) for number in range(2, 2 + 200 * TIMES)]
     for spec in specs:
         path = mixed / f"{spec.name}.json"
         path.write_text(json.dumps(mutate(json.loads(path.read_text()), draw)))

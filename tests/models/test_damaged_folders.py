@@ -15,9 +15,10 @@ import pytest
 import hta
 from hta.config import RuntimeConfig, ScoringConfig, default_config
 from hta.errors import UserError
+from tests.fuzzing import TIMES
 from tests.helpers import picture
 
-FOLDERS = 160
+FOLDERS = 160 * TIMES
 SECONDS_EACH, MOST_MIB = 10, 2048
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
 VALUES = [
@@ -31,6 +32,8 @@ def change_value(rng, data):
     place = data
     while True:
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+        if not keys:
+            return data
         key = keys[rng.integers(len(keys))]
         if rng.random() < 0.6 and isinstance(place[key], dict | list) and place[key]:
             place = place[key]
@@ -158,7 +161,7 @@ def test_a_damaged_model_works_or_is_refused_in_one_line_and_little_memory(tmp_p
     config = default_config(min_size=14, max_size=22, nfc=4, niter=2, compile=False, **RUNTIME)
     hta.train(picture(), config).save(tmp_path / "sound")
     script = [sys.executable, "-m", "tests.models.test_damaged_folders", str(tmp_path), str(FOLDERS)]
-    result = subprocess.run(script, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    result = subprocess.run(script, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300 * TIMES)
     assert result.returncode == 0, result.stderr[-3000:]
     outcomes = json.loads(result.stdout)
     assert outcomes["works"] + outcomes["refused"] == FOLDERS

@@ -207,6 +207,17 @@ def test_a_compiler_that_leaves_a_damaged_library_is_said(monkeypatch, tmp_path,
     native._library.cache_clear()
 
 
+def test_flags_of_the_compiler_are_recorded_in_printable_characters(tmp_path, monkeypatch):
+    native._library.cache_clear()
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\n[ "$2" != --version ] && exec "$REAL" "$@"\nprintf "\\033[1mCC 5\\033[m"\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("REAL", shutil.which("cc"))
+    monkeypatch.setenv("CC", f"{compiler} -ffast-math")
+    assert choose_kernels(CPU, True).description.startswith(r"\x1b[1mCC 5\x1b[m -ffast-math -O3 ")
+    native._library.cache_clear()
+
+
 def test_the_compiler_is_known_and_a_copy_needs_none():
     assert "-O3" in NATIVE_KERNELS.description
     assert NATIVE_KERNELS.description[:3].lower() in ("cc ", "gcc", "cla")

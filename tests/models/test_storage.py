@@ -260,3 +260,11 @@ def test_a_run_that_came_in_the_meantime_is_not_replaced(folder, monkeypatch):
         pass
     assert {path.name: path.read_bytes() for path in folder.path.iterdir()} == before
     assert [path.name for path in folder.path.parent.iterdir()] == [folder.path.name]
+
+
+def test_a_damaged_header_of_any_length_is_told_in_one_short_line(tmp_path):
+    header = b'{"a": "' + b"x" * 100_000 + b'"}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="not a complete safetensors file") as error:
+        load_tensors(tmp_path / "a.safetensors")
+    assert len(str(error.value)) < 500
