@@ -5,6 +5,8 @@ Score the test images of a data set, as in the paper:
     python main_eval.py --dataset mnist --data_root DIR --pos_class 8
 """
 
+# torch, and everything that needs it, is imported where it is used: --help and wrong options respond without delay.
+
 import json
 import logging
 import platform
@@ -14,32 +16,24 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hta.cli import announce_torch
-
-announce_torch()  # before the imports that need it
-
-import numpy as np
-import torch
-
-from hta import __version__, inputs
-from hta.cli import NOT_FOR_SCORING, add_settings, run_command, script_parser, take_settings
+from hta import __version__
+from hta.cli import NOT_FOR_SCORING, add_settings, announce_torch, run_command, script_parser, take_settings
 from hta.config import RuntimeConfig, ScoringConfig
-from hta.data.specs import DatasetOptions
+from hta.data.specs import DatasetOptions, InputOptions
 from hta.errors import UserError
-from hta.evaluation import results, thresholds
-from hta.evaluation.frames import fault_words
-from hta.evaluation.metrics import metric_text
-from hta.evaluation.overlays import ColourScale, picture_of
-from hta.evaluation.pixel_metrics import PixelMetrics
-from hta.evaluation.report import quantities_of, write_report
-from hta.evaluation.scores import check_aggregate
 from hta.files import new_folder, printable
-from hta.model import Model
-from hta.runtime import own_process
 from hta.settings import Checked, option
-from hta.training.progress import progress_bar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from hta.evaluation.overlays import ColourScale
+    from hta.evaluation.results import Scored
+    from hta.evaluation.thresholds import Threshold
+    from hta.inputs import Source, Traits
+    from hta.model import Model
 
 logger = logging.getLogger("hta.main_eval")
 
@@ -73,7 +67,7 @@ class OutputOptions(Checked):
 
 
 GROUPS = {
-    "input": inputs.InputOptions,
+    "input": InputOptions,
     "data set instead of --test_dir": DatasetOptions,
     "output": OutputOptions,
     "scoring": ScoringConfig,
@@ -85,11 +79,11 @@ GROUPS = {
 class Evaluation:
     """What is to be done, all of it checked; `scale` has the colours of the overlays, None without maps."""
 
-    model: Model
-    source: inputs.Source
+    model: "Model"
+    source: "Source"
     scoring: ScoringConfig
-    threshold: thresholds.Threshold
-    scale: ColourScale | None
+    threshold: "Threshold"
+    scale: "ColourScale | None"
     output: OutputOptions
     target: Path
 
@@ -106,14 +100,19 @@ def _command(argv: Sequence[str] | None) -> None:
         add_settings(parser, title, cls, exclude=NOT_FOR_SCORING)
     given = vars(parser.parse_args(argv))
     parts = {cls: take_settings(cls, given) for cls in GROUPS.values()}
+    announce_torch()
     _report(*_evaluate(parts, given))
 
 
-def _open(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Model, inputs.Source, Path]:
+def _open(parts: dict[type, Any], given: dict[str, Any]) -> tuple["Model", "Source", Path]:
     """Load the model, find the images, and check the folder for the results."""
-    options, output = parts[inputs.InputOptions], parts[OutputOptions]
+    from hta.evaluation import results
+    from hta.inputs import open_input
+    from hta.runtime import own_process
+
+    options, output = parts[InputOptions], parts[OutputOptions]
     own_process(parts[RuntimeConfig])
-    model, source = inputs.open_input(options, parts[DatasetOptions], parts[RuntimeConfig], given)
+    model, source = open_input(options, parts[DatasetOptions], parts[RuntimeConfig], given)
     target = Path(output.out) if output.out else model.saved_folder.path / RESULTS_FOLDER / source.name
     for path in () if output.out else (target.parent, target):
         if path.is_symlink():
@@ -123,17 +122,21 @@ def _open(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Model, inputs.
     return model, source, target
 
 
-def _prepare(parts: dict[type, Any], model: Model, source: inputs.Source, target: Path) -> Evaluation:
+def _prepare(parts: dict[type, Any], model: "Model", source: "Source", target: Path) -> Evaluation:
     """Check the images and settings, and find the threshold."""
-    options, output, scoring = parts[inputs.InputOptions], parts[OutputOptions], parts[ScoringConfig]
-    items, skipped, doubts = inputs.readable(source.images, skip=options.skip_unreadable)
+    from hta.evaluation.overlays import ColourScale
+    from hta.evaluation.scores import check_aggregate
+    from hta.inputs import readable, score_good
+
+    options, output, scoring = parts[InputOptions], parts[OutputOptions], parts[ScoringConfig]
+    items, skipped, doubts = readable(source.images, skip=options.skip_unreadable)
     check_aggregate(scoring.aggregate, len(items))
     scoring = replace(
         scoring,
         fraction_defect=model.fraction(scoring),
         no_frame_check=scoring.no_frame_check or source.folder is None,  # a data set is scored as in the paper
     )
-    good = inputs.score_good(model, options, items, scoring, with_maps=not output.no_maps)
+    good = score_good(model, options, items, scoring, with_maps=not output.no_maps)
     threshold = model.threshold(scoring, with_maps=not output.no_maps, good=good)
     limit = threshold.pixel_threshold
     scale = None if limit is None or output.no_maps else ColourScale.around(limit)
@@ -144,19 +147,27 @@ def _prepare(parts: dict[type, Any], model: Model, source: inputs.Source, target
     return Evaluation(model, source, scoring, threshold, scale, output, target)
 
 
-def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation, dict[str, Any], np.ndarray]:
+def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation, dict[str, Any], "np.ndarray"]:
     """Score the images and write the results into a folder that is held from the beginning.
 
     Returns the evaluation, the content of metrics.json, and what the images are ranked by, `(N,)`, higher = more
     anomalous: the maxima of the maps where these decide, else the scores.
     """
+    import numpy as np
+
+    from hta.evaluation import results, thresholds
+    from hta.evaluation.frames import fault_words
+    from hta.evaluation.pixel_metrics import PixelMetrics
+    from hta.evaluation.report import write_report
+    from hta.inputs import differences
+
     model, source, target = _open(parts, given)
     replace_results = results.foreign_files if parts[OutputOptions].overwrite else None
     with new_folder(target, replace=replace_results, keep=True) as folder:
         evaluation = _prepare(parts, model, source, target)
         source, threshold, scale = evaluation.source, evaluation.threshold, evaluation.scale
         items, labels = source.images, [item.label for item in source.images]
-        traits: list[inputs.Traits] = []
+        traits: list[Traits] = []
         start = time.perf_counter()
         pixels = PixelMetrics() if scale and any(item.masks for item in items) else None
         stream = _scored(evaluation, traits)
@@ -164,14 +175,15 @@ def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation
         seconds = time.perf_counter() - start
         peaks = None if scale is None else np.array([row.peak for row in rows])
         scores = model.anomaly_scores(np.stack([row.shares for row in rows]), evaluation.scoring)
-        rejected = thresholds.decide(scores, threshold, peaks)
+        faults = [row.fault for row in rows]
+        rejected = thresholds.decide(scores, threshold, peaks, faults)
         for row, score, word in zip(rows, scores, thresholds.decision_words(rejected, len(scores)), strict=True):
             row.score, row.decision = float(score), word
         alarms = thresholds.pixel_false_alarms(labels, peaks, threshold.pixel_threshold)
         warnings = list(source.warnings)
         if source.folder is not None:
-            warnings += inputs.differences(traits, model.training_images, model.record.image_size)
-        warnings += fault_words([row.fault for row in rows])
+            warnings += differences(traits, model.training_images, model.record.image_size)
+        warnings += fault_words(faults, decided=rejected is not None)
         unknown = sum(not results.has_known_pixels(item) for item in items)
         if pixels is not None and unknown:
             warnings.append(f"{unknown} images that may be anomalous have no mask: the pixel metrics leave them out")
@@ -189,13 +201,17 @@ def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation
     return evaluation, document, scores if peaks is None or threshold.decided_by == "score" else peaks
 
 
-def _scored(evaluation: Evaluation, traits: list[inputs.Traits]) -> Iterator[results.Scored]:
+def _scored(evaluation: Evaluation, traits: "list[Traits]") -> "Iterator[Scored]":
     """Pass the images one after the other to the model; gives each with its votes and picture, and keeps `traits`."""
+    from hta.evaluation.overlays import picture_of
+    from hta.inputs import traits_of
+    from hta.training.progress import progress_bar
+
     items = evaluation.source.images
     pictures: deque[np.ndarray] = deque()  # of images that are read and not yet scored
 
-    def observe(image: np.ndarray) -> None:
-        traits.append(inputs.traits_of(image))
+    def observe(image: "np.ndarray") -> None:
+        traits.append(traits_of(image))
         pictures.append(picture_of(image))
 
     stream = evaluation.model.stream(
@@ -211,6 +227,11 @@ def _scored(evaluation: Evaluation, traits: list[inputs.Traits]) -> Iterator[res
 
 def _describe(evaluation: Evaluation) -> dict[str, Any]:
     """What the results came from, and with which settings, for metrics.json."""
+    import numpy as np
+    import torch
+
+    from hta.evaluation.results import BOOTSTRAP_SEED
+
     model, source, record = evaluation.model, evaluation.source, evaluation.model.record
     device, versions = str(model.runtime.device), {"hta": __version__, "python": platform.python_version()}
     return {
@@ -226,14 +247,20 @@ def _describe(evaluation: Evaluation) -> dict[str, Any]:
             "hta_version": record.hta_version,
             "config": asdict(record.config),
         },
-        "seed": {"training": record.config.training.manualSeed, "bootstrap": results.BOOTSTRAP_SEED},
+        "seed": {"training": record.config.training.manualSeed, "bootstrap": BOOTSTRAP_SEED},
         "machine": {"device": device, "dtype": model.scorer.precision, "threads": torch.get_num_threads()},
         "versions": versions | {"torch": torch.__version__, "numpy": np.__version__},
     }
 
 
-def _report(evaluation: Evaluation, document: dict[str, Any], ranking: np.ndarray) -> None:
+def _report(evaluation: Evaluation, document: dict[str, Any], ranking: "np.ndarray") -> None:
     """Print the outcome and where it is."""
+    import numpy as np
+
+    from hta.evaluation import results, thresholds
+    from hta.evaluation.metrics import metric_text
+    from hta.evaluation.report import quantities_of
+
     for warning in document["warnings"]:
         logger.warning("warning: %s", warning)
     items, available, target = evaluation.source.images, evaluation.source.available, evaluation.target

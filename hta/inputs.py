@@ -16,14 +16,13 @@ from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.benchmark import Selection, select
 from hta.data.folders import find_good_images, find_test_images, refuse_copies
 from hta.data.masks import Marked, oddities
-from hta.data.names import LABELS_RULE
 from hta.data.sample import Sample, check_readable
-from hta.data.specs import DatasetOptions, default_model_name, default_task
+from hta.data.specs import DatasetOptions, InputOptions, default_model_name, default_task
 from hta.errors import UserError
 from hta.evaluation.thresholds import GOOD_IMAGES, NormalVotes, check_enough
 from hta.images import full_size, is_gray
 from hta.model import Model, has_other_aspect, load
-from hta.settings import Checked, option, refuse_given
+from hta.settings import refuse_given
 from hta.training.progress import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -32,43 +31,6 @@ _PIXEL_TOLERANCE = 0.02  # of [-1, 1]: versions of Pillow and OpenCV may differ 
 _LISTED = 10  # unreadable files that a message names before it only counts them
 _BRIGHTNESS_TOLERANCE = 0.15
 _GRAY_TOLERANCE = 1e-5  # of [-1, 1]: resizing may separate equal channels by this much
-
-
-@dataclass(frozen=True)
-class InputOptions(Checked):
-    """Which model, and which images."""
-
-    input_name: str = option(
-        "",
-        "the model: its name, the name of its training image, or the path of its folder; by default, with --dataset, "
-        "the model that main_train.py makes with the same options",
-    )
-    models_dir: str = option("TrainedModels", "folder that holds the models")
-    test_dir: str = option(
-        "",
-        "an image or a folder of images; in a folder laid out like MVTec AD, the subfolder good (or normal, ok, ...) "
-        "and those named after defects provide labels, and ground_truth (or masks, gt, ...) provides masks",
-    )
-    labels_csv: str | None = option(None, f"take labels from a CSV file with the header path,label: {LABELS_RULE}")
-    mask_dir: str | None = option(None, "folder of the masks, laid out like --test_dir; by default looked for there")
-    invert_masks: bool = option(False, "black instead of white pixels of the masks are the anomalous ones")
-    good_dir: str | None = option(
-        None,
-        "folder of normal images that are neither trained on nor scored (at least 19 for 5 % false alarms), from which "
-        "the threshold is made, instead of from altered copies (views) of the training images",
-    )
-    skip_unreadable: bool = option(False, "leave out images that cannot be read")
-    task: str | None = option(
-        None,
-        "use the fraction of patches and the calibration of a task other than the model's",
-        choices=("defect", "class"),
-    )
-    num_images: int | None = option(
-        None, "how many images of a --dataset the model was trained on; by default 1", low=1
-    )
-    test_limit: int | None = option(
-        None, "score only this many test images of a --dataset, with every class in proportion", low=1
-    )
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from hta.images import IMAGE_SUFFIXES, ImageFile, full_size, resize, to_array, t
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, set_up
+from hta.training.progress import progress_bar
 from hta.vacancy import check_vacant, foreign_files
 
 logger = logging.getLogger(__name__)
@@ -257,13 +258,16 @@ class Model:
         check_aggregate(aggregate, len(images))
         good = None if good_images is None else self.score_good(as_list(good_images), scoring, with_maps=with_maps)
         limits = self.threshold(scoring, with_maps=with_maps, good=good)
-        votes = list(self.stream(images, scoring, with_maps=with_maps))
-        for words in fault_words([image.fault for image in votes]):
-            logger.warning("%s", words)
+        stream: Iterable[ImageVotes] = self.stream(images, scoring, with_maps=with_maps)
+        votes = list(stream if len(images) <= scoring.batch_size else progress_bar(stream, "scoring", len(images)))
         scores = self.anomaly_scores(np.stack([image.shares for image in votes]), scoring)
         peaks = np.array([image.peak for image in votes]) if with_maps else None
         maps = [image.full_size_map() for image in votes] if with_maps else None
-        return Scores(scores, thresholds.decide(scores, limits, peaks), maps)
+        faults = [image.fault for image in votes]
+        rejected = thresholds.decide(scores, limits, peaks, faults)
+        for words in fault_words(faults, decided=rejected is not None):
+            logger.warning("%s", words)
+        return Scores(scores, rejected, maps)
 
     def stream(
         self,

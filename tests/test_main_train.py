@@ -660,9 +660,9 @@ def test_other_kernels_than_those_of_the_start_are_said(unfinished, caplog):
         assert (said in caplog.text) == (kernels == "cc 1.0 -O1")
 
 
-@pytest.mark.parametrize(("argument", "status"), [("--help", 0), ("--nitre", 2)])
-def test_help_and_mistakes_come_at_once(tmp_path, argument, status):
-    script = [sys.executable, "-X", "importtime", str(ROOT / "main_train.py"), argument]
+@pytest.mark.parametrize(("name", "argument", "status"), [("train", "--help", 0), ("eval", "--nitre", 2)])
+def test_help_and_mistakes_come_at_once(tmp_path, name, argument, status):
+    script = [sys.executable, "-X", "importtime", str(ROOT / f"main_{name}.py"), argument]
     result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
     lines = result.stderr.splitlines()
     imported = {line.split("|")[-1].strip() for line in lines if line.startswith("import time:")}

@@ -4,9 +4,11 @@ import copy
 import csv
 import io
 import json
+import logging
 import multiprocessing
 import os
 import pickle
+import time
 import weakref
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -26,6 +28,7 @@ from hta.errors import HtaError, UserError
 from hta.images import read_image, resize, to_array, to_tensor
 from hta.models.scales import plan_of
 from hta.models.storage import RunFolder
+from hta.training.progress import Progress
 from tests.helpers import picture, save, snapshot
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
@@ -130,6 +133,13 @@ def test_large_images_keep_their_size_in_models_and_maps(model, tmp_path, monkey
     of_large = replace(model, record=prepared.record, training_images=prepared.images)
     assert of_large.was_trained_on(read_image(paths[0]))
     assert not of_large.was_trained_on(read_image(paths[1])[::-1])
+
+
+def test_progress_of_many_images_is_logged(model, caplog, monkeypatch):
+    monkeypatch.setattr(Progress, "_spoke", time.monotonic() - 31)
+    with caplog.at_level(logging.INFO, "hta"):
+        model.score(np.stack([picture(seed=n) for n in range(17)]), with_maps=False)
+    assert [line for line in caplog.messages if line.startswith("scoring: 5 %")]
 
 
 def test_an_image_does_not_depend_on_the_others_nor_on_their_order(model):

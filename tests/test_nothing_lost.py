@@ -14,7 +14,7 @@ import pytest
 import hta
 import main_eval
 import main_train
-from hta import files, runs
+from hta import files, inputs, runs
 from hta.config import default_config
 from hta.data.folders import load_training_images
 from hta.evaluation import results
@@ -129,7 +129,7 @@ def test_a_second_evaluation_into_a_folder_is_refused_before_it_begins(place, ca
     def again():
         monkeypatch.undo()
         monkeypatch.chdir(place)
-        when(monkeypatch, main_eval.inputs, "readable", lambda: pytest.fail("it has begun"))
+        when(monkeypatch, inputs, "readable", lambda: pytest.fail("it has begun"))
         outcomes.extend([evaluate(*arguments), last_line(capsys)])
 
     when(monkeypatch, results, "write_scores", again)

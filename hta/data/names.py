@@ -10,14 +10,17 @@ LABELS_RULE = "0, false, no, good, ok and the like are normal; 1, true, yes, bad
 
 # Answers to "is it defective?"; of a folder they are understood only where all others are, too.
 _NO, _YES = "0|no?|false|falsch|faux|neg(ative)?|none", "1|y(es)?|true|wahr|vrai|pos(itive)?"
-_GOOD = "good|ok|okay|io|normal|nominal|pass(ed)?|accept(ed)?|healthy|clean|intact|undamaged|flawless|faultless|inlier"
+_GOOD = (
+    "good|ok|okay|io|normal|nominal|pass(ed)?|accept(ed)?|healthy|clean|intact|undamaged|flawless|faultless|"
+    "inlier|conform(ing|ant)?"
+)
 _BAD = (
     "bad|ng|nok|nio|ko|abnormal(ity|ities)?|anomal(y|ies|ous)|defect(ive)?|faulty?|fail(ed)?|damaged?|broken|outlier|"
     "reject(ed)?|unhealthy"
 )
-# The digits are those of a second folder, `good_2`.
-_NORMAL = re.compile(rf"({_GOOD}|(no|non|not|without)({_BAD})s?|({_BAD})s?free)s?\d*")
-_ANOMALOUS = re.compile(rf"({_BAD}|(no|non|not)({_GOOD}))s?\d*")
+# The digits are those of a second folder, `good_2`, or of an order, `00_good`.
+_NORMAL = re.compile(rf"\d*({_GOOD}|(no|non|not|without|zero)({_BAD})s?|({_BAD})s?free)s?\d*")
+_ANOMALOUS = re.compile(rf"\d*({_BAD}|(no|non|not)({_GOOD}))s?\d*")
 
 composed = partial(unicodedata.normalize, "NFC")
 """Takes a name to the Unicode form in which names are compared; macOS writes another."""

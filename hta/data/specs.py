@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from hta.data.names import LABELS_RULE
 from hta.errors import UserError
 from hta.settings import Checked, option
 
@@ -129,6 +130,43 @@ SPECS: Mapping[str, BenchmarkSpec] = MappingProxyType(
     {spec.name: spec for spec in (CIFAR, MNIST, FASHION_MNIST, PARIS, MVTEC, FOLDER, DEFECTS)}
 )
 _SET_ALIASES = {"cifar10": "cifar", "mvtecad": "mvtec"}
+
+
+@dataclass(frozen=True)
+class InputOptions(Checked):
+    """Which model main_eval.py takes, and which images it scores."""
+
+    input_name: str = option(
+        "",
+        "the model: its name, the name of its training image, or the path of its folder; by default, with --dataset, "
+        "the model that main_train.py makes with the same options",
+    )
+    models_dir: str = option("TrainedModels", "folder that holds the models")
+    test_dir: str = option(
+        "",
+        "an image or a folder of images; in a folder laid out like MVTec AD, the subfolder good (or normal, ok, ...) "
+        "and those named after defects provide labels, and ground_truth (or masks, gt, ...) provides masks",
+    )
+    labels_csv: str | None = option(None, f"take labels from a CSV file with the header path,label: {LABELS_RULE}")
+    mask_dir: str | None = option(None, "folder of the masks, laid out like --test_dir; by default looked for there")
+    invert_masks: bool = option(False, "black instead of white pixels of the masks are the anomalous ones")
+    good_dir: str | None = option(
+        None,
+        "folder of normal images that are neither trained on nor scored (at least 19 for 5 % false alarms), from which "
+        "the threshold is made, instead of from altered copies (views) of the training images",
+    )
+    skip_unreadable: bool = option(False, "leave out images that cannot be read")
+    task: str | None = option(
+        None,
+        "use the fraction of patches and the calibration of a task other than the model's",
+        choices=("defect", "class"),
+    )
+    num_images: int | None = option(
+        None, "how many images of a --dataset the model was trained on; by default 1", low=1
+    )
+    test_limit: int | None = option(
+        None, "score only this many test images of a --dataset, with every class in proportion", low=1
+    )
 
 
 @dataclass(frozen=True)

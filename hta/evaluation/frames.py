@@ -5,7 +5,9 @@ image get. A lens cap would pass for the most normal image of all. Such frames a
 
 The limits were chosen on the good images of FashionMNIST (T-shirt to coat), CIFAR10 (airplane, bird, cat), solar cells,
 magnetic tiles, papers, toy figures and the demo. Relative to one training image, the contrast of 2,100 good images goes
-down to 0.26 and their sharpness to 0.33; a Gaussian of 5 % of the side brings the sharpness below 0.25.
+down to 0.26 and their sharpness to 0.33; a Gaussian of 5 % of the side brings the sharpness below 0.25. Their detail
+goes down to 0.15 (2,000 images of FashionMNIST, 10 classes); a uniform frame with a spot, an edge or faint noise has
+less than 0.05.
 """
 
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from hta.models.transforms import to_grayscale
 
-_LEAST_CONTRAST, _LEAST_SHARPNESS = 0.2, 0.3  # relative to the training images
+_LEAST_CONTRAST, _LEAST_DETAIL, _LEAST_SHARPNESS = 0.2, 0.1, 0.3  # relative to the training images
 _MOST_OCTAVES = 2.0  # by which the share of a band of sizes in the contrast may differ
 _MORE_CLIPPED = 0.6  # share of black or white pixels that may be added
 _BACKGROUND, _LEAST_BACKGROUND = (
@@ -27,6 +29,7 @@ _BACKGROUND, _LEAST_BACKGROUND = (
 )  # share of black or white that is one, and the part of it that must be left
 _COLOURED, _GRAY = 0.04, 0.005  # chroma, of values in [-1, 1]: more than a gray image has, less than one in colour
 _CLIPPED, _NEARLY_CLIPPED = 0.95, 0.8
+_DETAIL_SIDE = 5  # of the squares whose contrasts give the detail, pixels
 _BANDS = (3, 7, 15)  # sides of the averages between which the bands lie, pixels
 
 
@@ -34,6 +37,7 @@ class _Statistics(NamedTuple):
     """Of B images: `(B,)` each, `bands` `(B, 4)`."""
 
     contrast: Tensor  # standard deviation of the luma
+    detail: Tensor  # upper quartile of the contrast within small squares, to which one spot adds nothing
     bands: Tensor  # base-2 logarithm of the parts of the contrast by size, finest first
     black: Tensor  # share of pixels
     white: Tensor
@@ -70,17 +74,18 @@ class FrameCheck:
             "gray, unlike the training images": these.chroma < (_GRAY if colour else 0),
             "without the black background": _lacks(these.nearly_black, own.black.min()),
             "without the white background": _lacks(these.nearly_white, own.white.min()),
+            "uniform for the most part": these.detail < _LEAST_DETAIL * own.detail.min(),
             "of another texture": distance > _MOST_OCTAVES,
         }
         return [next((name for name, has in found.items() if has[i]), None) for i in range(len(images))]
 
 
-def fault_words(faults: Sequence[str | None]) -> list[str]:
-    """One line about the images with faults, if there are any."""
+def fault_words(faults: Sequence[str | None], *, decided: bool = True) -> list[str]:
+    """One line about the images with faults, if there are any; without a threshold, they are only ranked."""
     kinds = [fault for fault in faults if fault]
     parts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     one = f"{len(kinds)} of {len(faults)} images cannot show what the training images show"
-    return [f"{one} ({parts}): rejected, and ranked above all others"] if kinds else []
+    return [f"{one} ({parts}): {'rejected, and ' * decided}ranked above all others"] if kinds else []
 
 
 def _lacks(shares: Tensor, background: Tensor) -> Tensor:
@@ -97,10 +102,12 @@ def _statistics(images: Tensor) -> _Statistics:
     ]
     parts = [finer - coarser for finer, coarser in pairwise(averages)] + averages[-1:]
     contrast = luma.std(dim=(1, 2, 3))
+    mean, square = (F.avg_pool2d(power, _DETAIL_SIDE, stride=2) for power in (luma, luma**2))
+    detail = (square - mean**2).clamp(min=0).sqrt().flatten(1).quantile(0.75, dim=1)
     bands = torch.stack([part.std(dim=(1, 2, 3)) for part in parts], dim=1) / contrast.clamp(min=1e-6).unsqueeze(1)
     low, high = images.amin(dim=1), images.amax(dim=1)
     clipped = high <= -_CLIPPED, low >= _CLIPPED, high <= -_NEARLY_CLIPPED, low >= _NEARLY_CLIPPED
     chroma = (images - images.mean(dim=1, keepdim=True)).std(dim=(2, 3)).mean(dim=1)
     black, white, nearly_black, nearly_white = (has.float().mean(dim=(1, 2)) for has in clipped)
     octaves = bands.clamp(min=1e-6).log2()
-    return _Statistics(contrast, octaves, black, white, nearly_black, nearly_white, chroma)
+    return _Statistics(contrast, detail, octaves, black, white, nearly_black, nearly_white, chroma)

@@ -243,8 +243,7 @@ def write_scores(folder: Path, results: Sequence[ImageResult]) -> None:
     rows: list[list[Any]] = [["path", "label", "anomaly_score", *votes, "decision", "map_peak", "fault"]]
     for result in results:
         check_finite(result.item, result.score)
-        path, peak = result.item.relative, result.peak
-        path = APOSTROPHE * path.startswith(_FORMULA) + path
+        path, peak = as_text(result.item.relative), result.peak
         numbers = map(float, (result.score, *result.shares))
         peak = None if peak is None else float(peak)
         rows.append([path, result.item.label, *numbers, result.decision, peak, result.fault])
@@ -254,6 +253,11 @@ def write_scores(folder: Path, results: Sequence[ImageResult]) -> None:
             line = io.StringIO()
             csv.writer(line, lineterminator="\r\n").writerow(row)  # quotes both characters in a name
             stream.write(line.getvalue().removesuffix("\r\n") + "\n")
+
+
+def as_text(cell: str) -> str:
+    """A cell of a CSV file, with an apostrophe in front if it might be a formula or begins with one."""
+    return APOSTROPHE * cell.startswith(_FORMULA) + cell
 
 
 def check_finite(item: Sample, *values: Any) -> None:

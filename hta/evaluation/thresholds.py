@@ -105,14 +105,21 @@ def check_enough(count: int, target_fpr: float, source: str) -> None:
         )
 
 
-def decide(scores: np.ndarray, threshold: Threshold, peaks: np.ndarray | None = None) -> np.ndarray | None:
+def decide(
+    scores: np.ndarray,
+    threshold: Threshold,
+    peaks: np.ndarray | None = None,
+    faults: Sequence[str | None] | None = None,
+) -> np.ndarray | None:
     """Which images are rejected, by `(N,)` anomaly scores or, where maps decide, their maxima: bool, True = reject.
 
-    Returns None if there is no threshold.
+    Those with `faults`, of which one cannot judge by votes, are rejected in any case. Returns None if there is no
+    threshold.
     """
+    faulty = np.array([fault is not None for fault in faults or [None] * len(scores)])
     if threshold.decided_by == "map":
-        return np.asarray(peaks) > threshold.pixel_threshold
-    return None if threshold.threshold is None else np.asarray(scores) > threshold.threshold
+        return (np.asarray(peaks) > threshold.pixel_threshold) | faulty
+    return None if threshold.threshold is None else (np.asarray(scores) > threshold.threshold) | faulty
 
 
 def decision_words(rejected: np.ndarray | None, count: int) -> list[str]:

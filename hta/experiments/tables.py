@@ -16,6 +16,7 @@ from scipy import stats
 
 from hta.data.specs import ROTATIONS, SPECS
 from hta.errors import UserError
+from hta.evaluation.results import as_text
 from hta.experiments.plan import paper_part
 from hta.experiments.results import AVERAGE, iterate
 
@@ -259,8 +260,9 @@ def to_csv(table: pd.DataFrame) -> str:
     """A table as CSV, one line for each class and column."""
     forms = {"ours": "{:.2f}", "std": "{:.2f}", "minmax": "{:.2f}", "difference": "{:+.2f}"}
     figures = table.assign(
-        setup=table["label"].where(table["label"] != "", table["place"]),
+        setup=table["label"].where(table["label"] != "", table["place"]).map(as_text),
         **{name: table[name].map(form.format, na_action="ignore") for name, form in forms.items()},
+        pos_class=table["pos_class"].map(as_text),
     ).rename(columns={"pos_class": "class"})
     columns = ["table", "setup", "class", "column", "ours", "std", "draws", "minmax", "paper", "paper_std"]
     columns += ["difference", "verdict", *_other_methods(table)]
@@ -365,8 +367,9 @@ def _printed_averages(part: pd.DataFrame) -> str:
 
 
 def to_lines(titles: Sequence[str], rows: Iterable[Iterable[str]]) -> list[str]:
-    """The lines of a Markdown table."""
-    return [f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows)]
+    """The lines of a Markdown table; a bar in a cell is escaped."""
+    lines = titles, ["---"] * len(titles), *rows
+    return ["| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines]
 
 
 def to_number(value: float, form: str = ".1f") -> str:

@@ -5,8 +5,9 @@ import pytest
 from hta.data.names import image_stem, is_answer, is_normal, mask_kind
 
 NORMAL = "good Good OK ok okay Normal normals NOMINAL pass i.O. healthy no_defect No-Defects nondefective defect-free"
-NORMAL += " defects_free inliers faultless"
+NORMAL += " defects_free inliers faultless 00_good 1-OK conforming zero_defects"
 ANOMALOUS = "bad NG ng ko NOK n.i.O. not_ok no-good Abnormal anomaly Anomalies anomalous defects defective FAIL faulty"
+ANOMALOUS += " 01_bad non-conforming"
 
 
 @pytest.mark.parametrize(

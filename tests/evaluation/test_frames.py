@@ -27,12 +27,15 @@ def frames_like(image):
     mean, ramp = image.mean(dim=(2, 3), keepdim=True), torch.linspace(-0.02, 0.02, side).expand(1, 3, side, side)
     noise = 0.01 * torch.randn(1, 1, side, side, generator=torch.Generator().manual_seed(0))
     changes = torch.cat([0 * image, ramp, noise.expand_as(image)])
+    spot, edge = mean.expand_as(image).clone(), mean.expand_as(image).clone()
+    spot[..., :4, :4], edge[..., : side // 12] = 1, -1
     uniform = [(value + changes).clamp(-1, 1) for value in (mean, -1.0, 0.0, 1.0)]
     blurred = [
         torch.from_numpy(gaussian_filter(image.numpy(), (0, 0, part * side, part * side))) for part in (0.05, 0.1)
     ]
     return {
         "nearly uniform": torch.cat(uniform),
+        "uniform for the most part": torch.cat([spot, edge]),
         "out of focus": torch.cat(blurred),
         "white for the most part": torch.where(torch.arange(side) < side // 8, image, torch.ones(())),
         "black for the most part": torch.where(torch.arange(side) < side // 8, image, -torch.ones(())),
@@ -68,6 +71,7 @@ def test_statistics_by_hand():
 
 def test_words_count_each_kind():
     assert fault_words([None, None]) == []
+    assert fault_words(["out of focus"], decided=False)[0].endswith("(1 out of focus): ranked above all others")
     (line,) = fault_words(["out of focus", None, "nearly uniform", "out of focus"])
     assert line.startswith("3 of 4 images")
     assert "2 out of focus, 1 nearly uniform" in line

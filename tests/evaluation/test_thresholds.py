@@ -87,6 +87,9 @@ def test_an_image_is_rejected_above_the_threshold_and_not_at_it():
     assert rejected.tolist() == [True, False, True, False, True, False, False, True]
     by_map = Threshold(None, None, "calibrated", 0.05, 0.8, "map")
     assert decide(SCORES[:3], by_map, np.array([0.8, 0.81, 0.1])).tolist() == [False, True, False]
+    faults = [None, None, "out of focus"]  # rejected whatever its score
+    assert decide(SCORES[:3], by_map, np.array([0.8, 0.81, 0.1]), faults).tolist() == [False, True, True]
+    assert decide(np.zeros(3), AT_HALF, None, faults).tolist() == [False, False, True]
 
 
 def test_without_a_threshold_nothing_is_decided():

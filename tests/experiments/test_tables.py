@@ -14,7 +14,7 @@ from hta.experiments.__main__ import main
 from hta.experiments.plan import METHOD_VERSION, paper_part
 from hta.experiments.plots import class_bars, shots_curve
 from hta.experiments.results import AVERAGE, is_done, load_runs
-from hta.experiments.tables import build_table, to_csv
+from hta.experiments.tables import build_table, to_csv, to_lines
 from tests.experiments.helpers import write_result
 
 CIFAR = dict(title="CIFAR10", dataset="cifar", num_transforms=54, paper_dataset="cifar10")
@@ -72,6 +72,12 @@ def test_a_row_has_mean_std_draws_and_its_verdict(tmp_path):
     assert (line(lines, "trouser")["verdict"], line(lines, "trouser")["std"]) == ("above", "")
     assert line(lines, "sandals")["verdict"] == "below"
     assert (line(lines, "coat")["ours"], line(lines, "coat")["verdict"]) == ("", "not run")
+
+
+def test_names_are_text_in_spreadsheets_and_in_markdown(tmp_path):
+    write_result(tmp_path, 0.7, pos_class="=1+1|2")
+    assert "'=1+1|2" in {row["class"] for row in lines_of(1, tmp_path)}
+    assert to_lines(["a|b"], [["c|d"]]) == [r"| a\|b |", "| --- |", r"| c\|d |"]
 
 
 def test_averages_are_over_the_classes_run_on_both_sides(tmp_path, capsys):
