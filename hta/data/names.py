@@ -28,7 +28,9 @@ composed = partial(unicodedata.normalize, "NFC")
 _FILLERS = re.compile("(image|img|picture|photo|sample|test)s?|data|testing")
 _CLEAR_MASK = r"(?:masks?|gts?|ground_?truths?)"
 _MASK = rf"(?:{_CLEAR_MASK}|labels?|annotations?|segmentations?|seg)"
-_MASK_FOLDER = re.compile(rf"{_MASK}|(?P<before>.+)_{_CLEAR_MASK}|{_CLEAR_MASK}_(?P<after>.+)")
+_MASK_FOLDER = re.compile(
+    rf"(?:(?:binary|pixel(?:wise)?|semantic|{_MASK})_)*{_MASK}|(?P<before>.+)_{_CLEAR_MASK}|{_CLEAR_MASK}_(?P<after>.+)"
+)
 _MASK_STEM = re.compile(rf"(?i)^{_MASK}[-_. ]+(?=.)|(?<=.)[-_. ]+{_MASK}(?:[-_. ]?\d+)?$")
 
 

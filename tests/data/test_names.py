@@ -33,6 +33,7 @@ def test_answers_are_told_from_words():
     ("kind", "names"),
     [
         ("", "mask masks Mask MASKS ground_truth GroundTruth ground-truth gt GT label Labels annotations test_masks"),
+        ("", "segmentation_masks binary-masks label_masks gt_masks pixel_labels semantic_segmentation"),
         ("crack", "crack_mask Crack_Masks mask_crack crack-gt ground_truth_crack"),
         (None, "crack maskless label_torn missing_label good unmasked"),
     ],
