@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hta.errors import UserError
+from hta.errors import RunError, UserError
 from hta.evaluation.metrics import confusion
 from hta.evaluation.scores import score_text
 
@@ -114,12 +114,16 @@ def decide(
     """Which images are rejected, by `(N,)` anomaly scores or, where maps decide, their maxima: bool, True = reject.
 
     Those with `faults`, of which one cannot judge by votes, are rejected in any case. Returns None if there is no
-    threshold.
+    threshold, and raises a RunError if what decides is not finite.
     """
-    faulty = np.array([fault is not None for fault in faults or [None] * len(scores)])
-    if threshold.decided_by == "map":
-        return (np.asarray(peaks) > threshold.pixel_threshold) | faulty
-    return None if threshold.threshold is None else (np.asarray(scores) > threshold.threshold) | faulty
+    by_map = threshold.decided_by == "map"
+    values = np.asarray(peaks if by_map else scores)
+    limit = threshold.pixel_threshold if by_map else threshold.threshold
+    if limit is None:
+        return None
+    if not np.isfinite(np.append(values, limit)).all():
+        raise RunError("a score or its threshold is not finite: the model is damaged; restore it, or train it again")
+    return (values > limit) | [fault is not None for fault in faults or [None] * len(values)]
 
 
 def decision_words(rejected: np.ndarray | None, count: int) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from hta.errors import UserError
+from hta.errors import RunError, UserError
 from hta.evaluation.thresholds import (
     Threshold,
     advice,
@@ -99,6 +99,20 @@ def test_without_a_threshold_nothing_is_decided():
     undecided = {"rejected": None, "confusion": None, "false_positive_rate": NOTHING, "recall": NOTHING}
     assert list(summary.items()) == list((asdict(threshold) | undecided).items())
     assert decision_text(summary) == "no decision: because"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_never_decided(value):
+    by_map = replace(AT_HALF, decided_by="map")
+    for arguments in (
+        ([0.1, value], AT_HALF),
+        ([0.1], replace(AT_HALF, threshold=value)),
+        ([0.1], by_map, [value]),
+        ([0.1], replace(by_map, pixel_threshold=value), [0.1]),
+    ):
+        with pytest.raises(RunError, match="not finite: the model is damaged"):
+            decide(*arguments)
+    assert decide([value], by_map, [0.9]).tolist() == [True]  # scores decide nothing here
 
 
 def test_the_confusion_matrix_by_hand():
