@@ -41,6 +41,7 @@ class _Statistics(NamedTuple):
     bands: Tensor  # base-2 logarithm of the parts of the contrast by size, finest first
     black: Tensor  # share of pixels
     white: Tensor
+    saturated: Tensor  # share of white in what is not black: an object may have a black background
     nearly_black: Tensor
     nearly_white: Tensor
     chroma: Tensor  # standard deviation of the channels less their mean
@@ -69,6 +70,7 @@ class FrameCheck:
             "nearly uniform": these.contrast < _LEAST_CONTRAST * own.contrast.min(),
             "black for the most part": these.black > own.black.max() + _MORE_CLIPPED,
             "white for the most part": these.white > own.white.max() + _MORE_CLIPPED,
+            "saturated": these.saturated > own.saturated.max() + _MORE_CLIPPED,
             "out of focus": these.sharpness < _LEAST_SHARPNESS * own.sharpness.min(),
             "in colour, unlike the training images": these.chroma > (_COLOURED if gray else torch.inf),
             "gray, unlike the training images": these.chroma < (_GRAY if colour else 0),
@@ -110,4 +112,5 @@ def _statistics(images: Tensor) -> _Statistics:
     chroma = (images - images.mean(dim=1, keepdim=True)).std(dim=(2, 3)).mean(dim=1)
     black, white, nearly_black, nearly_white = (has.float().mean(dim=(1, 2)) for has in clipped)
     octaves = bands.clamp(min=1e-6).log2()
-    return _Statistics(contrast, detail, octaves, black, white, nearly_black, nearly_white, chroma)
+    saturated = white / (1 - black).clamp(min=1e-6)
+    return _Statistics(contrast, detail, octaves, black, white, saturated, nearly_black, nearly_white, chroma)

@@ -60,13 +60,22 @@ def test_statistics_by_hand():
     stripes[..., ::2] = -1
     check = FrameCheck(0.5 * stripes)  # contrast 0.5, not clipped
     faint, clipped = 0.09 * stripes, torch.where(torch.arange(12) < 8, torch.ones(()), 0.5 * stripes)
-    assert check.faults(torch.cat([stripes, 0.11 * stripes, faint, clipped])) == [
+    assert check.faults(torch.cat([0.9 * stripes, 0.11 * stripes, faint, clipped])) == [
         None,
         None,
         "nearly uniform",
         "white for the most part",
     ]
     assert FrameCheck(torch.cat([0.5 * stripes, 0.4 * stripes])).faults(faint) == [None]  # the faintest counts
+
+
+def test_a_saturated_object_on_black_is_found():
+    object_on_black = torch.full((1, 3, 32, 32), -1.0)
+    object_on_black[..., 8:24, 8:24] = torch.rand(16, 16, generator=torch.Generator().manual_seed(0)) - 0.5
+    saturated = torch.where(object_on_black > -1, 1, object_on_black)
+    saturated[..., 8:24:4, 8:24:2] = 0.5  # some texture is left
+    check = FrameCheck(object_on_black)
+    assert check.faults(torch.cat([object_on_black, saturated])) == [None, "saturated"]
 
 
 def test_words_count_each_kind():
