@@ -134,6 +134,7 @@ def _prepare(parts: dict[type, Any], model: "Model", source: "Source", target: P
     scoring = replace(
         scoring,
         fraction_defect=model.fraction(scoring),
+        score=model.score_name(scoring),
         no_frame_check=scoring.no_frame_check or source.folder is None,  # a data set is scored as in the paper
     )
     good = score_good(model, options, items, scoring, with_maps=not output.no_maps)
@@ -173,8 +174,9 @@ def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation
         stream = _scored(evaluation, traits)
         rows = results.write_pictures(stream, folder, scale, pixels, evaluation.output.full_size_maps)
         seconds = time.perf_counter() - start
-        peaks = None if scale is None else np.array([row.peak for row in rows])
-        scores = model.anomaly_scores(np.stack([row.shares for row in rows]), evaluation.scoring)
+        peaks = None if rows[0].peak is None else np.array([row.peak for row in rows])
+        votes = thresholds.NormalVotes(np.stack([row.shares for row in rows]), peaks)
+        scores = model.anomaly_scores(votes, evaluation.scoring, threshold)
         faults = [row.fault for row in rows]
         rejected = thresholds.decide(scores, threshold, peaks, faults)
         for row, score, word in zip(rows, scores, thresholds.decision_words(rejected, len(scores)), strict=True):

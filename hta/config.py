@@ -16,6 +16,8 @@ NUM_SAMPLES = 50
 
 # The paper's choices (section 4): iterations per scale by number of transformations.
 _ITERATIONS = {54: 1000, 42: 500, 4: 2000}
+# Of the recipe "views", whatever the transformations.
+_VIEWS_ITERATIONS = 250
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,16 @@ class AblationConfig(ModelConfig):
 class TrainingConfig(Checked):
     """How each scale is trained (paper, section 4)."""
 
+    recipe: str = option(
+        "paper",
+        "what the discriminators are trained on: the training images, as in the paper; or fresh views of them at each "
+        "step, slightly shifted, enlarged, turned, relit and noisy",
+        choices=("paper", "views"),
+    )
     niter: int = option(
         None,
-        "number of iterations per scale; by default 1000 with 54 transformations, 500 with 42 and 2000 with 4",
+        "number of iterations per scale; by default 250 with the recipe views, otherwise 1000 with 54 transformations, "
+        "500 with 42 and 2000 with 4",
         low=1,
     )
     lr_g: float = option(5e-4, "learning rate of the generators", above=0)
@@ -159,6 +168,13 @@ class ScoringConfig(Checked):
         above=0,
         high=1,
     )
+    score: str | None = option(
+        None,
+        "what the anomaly score and the maps are made of: the patches' votes for the right transformation (paper); or "
+        "how far the patches are from those of the training images in the features of the discriminators (nearest)",
+        choices=("paper", "nearest"),
+        default_note="nearest for defects if the model was trained by the recipe views, otherwise paper",
+    )
     aggregate: str = option(
         "mean",
         "how the scores of the scales are combined: as they are (mean); after min-max normalisation of each scale over "
@@ -195,7 +211,8 @@ class Config:
             is_gray: whether all pixels of all training images have R = G = B.
         """
         m = self.model.num_transforms or (4 if self.model.task == "defect" else 42 if is_gray else 54)
-        training = replace(self.training, niter=self.training.niter or _ITERATIONS[m])
+        of_recipe = _VIEWS_ITERATIONS if self.training.recipe == "views" else _ITERATIONS[m]
+        training = replace(self.training, niter=self.training.niter or of_recipe)
         return replace(self, model=replace(self.model, num_transforms=m), training=training)
 
 

@@ -18,14 +18,15 @@ from hta.errors import UserError, parameters_named
 from hta.evaluation import thresholds
 from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
 from hta.evaluation.frames import FrameCheck, fault_words
+from hta.evaluation.nearest import VIEW_STRENGTH, NearestMaps
 from hta.evaluation.scorer import ImageVotes, Scorer
 from hta.evaluation.scores import anomaly_scores, check_aggregate, default_fraction
 from hta.evaluation.thresholds import NormalVotes, Threshold
-from hta.evaluation.views import view_rule
 from hta.files import recover
 from hta.images import IMAGE_SUFFIXES, ImageFile, full_size, resize, to_array, to_tensor, unstack
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder, RunRecord
+from hta.models.views import ViewRule, view_rule
 from hta.runtime import Runtime, set_up
 from hta.training.progress import progress_bar
 from hta.vacancy import check_vacant, foreign_files
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 MODELS_DIR = Path("TrainedModels")
 
 _ASPECT_TOLERANCE = 0.02
+_LEAST_RANGE = 1e-6  # of a map, between normal images and the threshold
 _SHARE_TOLERANCE = 0.03  # bfloat16 and float32 differ by 0.001
 _OTHER_ASPECT = (
     "images of another aspect ratio than the training images (%d x %d px, width x height) are squeezed; "
@@ -141,6 +143,25 @@ class Model:
         """Finds images that cannot show what the training images show."""
         return FrameCheck(self.training_images)
 
+    @cached_property
+    def nearest(self) -> NearestMaps:
+        """Makes the maps of the score "nearest"."""
+        return NearestMaps(self.scorer, self.training_images)
+
+    def score_name(self, scoring: ScoringConfig) -> str:
+        """The score that `scoring` asks for, by default "nearest" for defects after the recipe "views", else "paper".
+
+        Raises:
+            UserError: an aggregate of vote shares is asked for with a score that is not made of them.
+        """
+        of_views = self.task == "defect" and self.record.config.training.recipe == "views"
+        score = scoring.score or ("nearest" if of_views and scoring.aggregate == "mean" else "paper")
+        if score == "nearest" and scoring.aggregate != "mean":
+            raise UserError(
+                f"--aggregate {scoring.aggregate}: combines votes, for --score paper; leave one of them out"
+            )
+        return score
+
     @property
     def saved_folder(self) -> RunFolder:
         """The run folder; a model that was trained in memory has none, which raises a UserError."""
@@ -159,15 +180,21 @@ class Model:
         Raises:
             UserError: the file beside the model is damaged, or belongs to another model.
         """
-        fraction, precision = self.fraction(scoring or ScoringConfig()), self.scorer.precision
+        scoring = scoring or ScoringConfig()
+        nearest = self.nearest if self.score_name(scoring) == "nearest" else None
         rule = view_rule(self.task, self.record.config.model.num_transforms)
-        if self._calibration is None or not self._calibration.fits(fraction, rule, precision):
+        rule = ViewRule(VIEW_STRENGTH, mirrored=False) if nearest else rule
+        wanted = self.fraction(scoring), rule, self.scorer.precision, self.score_name(scoring)
+        if self._calibration is None or not self._calibration.fits(*wanted):
             kept = None if self.folder is None else kept_calibration(self.folder, self.pyramid.plan.num_scales)
-            if kept is not None and not kept.fits(fraction, rule, precision):
-                text = "calibrating anew for fraction %g, this task and %s: the kept statistics are for others"
-                logger.info(text, fraction, precision)
+            if kept is not None and not kept.fits(*wanted):
+                text = (
+                    "calibrating anew for fraction %g, this task, %s and score %s: the kept statistics are for others"
+                )
+                logger.info(text, wanted[0], *wanted[2:])
                 kept = None
-            self._calibration = kept or calibrate(self.scorer, self.training_images, fraction, rule)
+            made = kept or calibrate(self.scorer, self.training_images, *wanted[:2], nearest=nearest)
+            self._calibration = made
         return self._calibration
 
     def keep_calibration(self) -> None:
@@ -188,7 +215,7 @@ class Model:
     def score_good(self, images: Iterable[ImageLike], scoring: ScoringConfig, *, with_maps: bool = True) -> NormalVotes:
         """The votes on good images that the model was not trained on, for `threshold`; arguments as for `stream`."""
         found = [(votes.shares, votes.peak) for votes in self.stream(images, scoring, with_maps=with_maps)]
-        peaks = np.array([peak for _, peak in found], dtype=np.float64) if with_maps else None
+        peaks = None if found[0][1] is None else np.array([peak for _, peak in found], dtype=np.float64)
         return NormalVotes(np.array([shares for shares, _ in found]), peaks)
 
     @parameters_named()
@@ -202,20 +229,32 @@ class Model:
         Raises:
             UserError: too few good images or views for the target.
         """
-        normal = good or self.calibration(scoring)
+        normal, is_nearest = good or self.calibration(scoring), self.score_name(scoring) == "nearest"
         source = thresholds.CALIBRATED if good is None else thresholds.GOOD_IMAGES
         target, given = scoring.target_fpr, scoring.threshold
         if good is not None or given is None:
             thresholds.check_enough(len(normal.shares), target, source)
-        scores = None if scoring.aggregate == "minmax" else self.anomaly_scores(normal.shares, scoring)
+        if is_nearest:
+            limits = thresholds.make_threshold(None, normal.peaks, target, source, by_map=True)
+            if given is not None:
+                return replace(limits, threshold=given, source=thresholds.GIVEN, target_fpr=None, decided_by="score")
+            return replace(limits, threshold=1.0, decided_by="score")
+        scores = None if scoring.aggregate == "minmax" else self.anomaly_scores(normal, scoring)
         by_map = with_maps and self.task == "defect"
         return thresholds.make_threshold(scores, normal.peaks, target, source, given=given, by_map=by_map)
 
     @parameters_named()
-    def anomaly_scores(self, shares: np.ndarray, scoring: ScoringConfig) -> np.ndarray:
-        """Anomaly scores `(N,)` of a test set from its `(N, S)` vote shares; higher = more anomalous."""
+    def anomaly_scores(self, votes: NormalVotes, scoring: ScoringConfig, limits: Threshold | None = None) -> np.ndarray:
+        """Anomaly scores `(N,)` of a test set from its votes; higher = more anomalous.
+
+        The score "nearest" is 0 for the mean of views of the training images, and 1 at the threshold, see `limits`.
+        """
+        if self.score_name(scoring) == "nearest":
+            normal = float(self.calibration(scoring).peaks.mean())
+            limit = (limits or self.threshold(replace(scoring, threshold=None))).pixel_threshold or 0.0
+            return (np.asarray(votes.peaks, dtype=np.float64) - normal) / max(limit - normal, _LEAST_RANGE)
         views = self.calibration(scoring).shares if scoring.aggregate == "calibrated" else None
-        return anomaly_scores(shares, scoring.aggregate, views)
+        return anomaly_scores(votes.shares, scoring.aggregate, views)
 
     @parameters_named()
     def score(
@@ -229,6 +268,7 @@ class Model:
         with_maps: bool = True,
         good_images: ImageLike | Iterable[ImageLike] | None = None,
         frame_check: bool = True,
+        score: str | None = None,
     ) -> Scores:
         """Score images, and show where they are anomalous.
 
@@ -245,6 +285,7 @@ class Model:
             good_images: normal images that the model was not trained on, 19 or more for a `target_fpr` of 0.05: the
                 threshold is made of them instead of views of the training images.
             frame_check: whether blank, saturated and blurred images get no votes, and so the highest score.
+            score: "paper" or "nearest", see `hta.config.ScoringConfig`.
 
         Returns:
             Scores, decisions and maps, in the order of the images.
@@ -254,14 +295,16 @@ class Model:
                 one image.
         """
         images = as_list(images)
-        scoring = ScoringConfig(fraction_defect, aggregate, not frame_check, target_fpr=target_fpr, threshold=threshold)
+        scoring = ScoringConfig(
+            fraction_defect, score, aggregate, not frame_check, target_fpr=target_fpr, threshold=threshold
+        )
         check_aggregate(aggregate, len(images))
         good = None if good_images is None else self.score_good(as_list(good_images), scoring, with_maps=with_maps)
         limits = self.threshold(scoring, with_maps=with_maps, good=good)
         stream: Iterable[ImageVotes] = self.stream(images, scoring, with_maps=with_maps)
         votes = list(stream if len(images) <= scoring.batch_size else progress_bar(stream, "scoring", len(images)))
-        scores = self.anomaly_scores(np.stack([image.shares for image in votes]), scoring)
-        peaks = np.array([image.peak for image in votes]) if with_maps else None
+        peaks = np.array([image.peak for image in votes]) if votes[0].anomaly_map is not None else None
+        scores = self.anomaly_scores(NormalVotes(np.stack([image.shares for image in votes]), peaks), scoring, limits)
         maps = [image.full_size_map() for image in votes] if with_maps else None
         faults = [image.fault for image in votes]
         rejected = thresholds.decide(scores, limits, peaks, faults)
@@ -283,7 +326,7 @@ class Model:
         Args:
             images: as `score` takes them; they are read as needed, one batch ahead, in another thread.
             scoring: fraction and batch size; the aggregate is left to `anomaly_scores`, which needs all images.
-            with_maps: whether to make anomaly maps.
+            with_maps: whether to make anomaly maps; the score "nearest" always does.
             observe: called with every image, `(H, W, 3)` float32 in [0, 1], when it is read.
             warn: whether to warn, once per model, of an image whose aspect ratio is not that of the training images.
 
@@ -308,7 +351,9 @@ class Model:
 
         check = None if scoring.no_frame_check else self.frame_check
         fraction, batch_size = self.fraction(scoring), scoring.batch_size
-        return self.scorer.stream(read(), fraction, batch_size, with_maps=with_maps, check=check)
+        make_maps = self.nearest.maps if self.score_name(scoring) == "nearest" else None
+        needs_maps = with_maps or make_maps is not None
+        return self.scorer.stream(read(), fraction, batch_size, with_maps=needs_maps, check=check, make_maps=make_maps)
 
 
 def _differ(recorded: Sequence[float], now: Sequence[float]) -> bool:

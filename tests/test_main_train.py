@@ -28,12 +28,12 @@ from hta.config import default_config
 from hta.data.folders import load_training_images
 from hta.errors import UserError
 from hta.evaluation.calibration import calibrate, kept_calibration
-from hta.evaluation.views import view_rule
 from hta.images import resize
 from hta.model import find_model, load
 from hta.models.native import choose_kernels
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder
+from hta.models.views import view_rule
 from hta.runtime import RuntimeConfig
 from hta.training import samples
 from hta.training.samples import draw_samples

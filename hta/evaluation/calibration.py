@@ -1,4 +1,4 @@
-"""A model's votes on views of its training images (`hta.evaluation.views`), kept beside it in calibration.json.
+"""A model's votes on views of its training images (`hta.models.views`), kept beside it in calibration.json.
 
 Thresholds are made of these statistics, for any false-positive rate and aggregate. They hold for one fraction of the
 patches, that of the model's task, and for the precision that the model was trained in; for others they are made anew
@@ -14,11 +14,12 @@ import numpy as np
 from torch import Tensor
 
 from hta.errors import UserError
+from hta.evaluation.nearest import NearestMaps
 from hta.evaluation.scorer import Scorer
 from hta.evaluation.thresholds import NormalVotes
-from hta.evaluation.views import ViewRule
 from hta.files import write_atomically
 from hta.models.storage import IMAGES_FILE, RunFolder
+from hta.models.views import ViewRule
 from hta.settings import read_json, require_keys
 
 CALIBRATION_FILE = "calibration.json"
@@ -41,20 +42,32 @@ class Calibration(NormalVotes):
     rule: ViewRule
     precision: str  # of the model, "float32" or "bfloat16"
     seed: int  # of the views
+    score: str = "paper"  # what the maps are made of
 
-    def fits(self, fraction: float, rule: ViewRule, precision: str) -> bool:
-        """Whether these are the statistics for a fraction of the patches, a rule for views and a precision."""
-        return (self.fraction, self.rule, self.precision) == (fraction, rule, precision)
+    def fits(self, fraction: float, rule: ViewRule, precision: str, score: str) -> bool:
+        """Whether these are the statistics for a fraction of the patches, a rule for views, a precision and a score."""
+        return (self.fraction, self.rule, self.precision, self.score) == (fraction, rule, precision, score)
 
 
 def calibrate(
-    scorer: Scorer, images: Tensor, fraction: float, rule: ViewRule, seed: int = VIEWS_SEED, num_views: int = NUM_VIEWS
+    scorer: Scorer,
+    images: Tensor,
+    fraction: float,
+    rule: ViewRule,
+    seed: int = VIEWS_SEED,
+    num_views: int = NUM_VIEWS,
+    nearest: NearestMaps | None = None,
 ) -> Calibration:
-    """Let a model score views of its `(N, 3, h, w)` training images in [-1, 1]; `fraction` of the patches vote."""
+    """Let a model score views of its `(N, 3, h, w)` training images in [-1, 1]; `fraction` of the patches vote.
+
+    The maps are those of the votes, or of `nearest`.
+    """
     views = rule.draw(images, num_views, seed, scorer.recognition)
-    shares, maps = zip(*(scorer.score(batch, fraction) for batch in views.split(_BATCH)), strict=True)
+    make_maps = None if nearest is None else nearest.maps
+    shares, maps = zip(*(scorer.score(batch, fraction, make_maps) for batch in views.split(_BATCH)), strict=True)
     peaks = np.concatenate([batch.max(axis=(1, 2)) for batch in maps]).astype(np.float64)
-    return Calibration(np.concatenate(shares), peaks, fraction, rule, scorer.precision, seed)
+    score = "nearest" if nearest else "paper"
+    return Calibration(np.concatenate(shares), peaks, fraction, rule, scorer.precision, seed, score)
 
 
 def save_calibration(folder: RunFolder, calibration: Calibration) -> None:
@@ -70,6 +83,7 @@ def save_calibration(folder: RunFolder, calibration: Calibration) -> None:
         **asdict(calibration.rule),
         "precision": calibration.precision,
         "seed": calibration.seed,
+        "score": calibration.score,
         "shares": calibration.shares.tolist(),
         "peaks": calibration.peaks.tolist(),
     }
@@ -93,8 +107,8 @@ def kept_calibration(folder: RunFolder, num_scales: int) -> Calibration | None:
 
 def _parse(path: Path, model: str, num_scales: int) -> Calibration:
     """Read the statistics of the model with the fingerprint `model`, or raise a UserError."""
-    data = read_json(path, FORMAT_VERSION)
-    require_keys(data, {"model", "mirrored", "precision", *_NUMBERS}, str(path))
+    data = {"score": "paper"} | read_json(path, FORMAT_VERSION)  # older ones lack it
+    require_keys(data, {"model", "mirrored", "precision", "score", *_NUMBERS}, str(path))
     mirrored, precision = data["mirrored"], data["precision"]
     if data["model"] != model:
         raise UserError(f"{path}: belongs to another model")
@@ -102,12 +116,14 @@ def _parse(path: Path, model: str, num_scales: int) -> Calibration:
         arrays = [np.asarray(data[name]) for name in _NUMBERS]
     except ValueError:  # rows of several lengths
         arrays = []
-    known = isinstance(mirrored, bool) and precision in ("float32", "bfloat16")
+    words = precision in ("float32", "bfloat16") and data["score"] in ("paper", "nearest")
+    known = words and isinstance(mirrored, bool)
     if not (known and _are_statistics(arrays, num_scales)):
         raise UserError(f"{path}: not the statistics of a model of {num_scales} scales")
     fraction, strength, seed, shares, peaks = arrays
     shares, peaks = shares.astype(np.float64), peaks.astype(np.float64)
-    return Calibration(shares, peaks, float(fraction), ViewRule(float(strength), mirrored), precision, int(seed))
+    rule = ViewRule(float(strength), mirrored)
+    return Calibration(shares, peaks, float(fraction), rule, precision, int(seed), data["score"])
 
 
 def _are_statistics(arrays: list[np.ndarray], num_scales: int) -> bool:

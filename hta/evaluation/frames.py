@@ -23,10 +23,8 @@ from hta.models.transforms import to_grayscale
 _LEAST_CONTRAST, _LEAST_DETAIL, _LEAST_SHARPNESS = 0.2, 0.1, 0.3  # relative to the training images
 _MOST_OCTAVES = 2.0  # by which the share of a band of sizes in the contrast may differ
 _MORE_CLIPPED = 0.6  # share of black or white pixels that may be added
-_BACKGROUND, _LEAST_BACKGROUND = (
-    0.25,
-    1 / 3,
-)  # share of black or white that is one, and the part of it that must be left
+_BACKGROUND = 0.25  # share of black or white pixels that is a background
+_LEAST_BACKGROUND = 0.5  # part of it that must be left
 _COLOURED, _GRAY = 0.04, 0.005  # chroma, of values in [-1, 1]: more than a gray image has, less than one in colour
 _CLIPPED, _NEARLY_CLIPPED = 0.95, 0.8
 _DETAIL_SIDE = 5  # of the squares whose contrasts give the detail, pixels

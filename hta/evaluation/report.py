@@ -69,9 +69,10 @@ class Quantity:
 
 def quantities_of(document: dict[str, Any]) -> tuple[dict[str, Quantity], str]:
     """By the attribute of an `ImageResult`, what a run's images are ranked by, and the attribute of what decides."""
-    decision = document["decision"]
+    decision, scoring = document["decision"], document["scoring"]
+    of_votes = scoring["score"] == "paper"
     quantities = {
-        "score": Quantity("anomaly score", decision["threshold"], document["scoring"]["aggregate"]),
+        "score": Quantity("anomaly score", decision["threshold"], scoring["aggregate"] if of_votes else None),
         "peak": Quantity("highest value of the map", decision["pixel_threshold"]),
     }
     return quantities, "peak" if decision["decided_by"] == "map" else "score"

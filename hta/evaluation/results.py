@@ -152,8 +152,7 @@ def write_pictures(
         for item, votes, picture in scored:
             check_finite(item, votes.shares, votes.peak)
             small = jpeg_of(thumbnail(picture), _THUMBNAIL_QUALITY)
-            peak = None if scale is None else votes.peak
-            results.append(ImageResult(item, votes.shares, peak, small, fault=votes.fault))
+            results.append(ImageResult(item, votes.shares, votes.peak, small, fault=votes.fault))
             if votes.anomaly_map is None or scale is None:
                 continue
             results[-1].floor = float(votes.anomaly_map.min())

@@ -7,7 +7,7 @@ the class "fake" is never computed, and drawing the canvases and reading the win
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import NamedTuple
@@ -34,6 +34,9 @@ from hta.runtime import full_precision
 _CHANNEL_BLOCK = 16  # channels that matrix units process at once: fewer logits would take more time, not less
 # Activations of one pass: on a CPU they should stay in its caches, on a GPU they should fill it.
 _PASS_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
+
+MakeMaps = Callable[[Tensor], Tensor]
+"""Makes anomaly maps `(B, h, w)` in [0, 1] of `(B, 3, h, w)` images in [-1, 1]; higher = more anomalous."""
 
 
 class _GroupReader(NamedTuple):
@@ -118,7 +121,17 @@ class ScaleVoter:
 
     def _probabilities(self, canvases: Tensor) -> Tensor:
         """Softmax over the M transformations at every patch: `(B, H - 2m, W - 2m, M)`, contiguous, at least float32."""
-        x = canvases.to(memory_format=torch.channels_last)
+        logits = F.conv2d(self._activations(canvases), *self._tail).permute(0, 2, 3, 1)[..., : self.num_transforms]
+        return F.softmax(logits, dim=-1, dtype=statistics_dtype(self._dtype))
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """The activations of the last hidden layer on `(B, 3, h, w)` images in [-1, 1]: `(B, C, h', w')`."""
+        parts = [self._activations(part) for part in images.to(self._device, self._dtype).split(self.pass_images)]
+        return torch.cat(parts).to(statistics_dtype(self._dtype))
+
+    def _activations(self, images: Tensor) -> Tensor:
+        x = images.to(memory_format=torch.channels_last)
         for weight, bias in self._hidden:
             if self._fused:
                 x = torch.ops.mkldnn._convolution_pointwise(
@@ -126,8 +139,7 @@ class ScaleVoter:
                 )
             else:
                 x = F.leaky_relu_(F.conv2d(x, weight, bias), LEAKY_SLOPE)
-        logits = F.conv2d(x, *self._tail).permute(0, 2, 3, 1)[..., : self.num_transforms]
-        return F.softmax(logits, dim=-1, dtype=statistics_dtype(self._dtype))
+        return x
 
 
 def has_fused_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -203,13 +215,20 @@ class Scorer:
         return _shares(self.votes(images), fractions)
 
     @torch.inference_mode()
-    def score(self, images: Tensor, fraction: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    def score(
+        self, images: Tensor, fraction: float = 1.0, make_maps: MakeMaps | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Vote shares, like those of `shares`, `(B, S)`; and anomaly maps `(B, h, w)` float32 in [0, 1], higher = more
-        anomalous.
+        anomalous: those of the votes, or of `make_maps`.
         """
         votes = self.votes(images)
-        maps = anomaly_maps(votes, self.margin, self.plan.working_size)
+        maps = make_maps(images) if make_maps else anomaly_maps(votes, self.margin, self.plan.working_size)
         return _shares(votes, [fraction])[0], maps.float().cpu().numpy()
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """What the discriminators make of the untransformed images at each scale, see `ScaleVoter.features`."""
+        levels = image_pyramid(images, self.plan.sizes)
+        return [voter.features(level) for voter, level in zip(self._voters, levels, strict=True)]
 
     def recognition(self, images: Tensor) -> Tensor:
         """How often all patches find the right transformation: `(B,)` on the CPU, mean over the scales; 1 = chance."""
@@ -223,6 +242,7 @@ class Scorer:
         *,
         with_maps: bool = True,
         check: FrameCheck | None = None,
+        make_maps: MakeMaps | None = None,
     ) -> Iterator[ImageVotes]:
         """Score images one after the other; the next batch is read and resized in the meantime.
 
@@ -232,6 +252,7 @@ class Scorer:
             batch_size: images per batch; memory grows with it, not with the number of images.
             with_maps: whether to make anomaly maps.
             check: finds images that cannot be normal; None looks for none.
+            make_maps: makes the maps instead of the votes.
 
         Yields:
             The votes of each image, in order.
@@ -248,7 +269,7 @@ class Scorer:
                 working = torch.cat([image for image, _ in batch])
                 maps: Iterable[np.ndarray | None] = [None] * len(batch)
                 if with_maps:
-                    shares, maps = self.score(working, fraction)
+                    shares, maps = self.score(working, fraction, make_maps)
                 else:
                     shares = self.shares(working, [fraction])[0]
                 faults = check.faults(working) if check else [None] * len(batch)

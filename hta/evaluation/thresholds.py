@@ -4,7 +4,7 @@ A defect is small, and the score of an image, a mean of probabilities, is close 
 trained on one image does not know by heart. The maximum of the map does separate them, so maps decide on defects if
 there are any: an image is rejected if its map exceeds the pixel threshold anywhere. For another class scores decide.
 
-Thresholds are made of normal images only: views of the training images (`hta.evaluation.views`), which approximate how
+Thresholds are made of normal images only: views of the training images (`hta.models.views`), which approximate how
 much normal images differ, or better, good images that the model was not trained on. The limits of the latter are those
 of split conformal prediction: another good image of the same kind exceeds them with at most the target probability.
 """
@@ -30,7 +30,7 @@ _NO_MINMAX = "minmax scores depend on the test set: no threshold can be known be
 
 @dataclass(frozen=True)
 class NormalVotes:
-    """A model's votes on N normal images, to derive a threshold from."""
+    """A model's votes on N images, normal ones where a threshold is derived from them."""
 
     shares: np.ndarray  # `(N, S)` vote shares in [0, 1], higher = more normal
     peaks: np.ndarray | None  # `(N,)` maxima of the anomaly maps at the working size; None without maps

@@ -176,6 +176,8 @@ class RunSpec:
         matters = asdict(self) | {"model": asdict(config.model), "training": asdict(config.training)}
         matters |= {"method_version": METHOD_VERSION, "geom_steps": PRESETS[self.preset].geom_steps}
         del matters["paper_dataset"]
+        if config.training.recipe == "paper":
+            del matters["training"]["recipe"]  # results that predate the setting keep their keys
         if not self.in_order:
             del matters["in_order"]  # results that predate the option keep their keys
         return hashlib.sha256(json.dumps(matters, sort_keys=True).encode()).hexdigest()[:12]

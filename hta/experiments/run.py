@@ -22,7 +22,6 @@ from hta.evaluation.metrics import bootstrap_auroc, image_auroc
 from hta.evaluation.scorer import Scorer
 from hta.evaluation.scores import AGGREGATES, anomaly_scores
 from hta.evaluation.thresholds import CALIBRATED, decide, make_threshold, summarize_decision
-from hta.evaluation.views import view_rule
 from hta.experiments.plan import (
     METHOD_VERSION,
     PRESETS,
@@ -37,6 +36,7 @@ from hta.images import resize, to_tensor
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid, plan_of
 from hta.models.transforms import mirror_pad
+from hta.models.views import view_rule
 from hta.runs import TrainingSet, prepare
 from hta.runtime import Runtime, describe_machine, describe_versions, own_process, seeded_generator, set_up
 from hta.training.samples import draw_samples

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -75,6 +76,14 @@ class RunRecord(Checked):
     def num_images(self) -> int:
         """N, the number of training images (shots)."""
         return len(self.sources)
+
+
+def _with_later_settings(data: dict[str, Any]) -> dict[str, Any]:
+    """The content of a config.json, with what older versions of hta did not record."""
+    training = data["config"].get("training") if isinstance(data.get("config"), dict) else None
+    if isinstance(training, dict):
+        training.setdefault("recipe", "paper")
+    return {"kernels": "", "training_shares": []} | data
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -177,7 +186,7 @@ class RunFolder:
         """The run's record."""
         path = self.path / CONFIG_FILE
         try:
-            data = {"kernels": "", "training_shares": []} | read_json(path, FORMAT_VERSION)  # older ones lack these
+            data = _with_later_settings(read_json(path, FORMAT_VERSION))
             record = from_mapping(RunRecord, data, str(path))
             if not record.sources or not all(map(_is_file_name, record.sources)):
                 raise UserError(f"{path}: sources must be a list of file names")

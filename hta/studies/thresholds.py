@@ -25,9 +25,9 @@ from hta.evaluation.results import APOSTROPHE, MAPS_FOLDER, METRICS_FILE, SCORES
 from hta.evaluation.scorer import Scorer
 from hta.evaluation.scores import anomaly_scores, score_text
 from hta.evaluation.thresholds import NormalVotes, proportion
-from hta.evaluation.views import ALL_CHANGES, Changes, ViewRule, draw_views, view_rule
 from hta.model import Model
 from hta.models.pyramid import fresh_noise
+from hta.models.views import ALL_CHANGES, Changes, ViewRule, draw_views, view_rule
 from hta.runtime import seeded_generator
 from hta.settings import Checked, option
 from hta.training.trainer import train_pyramid

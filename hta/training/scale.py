@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from itertools import repeat
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,15 @@ from torch import Tensor
 
 from hta.config import TrainingConfig
 from hta.errors import RunError, UserError
+from hta.images import resize
 from hta.models.pyramid import Pyramid, Scale, fresh_noise
 from hta.models.storage import restore_scale, scale_tensors
+from hta.models.views import draw_views
 from hta.runtime import seeded_generator
 from hta.training.losses import PatchTargets, fake_loss, plan_of_objective, transformation_loss
+
+_VIEW_STRENGTH = 1.0  # of the views that the recipe "views" shows to the discriminators
+_STATISTICS_PASSES = 16
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,14 @@ class ScaleTrainer:
         pyramid: with the frozen coarser scales.
         images: `(N, 3, h, w)` training images at this scale, in [-1, 1].
         config: the settings, resolved.
+        originals: the images at the working size, of which views are drawn; by default `images`.
     """
 
-    def __init__(self, pyramid: Pyramid, images: Tensor, config: TrainingConfig):
+    def __init__(self, pyramid: Pyramid, images: Tensor, config: TrainingConfig, originals: Tensor | None = None):
         self.pyramid, self.config, self.n = pyramid, config, len(pyramid.scales)
         self.size = pyramid.plan.sizes[self.n]
         self.real = images.to(pyramid.device)
+        self._originals = images if originals is None else originals
         self.index = pyramid.all_images()
         self.noise_stream = seeded_generator(config.manualSeed, "scale", self.n)
         self.scale: Scale = pyramid.new_scale(self.n, self.noise_stream)
@@ -61,7 +69,7 @@ class ScaleTrainer:
             residual = (self.real - self.rebuilt_below).abs().mean(dim=(1, 2, 3))
             self.scale.noise_amp.copy_(config.noise_amp * residual)
         self.canvases = plan_of_objective(pyramid.config, self.size)
-        self.real_canvases = [batch.to(pyramid.dtype) for batch in self.canvases.render(self.real)]
+        self.real_canvases = self._render(self.real)
         self._without_fakes = pyramid.config.objective == "transformations_only"
         num_classes = D.num_classes - self._without_fakes
         on = pyramid.dtype, pyramid.device, pyramid.kernels
@@ -83,9 +91,9 @@ class ScaleTrainer:
                     group["lr"] = rate * (config.gamma if self.iteration >= milestone else 1.0)
             noise = self._draw_noise()
             d_losses = []
-            for _ in range(config.Dsteps):
+            for real_canvases in self._shown_to_discriminator(config.Dsteps):
                 below = self._draw_image_below()
-                d_losses.append(self._step_discriminator(noise, below))
+                d_losses.append(self._step_discriminator(real_canvases, noise, below))
             # The steps of G reuse the noise and the last image below.
             num_steps = 0 if self._without_fakes else config.Gsteps
             g_losses = [self._step_generator(noise, below) for _ in range(num_steps)] or [torch.zeros(2)]
@@ -96,14 +104,29 @@ class ScaleTrainer:
             self.iteration += 1
             yield losses
 
-    def _step_discriminator(self, noise: Tensor, below: Tensor) -> Tensor:
+    def _shown_to_discriminator(self, count: int) -> Iterator[list[Tensor]]:
+        """The canvases of the training images, or of fresh views of them, for `count` passes of D.
+
+        Views depend on the seed, the scale and the iteration alone, so that a resumed run sees the same ones.
+        """
+        if self.config.recipe != "views":
+            yield from repeat(self.real_canvases, count)
+            return
+        seed, number = (self.config.manualSeed, "training", self.n, self.iteration), len(self.real)
+        for views in draw_views(self._originals, count * number, _VIEW_STRENGTH, seed).split(number):
+            yield self._render(resize(views.to(self.pyramid.device), self.size))
+
+    def _render(self, images: Tensor) -> list[Tensor]:
+        return [batch.to(self.pyramid.dtype) for batch in self.canvases.render(images)]
+
+    def _step_discriminator(self, real_canvases: list[Tensor], noise: Tensor, below: Tensor) -> Tensor:
         """One step of D on real and generated patches; returns both losses, `(2,)`, detached.
 
         Without fakes (paper, table 6 a), real patches and their classes are all that it learns.
         """
         self.optimizers["optimizer_d"].zero_grad(set_to_none=True)
         # Separate passes, so that batch norm sees real and fake images separately; the gradients add up.
-        logits = self._discriminate(self.real_canvases)
+        logits = self._discriminate(real_canvases)
         if self._without_fakes:
             logits = [batch[:, :-1] for batch in logits]
         loss_real = transformation_loss(logits, self.targets)
@@ -137,14 +160,17 @@ class ScaleTrainer:
         Running averages mix real and generated batches, whose statistics diverge as D learns to separate them, so that
         a frozen D would be biased on real images. With "training_images" each layer instead keeps its statistics of
         one last pass over them in training mode: a frozen network then behaves on the training images as it did in
-        training. With "discriminators" this applies to D only.
+        training. With "discriminators" this applies to D only. With the recipe "views" those of D are the mean over
+        `_STATISTICS_PASSES` passes over fresh views.
 
         Raises:
             RunError: a weight is not finite.
         """
         if self.config.batch_statistics != "running":
-            self.scale.discriminator.body.set_momentum(1.0)
-            self._discriminate(self.real_canvases)
+            passes = _STATISTICS_PASSES if self.config.recipe == "views" else 1
+            for number, real_canvases in enumerate(self._shown_to_discriminator(passes), start=1):
+                self.scale.discriminator.body.set_momentum(1.0 / number)  # the mean over the passes
+                self._discriminate(real_canvases)
         if self.config.batch_statistics == "training_images":
             self.scale.generator.body.set_momentum(1.0)
             self._reconstruct()

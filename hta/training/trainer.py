@@ -59,7 +59,7 @@ def train_pyramid(
     )
     levels = image_pyramid(images, plan.sizes)
     for n in range(start, num_scales):
-        trainer = ScaleTrainer(pyramid, levels[n], training)
+        trainer = ScaleTrainer(pyramid, levels[n], training, images)
         if folder and state:
             trainer.restore(state, iteration, str(folder.path / CHECKPOINT_FILE))
             state = {}

@@ -13,8 +13,8 @@ import hta
 from hta.config import RuntimeConfig, ScoringConfig, default_config
 from hta.errors import UserError
 from hta.evaluation.calibration import CALIBRATION_FILE, Calibration, calibrate, kept_calibration, save_calibration
-from hta.evaluation.views import ViewRule, view_rule
 from hta.models.storage import RunFolder
+from hta.models.views import ViewRule, view_rule
 from tests.helpers import picture
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
@@ -132,7 +132,7 @@ def test_statistics_for_others_are_made_anew(models, caplog, scoring, task, prec
         other = model.calibration(scoring)
     assert_equal(other, calibrate(model.scorer, model.training_images, fraction, view_rule(task, 4)))
     assert (other.precision, other.peaks[0] == 0.123456) == (precision, False)
-    assert caplog.text.count(f"calibrating anew for fraction {fraction:g}, this task and {precision}") == 1
+    assert caplog.text.count(f"calibrating anew for fraction {fraction:g}, this task, {precision} and score paper") == 1
     assert model.calibration(scoring) is other
     if fraction != 0.05:
         model.task = "defect"

@@ -7,8 +7,8 @@ from scipy.ndimage import gaussian_filter
 from skimage import data
 
 from hta.evaluation.frames import FrameCheck, fault_words
-from hta.evaluation.views import draw_views
 from hta.images import resize, to_tensor
+from hta.models.views import draw_views
 
 
 def photograph(name):

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from hta.config import AblationConfig, Config, ModelConfig, TrainingConfig, default_config
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.scorer import Scorer
-from hta.evaluation.views import view_rule
 from hta.experiments import run
 from hta.experiments.plan import RunSpec
 from hta.experiments.run import (
@@ -28,6 +27,7 @@ from hta.experiments.run import (
 from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid, plan_of
+from hta.models.views import view_rule
 from hta.runs import prepare
 from hta.runtime import Runtime
 from hta.speed.explicit import patch_cross_entropy, transformation_list

@@ -7,8 +7,10 @@ import torch
 
 from hta.config import Config, ModelConfig, TrainingConfig
 from hta.errors import RunError
+from hta.images import resize
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunRecord, scale_tensors
+from hta.models.views import draw_views
 from hta.runtime import Runtime
 from hta.speed.workload import explicit_scale
 from hta.training.scale import ScaleTrainer
@@ -328,3 +330,34 @@ def test_which_networks_keep_the_running_averages(choice, settled):
     changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
     assert {name.split(".")[0] for name in changed} == settled
     assert all("running" in name or "num_batches" in name for name in changed)
+
+
+def test_the_recipe_views_shows_fresh_views_to_the_discriminator_alone():
+    """Other views at every step, the same ones after a resume; the generator still rebuilds the images themselves."""
+    pyramid = make_pyramid(2)
+    originals, level = random_images(SIZE, 2, 3, torch.float32), images_for(pyramid, 0)
+    trainer = ScaleTrainer(pyramid, level, TrainingConfig(niter=2, recipe="views", manualSeed=5), originals)
+    for iteration in (0, 1):
+        trainer.iteration = iteration
+        views = draw_views(originals, 6, 1.0, (5, "training", 0, iteration)).split(2)
+        for shown, expected in zip(trainer._shown_to_discriminator(3), views, strict=True):
+            rendered = trainer.canvases.render(resize(expected, pyramid.plan.sizes[0]))
+            for batch, wanted in zip(shown, rendered, strict=True):
+                torch.testing.assert_close(batch, wanted, rtol=0, atol=1e-5)
+    assert torch.equal(trainer.real, level)
+    plain = ScaleTrainer(pyramid, level, TrainingConfig(niter=2), originals)
+    assert [shown is plain.real_canvases for shown in plain._shown_to_discriminator(3)] == [True] * 3
+
+
+def test_the_recipe_views_keeps_the_mean_statistics_of_sixteen_views():
+    pyramid = make_pyramid(1, double=True)
+    images = random_images(SIZE, 1, 3, torch.float32)
+    trainer = ScaleTrainer(pyramid, images_for(pyramid, 0), TrainingConfig(niter=1, recipe="views"), images)
+    list(trainer.run())
+    (block, *_), canvases = trainer.scale.discriminator.body.blocks, list(trainer._shown_to_discriminator(16))
+    # Every canvas position counts once for each of the windows that cover it: once, with rotations alone.
+    rows = [[block.conv(batch).transpose(0, 1).flatten(1) for batch in shown] for shown in canvases]
+    means = [torch.cat(batches, dim=1).mean(dim=1) for batches in rows]
+    scale = trainer.finish()
+    kept = scale.discriminator.body.blocks[0].norm.running_mean
+    torch.testing.assert_close(kept.double(), torch.stack(means).mean(dim=0).detach(), rtol=0, atol=1e-6)

@@ -12,7 +12,7 @@ trouser and dress, of which only the AUROC is reported, and that does not depend
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import torch
@@ -81,18 +81,21 @@ def view_rule(task: str, num_transforms: int) -> ViewRule:
     return ViewRule(strength=3.5, mirrored=False)
 
 
-def draw_views(images: Tensor, count: int, strength: float, seed: int, changes: Changes = ALL_CHANGES) -> Tensor:
+def draw_views(
+    images: Tensor, count: int, strength: float, seed: int | Sequence[int | str], changes: Changes = ALL_CHANGES
+) -> Tensor:
     """Draw views of `(N, 3, h, w)` training images in [-1, 1], of one after the other, in turn.
 
     Args:
-        images, count, seed: the same ones give the same views.
+        images, count, seed: the same ones give the same views; a seed may have several parts.
         strength: factor of all `changes`; 0 leaves the images as they are.
         changes: what is changed, at strength 1.
 
     Returns:
         `(count, 3, h, w)` in [-1, 1], on the CPU.
     """
-    generator, changes = seeded_generator("views", seed), Changes(*(strength * value for value in astuple(changes)))
+    generator = seeded_generator("views", *([seed] if isinstance(seed, int) else seed))
+    changes = Changes(*(strength * value for value in astuple(changes)))
     originals = images.cpu()[torch.arange(count) % len(images)]
     places = _sampling_grid(originals.shape, changes, generator)
     moved = F.grid_sample(originals, places, mode="bicubic", padding_mode="reflection", align_corners=False)

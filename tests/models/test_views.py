@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hta.evaluation.views import ALL_CHANGES, MOUNTED_CHANGES, Changes, ViewRule, draw_views, view_rule
+from hta.models.views import ALL_CHANGES, MOUNTED_CHANGES, Changes, ViewRule, draw_views, view_rule
 from tests.helpers import random_images
 
 

@@ -1,0 +1,146 @@
+"""Maps by the nearest patches against the explicit definition, pair by pair in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import hta
+from hta.config import ScoringConfig, default_config
+from hta.errors import UserError
+from hta.evaluation import nearest
+from hta.evaluation.nearest import OFFSET, UNIT, NearestMaps
+from hta.evaluation.scorer import Scorer
+from hta.models.scales import image_pyramid
+from hta.models.views import draw_views
+from hta.runtime import seeded_generator
+from tests.helpers import picture, random_images, random_pyramid
+
+TINY = {"min_size": 14, "max_size": 22, "niter": 3, "nfc": 4, "precision": "float32", "not_cuda": True}
+
+
+@pytest.fixture(scope="module")
+def pyramid():
+    return random_pyramid((19, 22), 4)[0]
+
+
+def views_of(count, seed=1):
+    """Images at the working size; views are drawn in float32."""
+    return random_images((19, 22), count, seed=seed, dtype=torch.float32)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Few views and patches, which a loop over pairs compares quickly."""
+    for name, value in {"_BANK_VIEWS": 1, "_STATISTICS_VIEWS": 3, "_BANK_PATCHES": 40}.items():
+        monkeypatch.setattr(nearest, name, value)
+
+
+def explicit_features(pyramid, n, image):
+    """Each patch of `(3, h, w)` at scale n by the frozen network, layer by layer: a list of (row, column, values)."""
+    x = image_pyramid(image[None].double(), pyramid.plan.sizes)[n]
+    for block in pyramid.scales[n].discriminator.body.blocks:
+        (x,) = block([x])
+    return [(row, column, x[0, :, row, column].numpy()) for row in range(x.shape[2]) for column in range(x.shape[3])]
+
+
+def explicit_map(pyramid, images, image):
+    """The map of one image, by loops over patches, scales and the bank."""
+    in_bank = torch.cat([images, draw_views(images, len(images), 1.0, (0, "bank"))])
+    others, scales = draw_views(images, 3, 1.0, (0, "statistics")), []
+    for n, size in enumerate(pyramid.plan.sizes):
+        known = [patch for one in in_bank for patch in explicit_features(pyramid, n, one)]
+        values = np.array([value for _, _, value in known])
+        spread = values.std(axis=0, ddof=1)
+        scale = (spread + 1e-3 * spread.mean() + 1e-12) * math.sqrt(values.shape[1])
+        height, width = 1 + known[-1][0], 1 + known[-1][1]
+        unit = 0.05 * max(height, width)
+        chosen = torch.randperm(len(known), generator=seeded_generator("bank", n))[: 40 * len(images)]
+        bank = [known[i] for i in chosen]
+
+        def distance(patch, bank=bank, scale=scale, unit=unit):
+            row, column, value = patch
+            return min(
+                math.sqrt((((value - other) / scale) ** 2).sum() + ((row - y) / unit) ** 2 + ((column - x) / unit) ** 2)
+                for y, x, other in bank
+            )
+
+        normal = np.array([distance(patch) for one in others for patch in explicit_features(pyramid, n, one)])
+        found = np.array([distance(patch) for patch in explicit_features(pyramid, n, image)]).reshape(
+            1, 1, height, width
+        )
+        z = torch.from_numpy((found - normal.mean()) / normal.std(ddof=1))
+        margin = (size[0] - height) // 2
+        whole = F.pad((OFFSET + UNIT * z).clamp(0, 1), [margin] * 4, mode="replicate")
+        scales.append(nearest.upsample_map(whole[0], pyramid.plan.working_size)[0])
+    total = F.pad(torch.stack(scales).mean(dim=0)[None, None], [2] * 4, mode="replicate")
+    return F.avg_pool2d(total, 5, stride=1)[0, 0]
+
+
+def test_maps_are_those_of_a_loop_over_all_pairs_of_patches(pyramid, small):
+    images, (one,) = views_of(2), views_of(1, seed=9)
+    maps = NearestMaps(Scorer(pyramid), images)
+    torch.testing.assert_close(maps.maps(one[None])[0], explicit_map(pyramid, images, one), rtol=0, atol=1e-7)
+
+
+def test_batches_and_order_change_nothing(pyramid, small):
+    maps = NearestMaps(Scorer(pyramid), views_of(1))
+    images = views_of(5, seed=4)
+    together, order = maps.maps(images), [3, 0, 4, 1, 2]
+    torch.testing.assert_close(torch.cat([maps.maps(image[None]) for image in images]), together, rtol=0, atol=1e-9)
+    torch.testing.assert_close(maps.maps(images[order]), together[order], rtol=0, atol=1e-9)
+
+
+def test_the_training_image_is_nearer_than_another(pyramid):
+    images = views_of(2)
+    own, other = NearestMaps(Scorer(pyramid), images[:1]).maps(images)
+    assert own.mean() < other.mean()
+    assert own[5:-5, 5:-5].max() < OFFSET + UNIT < other.max()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return hta.train(picture(), default_config(recipe="views", **TINY))
+
+
+def test_scores_are_0_for_views_and_1_at_the_threshold(model):
+    """The threshold rejects 10 of the 200 views; scores are the maxima of the maps, and decide with maps or without."""
+    images = [picture(seed) for seed in range(4)] + [255 - picture()]
+    scores, decisions, _ = model.score(images)
+    limits, normal = model.threshold(ScoringConfig()), model.calibration().peaks
+    assert (limits.threshold, limits.decided_by) == (1.0, "score")
+    assert (normal > limits.pixel_threshold).sum() == 10
+    peaks = np.array([votes.peak for votes in model.stream(images)])
+    expected = (peaks - normal.mean()) / (limits.pixel_threshold - normal.mean())
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+    assert decisions.tolist() == (peaks > limits.pixel_threshold).tolist()
+    without = model.score(images, with_maps=False)
+    assert without.anomaly_maps is None
+    np.testing.assert_allclose(without.anomaly_scores, scores, rtol=0, atol=1e-5)
+    alone = [float(model.score(image).anomaly_scores[0]) for image in images]
+    np.testing.assert_allclose(alone, scores, rtol=0, atol=1e-5)
+    assert model.score(images, threshold=-1e9).decisions.all()
+
+
+def test_a_saved_model_scores_alike_and_the_paper_s_score_is_one_option_away(model, tmp_path):
+    model.save(tmp_path / "saved")
+    loaded = hta.load(tmp_path / "saved", runtime=model.record.config.runtime)
+    image = picture(3)
+    assert loaded.score(image).anomaly_scores.tolist() == model.score(image).anomaly_scores.tolist()
+    of_votes = loaded.score(image, score="paper")
+    (votes,) = loaded.stream([image])
+    np.testing.assert_allclose(of_votes.anomaly_scores, 1 - votes.shares.mean(), rtol=0, atol=1e-12)
+    with pytest.raises(UserError, match="aggregate calibrated"):
+        loaded.score(image, score="nearest", aggregate="calibrated")
+
+
+@pytest.mark.parametrize(
+    ("settings", "score"),
+    [({}, "paper"), ({"recipe": "views", "task": "class"}, "paper"), ({"recipe": "views"}, "nearest")],
+)
+def test_the_default_follows_task_and_recipe(settings, score):
+    model = hta.train(picture(), default_config(**TINY | {"niter": 1, "num_transforms": 4} | settings))
+    assert model.score_name(ScoringConfig()) == score
+    assert model.calibration().score == score
