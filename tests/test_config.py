@@ -71,6 +71,7 @@ REFUSED = {
     "alpha": [-1.0],
     "noise_amp": [-0.1],
     "batch_statistics": ["eval"],
+    "recipe": ["view"],
     "manualSeed": [-1, 2**31],
     "threads": [-1],
     "precision": ["float16"],

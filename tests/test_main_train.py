@@ -331,7 +331,7 @@ BAD_INPUTS = {
     "long name of CJK characters": ([*PHOTO, *QUICK, "--name", "\u5899" * 90], "--name", "at most 200 bytes"),
     "long folder of models": ([*PHOTO, *QUICK, "--models_dir", "x" * 300], "x" * 300, "name too long; check the path"),
     "long name of an image": (["--input_name", "x" * 300], "x" * 300, "check the name"),
-    "long name of a model": (["--input_name", "x" * 300, "--mode", "random_samples"], "x" * 300, "name too long"),
+    "long name of a model": (["--input_name", "x" * 300, "--mode", "random_samples"], "x" * 300, "no model here"),
     "size_image below min_size": ([*PHOTO, *SCALES, "--size_image", "12"], "--min_size"),
     "unknown num_transforms": ([*PHOTO, "--num_transforms", "7"], "--num_transforms 7", "one of 54, 42, 4"),
     "unknown option": ([*PHOTO, "--nitre", "7"], "--nitre", "--help"),

@@ -44,7 +44,7 @@ class Calibration(NormalVotes):
     seed: int  # of the views
     score: str = "paper"  # what the maps are made of
 
-    def fits(self, fraction: float, rule: ViewRule, precision: str, score: str) -> bool:
+    def fits(self, fraction: float, rule: ViewRule, precision: str, score: str = "paper") -> bool:
         """Whether these are the statistics for a fraction of the patches, a rule for views, a precision and a score."""
         return (self.fraction, self.rule, self.precision, self.score) == (fraction, rule, precision, score)
 

@@ -162,7 +162,7 @@ def write(folder, found, threshold, **changes):
         "test_dir": "parts & more",
         "labels_csv": None,
         "skipped": {LATIN_1: f"{LATIN_1}: truncated"},
-        "scoring": {"fraction_defect": 0.05, "aggregate": "mean", "batch_size": 16, "task": "defect"},
+        "scoring": {"fraction_defect": 0.05, "score": "paper", "aggregate": "mean", "batch_size": 16, "task": "defect"},
         "model": MODEL,
         "machine": {"device": "cpu", "dtype": "float32", "threads": 1},
         "versions": {"hta": "0.1.0", "torch": "2.0"},
