@@ -282,6 +282,7 @@ class TestTiff:
             (GRAY16, dict(photometric="palette", colormap=np.zeros((3, 65536), np.uint16)), "not an image"),
             (RGB[..., 0].view(np.int8), dict(photometric="minisblack"), "signed bytes"),
             (RGB16.astype(np.int32) - 40000, dict(photometric="rgb"), "type int32"),
+            (np.repeat(RGB16[..., :1], 5, axis=2), dict(photometric="minisblack", planarconfig="contig"), "5 samples"),
         ],
     )
     def test_layouts_that_would_be_misread_are_refused(self, tmp_path, array, options, message):

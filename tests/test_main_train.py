@@ -660,7 +660,10 @@ def test_other_kernels_than_those_of_the_start_are_said(unfinished, caplog):
         assert (said in caplog.text) == (kernels == "cc 1.0 -O1")
 
 
-@pytest.mark.parametrize(("name", "argument", "status"), [("train", "--help", 0), ("eval", "--nitre", 2)])
+@pytest.mark.parametrize(
+    ("name", "argument", "status"),
+    [(name, *one) for name in ("train", "eval") for one in (("--help", 0), ("--nitre", 2))],
+)
 def test_help_and_mistakes_come_at_once(tmp_path, name, argument, status):
     script = [sys.executable, "-X", "importtime", str(ROOT / f"main_{name}.py"), argument]
     result = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
