@@ -398,7 +398,7 @@ def _tiff_page(stream: BinaryIO) -> Any:
     at_once = num_bytes + (page.compression > 1) * math.prod(page.chunks) * page.bitspersample // 8
     if at_once > _PIXEL_BYTES * _max_pixels():
         raise ValueError(f"{at_once >> 20} MiB to decode")
-    if page.samplesperpixel > _COLOURS.get(page.photometric, page.samplesperpixel) + 2:
+    if page.samplesperpixel > 2 and _COLOURS.get(page.photometric) == 1:  # bands of which gray is none in particular
         raise ValueError(f"a TIFF of {page.samplesperpixel} samples per pixel")
     has_codec = page.compression in _OWN_CODECS and page.predictor in (1, 2)
     has_codec &= page.compression != 32773 or num_bytes < _SLOW_BYTES
