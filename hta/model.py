@@ -218,6 +218,11 @@ class Model:
         peaks = None if found[0][1] is None else np.array([peak for _, peak in found], dtype=np.float64)
         return NormalVotes(np.array([shares for shares, _ in found]), peaks)
 
+    def _decides_by_map(self, scoring: ScoringConfig, *, with_maps: bool) -> bool:
+        """Whether maps decide: on defects, unless there are none and how scores are to decide was asked for."""
+        asked = scoring.aggregate != "mean" or scoring.threshold is not None
+        return self.task == "defect" and (with_maps or not asked)
+
     @parameters_named()
     def threshold(
         self, scoring: ScoringConfig, *, with_maps: bool = True, good: NormalVotes | None = None
@@ -240,7 +245,7 @@ class Model:
                 return replace(limits, threshold=given, source=thresholds.GIVEN, target_fpr=None, decided_by="score")
             return replace(limits, threshold=1.0, decided_by="score")
         scores = None if scoring.aggregate == "minmax" else self.anomaly_scores(normal, scoring)
-        by_map = with_maps and self.task == "defect"
+        by_map = self._decides_by_map(scoring, with_maps=with_maps)
         return thresholds.make_threshold(scores, normal.peaks, target, source, given=given, by_map=by_map)
 
     @parameters_named()
@@ -281,7 +286,7 @@ class Model:
                 of the training images reach; "minmax" normalises each scale over all these images first.
             target_fpr: share of normal images that the threshold may reject, in (0, 1).
             threshold: your own instead; an image with a higher score is anomalous.
-            with_maps: whether to make anomaly maps; with them, and without `threshold`, they decide on defects.
+            with_maps: whether to return anomaly maps. Without `threshold` and `aggregate`, they decide on defects.
             good_images: normal images that the model was not trained on, 19 or more for a `target_fpr` of 0.05: the
                 threshold is made of them instead of views of the training images.
             frame_check: whether blank, saturated and blurred images get no votes, and so the highest score.
@@ -326,7 +331,7 @@ class Model:
         Args:
             images: as `score` takes them; they are read as needed, one batch ahead, in another thread.
             scoring: fraction and batch size; the aggregate is left to `anomaly_scores`, which needs all images.
-            with_maps: whether to make anomaly maps; the score "nearest" always does.
+            with_maps: whether to make anomaly maps, also where they do not decide.
             observe: called with every image, `(H, W, 3)` float32 in [0, 1], when it is read.
             warn: whether to warn, once per model, of an image whose aspect ratio is not that of the training images.
 
@@ -352,7 +357,7 @@ class Model:
         check = None if scoring.no_frame_check else self.frame_check
         fraction, batch_size = self.fraction(scoring), scoring.batch_size
         make_maps = self.nearest.maps if self.score_name(scoring) == "nearest" else None
-        needs_maps = with_maps or make_maps is not None
+        needs_maps = with_maps or make_maps is not None or self._decides_by_map(scoring, with_maps=False)
         return self.scorer.stream(read(), fraction, batch_size, with_maps=needs_maps, check=check, make_maps=make_maps)
 
 

@@ -232,7 +232,9 @@ def test_defects_are_decided_by_their_maps_and_classes_by_their_scores(model):
     by_minmax = model.threshold(ScoringConfig(target_fpr=target, aggregate="minmax"))
     assert (by_minmax.decided_by, by_minmax.reason) == ("map", None)
     assert replace(model, task="class").threshold(ScoringConfig()).decided_by == "score"
-    assert model.threshold(ScoringConfig(), with_maps=False).decided_by == "score"
+    assert model.threshold(ScoringConfig(), with_maps=False).decided_by == "map"
+    assert model.threshold(ScoringConfig(aggregate="calibrated"), with_maps=False).decided_by == "score"
+    assert model.score(images, with_maps=False).decisions.tolist() == model.score(images).decisions.tolist()
     assert model.threshold(ScoringConfig(threshold=0.5)).decided_by == "score"
 
 
