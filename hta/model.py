@@ -141,7 +141,7 @@ class Model:
     @cached_property
     def frame_check(self) -> FrameCheck:
         """Finds images that cannot show what the training images show."""
-        return FrameCheck(self.training_images)
+        return FrameCheck(self.training_images, same_colours=self.task == "defect")
 
     @cached_property
     def nearest(self) -> NearestMaps:

@@ -28,6 +28,8 @@ _LEAST_BACKGROUND = 0.5  # part of it that must be left
 _COLOURED, _GRAY = 0.04, 0.005  # chroma, of values in [-1, 1]: more than a gray image has, less than one in colour
 _CLIPPED, _NEARLY_CLIPPED = 0.95, 0.8
 _DETAIL_SIDE = 5  # of the squares whose contrasts give the detail, pixels
+_COLOUR_BINS = 12  # per axis of the histogram of the chroma
+_LEAST_COMMON_COLOURS = 0.7  # of good and defective parts 0.8, of other photographs less than 0.68
 _BANDS = (3, 7, 15)  # sides of the averages between which the bands lie, pixels
 
 
@@ -54,10 +56,12 @@ class FrameCheck:
 
     Args:
         training_images: `(N, 3, h, w)` in [-1, 1], at the working size.
+        same_colours: whether normal images have the colours of the training images, as parts do, but not all of a class.
     """
 
-    def __init__(self, training_images: Tensor):
+    def __init__(self, training_images: Tensor, *, same_colours: bool = False):
         self._training = _statistics(training_images.cpu())
+        self._colours = _colours(training_images.cpu()) if same_colours else None
 
     def faults(self, images: Tensor) -> list[str | None]:
         """What is wrong with each of `(B, 3, h, w)` images in [-1, 1] at the working size; None where nothing is."""
@@ -77,6 +81,9 @@ class FrameCheck:
             "uniform for the most part": these.detail < _LEAST_DETAIL * own.detail.min(),
             "of another texture": distance > _MOST_OCTAVES,
         }
+        if self._colours is not None:
+            common = torch.minimum(_colours(images.cpu())[:, None], self._colours).sum(dim=2).amax(dim=1)
+            found["of other colours"] = common < _LEAST_COMMON_COLOURS
         return [next((name for name, has in found.items() if has[i]), None) for i in range(len(images))]
 
 
@@ -86,6 +93,17 @@ def fault_words(faults: Sequence[str | None], *, decided: bool = True) -> list[s
     parts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
     one = f"{len(kinds)} of {len(faults)} images cannot show what the training images show"
     return [f"{one} ({parts}): {'rejected, and ' * decided}ranked above all others"] if kinds else []
+
+
+def _colours(images: Tensor) -> Tensor:
+    """Histograms of the chroma (R and B less the luma), smoothed, of `(B, 3, h, w)` images: `(B, bins)`, sum 1."""
+    axes = (images[:, [0, 2]] - to_grayscale(images)[:, :2] + 1) / 2 * _COLOUR_BINS
+    red, blue = axes.floor().clamp(0, _COLOUR_BINS - 1).long().flatten(2).unbind(dim=1)
+    counts = torch.zeros(len(images), _COLOUR_BINS**2)
+    counts.scatter_add_(1, red * _COLOUR_BINS + blue, torch.ones_like(red, dtype=counts.dtype))
+    square = F.pad(counts.view(-1, 1, _COLOUR_BINS, _COLOUR_BINS), [1] * 4)
+    smooth = F.avg_pool2d(square, 3, stride=1).flatten(1)
+    return smooth / smooth.sum(dim=1, keepdim=True)
 
 
 def _lacks(shares: Tensor, background: Tensor) -> Tensor:

@@ -78,6 +78,20 @@ def test_a_saturated_object_on_black_is_found():
     assert check.faults(torch.cat([object_on_black, saturated])) == [None, "saturated"]
 
 
+@pytest.mark.parametrize("name", ["coffee", "astronaut", "chelsea", "rocket"])
+def test_photographs_in_other_colours_are_found_where_colours_are_the_same(name):
+    others = torch.cat(
+        [photograph(other)[:1] for other in ("coffee", "astronaut", "chelsea", "rocket") if other != name]
+    )
+    crops = photograph(name)
+    checks = [FrameCheck(crops[:1], same_colours=same) for same in (True, False)]
+    found, left = (check.faults(others) for check in checks)
+    assert None not in found
+    assert "of other colours" in found
+    assert "of other colours" not in left
+    assert checks[0].faults(torch.cat([crops, draw_views(crops[:1], 20, 1.5, 0)])) == [None] * 25
+
+
 def test_words_count_each_kind():
     assert fault_words([None, None]) == []
     assert fault_words(["out of focus"], decided=False)[0].endswith("(1 out of focus): ranked above all others")

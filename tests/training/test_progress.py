@@ -36,7 +36,7 @@ def test_a_bar_is_wide_enough_to_be_seen(monkeypatch, columns):
     bars = [
         len(found) for found in re.findall(r"\|([^|\r\n]*)\| 50 %, (?:9 h 59 min|59 min \d\d s) left", shown.decode())
     ]
-    assert len(bars) == 4  # each drawn twice, the second time when it ends
+    assert len(bars) >= 2  # each is drawn when it ends, and mostly before
     assert min(bars) >= (columns - 40) + 2
     assert max(len(line) for line in re.split(r"[\r\n]+", shown.decode())) <= columns
 
