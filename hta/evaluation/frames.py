@@ -56,7 +56,7 @@ class FrameCheck:
 
     Args:
         training_images: `(N, 3, h, w)` in [-1, 1], at the working size.
-        same_colours: whether normal images have the colours of the training images, as parts do, but not all of a class.
+        same_colours: whether normal images have the colours of the training images, as parts do; not all classes do.
     """
 
     def __init__(self, training_images: Tensor, *, same_colours: bool = False):
