@@ -181,10 +181,10 @@ class Model:
             UserError: the file beside the model is damaged, or belongs to another model.
         """
         scoring = scoring or ScoringConfig()
-        nearest = self.nearest if self.score_name(scoring) == "nearest" else None
-        rule = view_rule(self.task, self.record.config.model.num_transforms)
-        rule = ViewRule(VIEW_STRENGTH, mirrored=False) if nearest else rule
-        wanted = self.fraction(scoring), rule, self.scorer.precision, self.score_name(scoring)
+        score, num_transforms = self.score_name(scoring), self.record.config.model.num_transforms
+        is_nearest = score == "nearest"
+        rule = ViewRule(VIEW_STRENGTH, mirrored=False) if is_nearest else view_rule(self.task, num_transforms)
+        wanted = self.fraction(scoring), rule, self.scorer.precision, score
         if self._calibration is None or not self._calibration.fits(*wanted):
             kept = None if self.folder is None else kept_calibration(self.folder, self.pyramid.plan.num_scales)
             if kept is not None and not kept.fits(*wanted):
@@ -193,8 +193,10 @@ class Model:
                 )
                 logger.info(text, wanted[0], *wanted[2:])
                 kept = None
-            made = kept or calibrate(self.scorer, self.training_images, *wanted[:2], nearest=nearest)
-            self._calibration = made
+            if kept is None:
+                nearest = self.nearest if is_nearest else None
+                kept = calibrate(self.scorer, self.training_images, *wanted[:2], nearest=nearest)
+            self._calibration = kept
         return self._calibration
 
     def keep_calibration(self) -> None:

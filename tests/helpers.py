@@ -1,5 +1,6 @@
 """Shared by several test files: models with the oracle's random parameters, random images, and folders of files."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,13 @@ def save(path, pixels):
     """Write a picture, and make the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
+
+
+def enter_copy(source, folder, monkeypatch):
+    """Work in a folder that gets a copy of another one, which is only read; returns the folder."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def snapshot(folder="."):

@@ -4,7 +4,6 @@ import contextlib
 import csv
 import io
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,7 @@ from hta.models.storage import RunFolder
 from hta.runs import TrainingSet
 from tests.data.trees import mvtec_class, write_mnist
 from tests.experiments.helpers import make_tree, records, run_arguments
+from tests.helpers import enter_copy
 
 SIZES = ["--min_size", "11", "--max_size", "13", "--nfc", "3", "--niter", "1", "--Gsteps", "1", "--Dsteps", "1"]
 MACHINE = ["--threads", "1", "--not_cuda", "--precision", "float32"]
@@ -101,9 +101,7 @@ def fashion(tmp_path_factory):
 @pytest.fixture
 def place(fashion, tmp_path, monkeypatch):
     """A working directory with data and model."""
-    shutil.copytree(fashion, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter_copy(fashion, tmp_path, monkeypatch)
 
 
 @pytest.fixture

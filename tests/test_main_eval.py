@@ -20,7 +20,7 @@ from hta.config import RuntimeConfig, default_config
 from hta.evaluation.thresholds import proportion
 from hta.model import Model
 from hta.models.storage import RunFolder
-from tests.helpers import picture, save, snapshot
+from tests.helpers import enter_copy, picture, save, snapshot
 
 ROOT = Path(__file__).parents[1]
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
@@ -55,9 +55,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
     """A working directory with models and test set."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter_copy(trained, tmp_path, monkeypatch)
 
 
 def run(*arguments, test_dir="parts", out="out"):

@@ -38,7 +38,7 @@ from hta.runtime import RuntimeConfig
 from hta.training import samples
 from hta.training.samples import draw_samples
 from hta.training.scale import ScaleTrainer
-from tests.helpers import picture, save, snapshot
+from tests.helpers import enter_copy, picture, save, snapshot
 
 ROOT = Path(__file__).parents[1]
 SCALES = ["--min_size", "14", "--max_size", "22", "--nfc", "4"]  # three for an image of 20 x 24 px (height x width)
@@ -82,9 +82,7 @@ def workspace(tmp_path, monkeypatch):
 @pytest.fixture
 def copied(trained, tmp_path, monkeypatch):
     """A working directory with the trained model."""
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter_copy(trained, tmp_path, monkeypatch)
 
 
 def test_a_run_leaves_model_curves_samples_and_metrics(trained):

@@ -22,7 +22,7 @@ from hta.model import find_model
 from hta.models.storage import RunFolder
 from hta.training import samples
 from tests.fuzzing import TIMES
-from tests.helpers import picture, save, snapshot
+from tests.helpers import enter_copy, picture, save, snapshot
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="locks, links and signals of POSIX systems")
 
@@ -47,9 +47,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
-    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter_copy(trained, tmp_path, monkeypatch)
 
 
 def evaluate(*arguments, out="out"):

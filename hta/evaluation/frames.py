@@ -29,7 +29,7 @@ _COLOURED, _GRAY = 0.04, 0.005  # chroma, of values in [-1, 1]: more than a gray
 _CLIPPED, _NEARLY_CLIPPED = 0.95, 0.8
 _DETAIL_SIDE = 5  # of the squares whose contrasts give the detail, pixels
 _COLOUR_BINS = 12  # per axis of the histogram of the chroma
-_LEAST_COMMON_COLOURS = 0.7  # of good and defective parts 0.8, of other photographs less than 0.68
+_LEAST_COMMON_COLOURS = 0.7  # good and defective parts have 0.8 in common, most other photographs less than 0.68
 _BANDS = (3, 7, 15)  # sides of the averages between which the bands lie, pixels
 
 
