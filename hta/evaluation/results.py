@@ -88,7 +88,7 @@ def check_target(target: Path, test_dir: Path | None, *, overwrite: bool, good_d
 def foreign_files(folder: Path) -> list[str]:
     """What no evaluation wrote into a results folder, pictures of other images included; see `hta.files.foreign`."""
     # Names as the table has them, and without the apostrophe that keeps a spreadsheet from calculating.
-    images = {image for name in _scored_names(folder / SCORES_FILE) for image in (name, name.removeprefix("'"))}
+    images = {image for name in _scored_names(folder / SCORES_FILE) for image in (name, name.removeprefix(APOSTROPHE))}
     pictures = {f"{kind}/{image}{suffix}" for image in images for kind, suffix in _PICTURES}
     own = _CONTENTS | pictures | {f"{parent}/" for picture in pictures for parent in PurePosixPath(picture).parents}
     return foreign(folder, lambda path: path in own or re.fullmatch(files.OWN_FILES, path))
