@@ -3,7 +3,6 @@
 import pickle
 import shutil
 import tarfile
-from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,7 +217,6 @@ def test_an_object_with_other_names_for_normal(tmp_path):
     [
         ("train/good", "--data_root: no image in .*/wood/train/good"),
         ("test/good", "--data_root: no image in .*/wood/test/good"),
-        ("ground_truth/contamination", "wood/test/contamination/000.png: its mask is missing"),
     ],
 )
 def test_a_folder_of_another_form_is_an_error(tmp_path, lost, message):
@@ -226,9 +224,19 @@ def test_a_folder_of_another_form_is_an_error(tmp_path, lost, message):
     for path in (folder / lost).iterdir():
         path.unlink()
     for dataset, root in (("mvtec", tmp_path), ("defects", folder)):
-        optional = dataset == "defects" and "mask" in message
-        with nullcontext() if optional else pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message):
             load_dataset(dataset, root)
+
+
+def test_a_kind_of_defect_has_masks_for_all_of_its_images_or_for_none(tmp_path):
+    folder = mvtec_class(tmp_path, "screw")
+    (folder / "test" / "unnamed").mkdir()
+    shutil.copy(folder / "test" / "contamination" / "000.png", folder / "test" / "unnamed" / "010(1).png")
+    unnamed = load_dataset("mvtec", tmp_path).test[-1]
+    assert (unnamed.label, unnamed.defect, unnamed.masks) == (1, "unnamed", ())
+    shutil.copy(folder / "test" / "contamination" / "000.png", folder / "test" / "contamination" / "001.png")
+    with pytest.raises(UserError, match=r"screw/test/contamination/001.png: its mask is missing"):
+        load_dataset("mvtec", tmp_path)
 
 
 @pytest.mark.parametrize("place", ["root", "root/mvtec", "mvtec/mvtec", "mvtec/mvtec_anomaly_detection"])
