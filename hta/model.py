@@ -18,7 +18,7 @@ from hta.errors import UserError, parameters_named
 from hta.evaluation import thresholds
 from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
 from hta.evaluation.frames import FrameCheck, fault_words
-from hta.evaluation.nearest import VIEW_STRENGTH, NearestMaps
+from hta.evaluation.nearest import RULE, NearestMaps, ratios
 from hta.evaluation.scorer import ImageVotes, Scorer
 from hta.evaluation.scores import anomaly_scores, check_aggregate, default_fraction
 from hta.evaluation.thresholds import NormalVotes, Threshold
@@ -26,7 +26,7 @@ from hta.files import recover
 from hta.images import IMAGE_SUFFIXES, ImageFile, full_size, resize, to_array, to_tensor, unstack
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder, RunRecord
-from hta.models.views import ViewRule, view_rule
+from hta.models.views import view_rule
 from hta.runtime import Runtime, set_up
 from hta.training.progress import progress_bar
 from hta.vacancy import check_vacant, foreign_files
@@ -146,7 +146,7 @@ class Model:
     @cached_property
     def nearest(self) -> NearestMaps:
         """Makes the maps of the score "nearest"."""
-        return NearestMaps(self.scorer, self.training_images)
+        return NearestMaps(self.scorer.features, self.pyramid.plan, self.training_images)
 
     def score_name(self, scoring: ScoringConfig) -> str:
         """The score that `scoring` asks for, by default "nearest" for defects after the recipe "views", else "paper".
@@ -183,7 +183,7 @@ class Model:
         scoring = scoring or ScoringConfig()
         score, num_transforms = self.score_name(scoring), self.record.config.model.num_transforms
         is_nearest = score == "nearest"
-        rule = ViewRule(VIEW_STRENGTH, mirrored=False) if is_nearest else view_rule(self.task, num_transforms)
+        rule = RULE if is_nearest and self.task == "defect" else view_rule(self.task, num_transforms)
         wanted = self.fraction(scoring), rule, self.scorer.precision, score
         if self._calibration is None or not self._calibration.fits(*wanted):
             kept = None if self.folder is None else kept_calibration(self.folder, self.pyramid.plan.num_scales)
@@ -254,12 +254,14 @@ class Model:
     def anomaly_scores(self, votes: NormalVotes, scoring: ScoringConfig, limits: Threshold | None = None) -> np.ndarray:
         """Anomaly scores `(N,)` of a test set from its votes; higher = more anomalous.
 
-        The score "nearest" is 0 for the mean of views of the training images, and 1 at the threshold, see `limits`.
+        The score "nearest" is 0 for the mean of views of the training images, and 1 at the threshold, see `limits`; it
+        is proportional to distances.
         """
         if self.score_name(scoring) == "nearest":
-            normal = float(self.calibration(scoring).peaks.mean())
             limit = (limits or self.threshold(replace(scoring, threshold=None))).pixel_threshold or 0.0
-            return (np.asarray(votes.peaks, dtype=np.float64) - normal) / max(limit - normal, _LEAST_RANGE)
+            normal = float(ratios(self.calibration(scoring).peaks).mean())
+            span = max(float(ratios(np.array(limit))) - normal, _LEAST_RANGE)
+            return (ratios(np.asarray(votes.peaks, dtype=np.float64)) - normal) / span
         views = self.calibration(scoring).shares if scoring.aggregate == "calibrated" else None
         return anomaly_scores(votes.shares, scoring.aggregate, views)
 

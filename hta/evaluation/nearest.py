@@ -2,42 +2,47 @@
 
 To name the transformation of a patch, and to tell it from a generated one, a discriminator has to describe it: by the
 activations of its last hidden layer. A patch is anomalous where no patch of the training images, or of views of them,
-that is near the same place is described alike. Distances are standardised by those of other views, scale by scale, so
-that the scales can be averaged: the unit is the standard deviation of normal patches.
+that is near the same place is described alike. Votes say less: a patch that looks the same under all transformations,
+such as a blank one, cannot be voted for, however normal or strange it is.
 
-Votes say less: a patch that looks the same under all transformations, such as a blank one, cannot be voted for, however
-normal or strange it is.
+Normal images differ from the training image everywhere, in texture or light, and some more than others; a defect
+differs at one place. So distances count in units of the image's own typical distance, its median over the patches.
 """
 
 import math
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hta.evaluation.maps import upsample_map
-from hta.evaluation.scorer import Scorer
-from hta.models.views import draw_views
+from hta.models.scales import ScalePlan
+from hta.models.views import ViewRule, draw_views
 from hta.runtime import seeded_generator
 
-VIEW_STRENGTH = 1.0
-"""Of the views that stand in for normal images: those that the recipe "views" trains on."""
-
-UNIT, OFFSET = 0.01, 0.02
-"""On a map, one standard deviation of the distances of normal patches, and their mean."""
+RULE = ViewRule(strength=1.0, mirrored=True)
+"""The views that stand in for normal images where thresholds are made."""
 
 _BANK_VIEWS = 7  # of each training image in the bank
 _STATISTICS_VIEWS = 24  # of all of them together, for the distances of normal patches
+_VIEW_STRENGTH = 1.0  # of both: the recipe "views" trains on such views
 _BANK_PATCHES = 1500  # for each training image
-_REACH = 0.05  # of the longer side: a patch that far away counts like one whose features differ by their mean spread
+_REACH, _ALLOWANCE = 0.05, 3.0
 _BLUR = 5  # side of the average over a map, pixels at the working size
 _CHUNK = 1024  # patches compared at once: their distances to the bank stay in the caches
 
 
-class _Bank:
-    """Patches of one scale: features `(V, C, h, w)` of images that are normal."""
+Describe = Callable[[Tensor], Sequence[Tensor]]
+"""Makes features of `(B, 3, h, w)` images in [-1, 1] at each scale, `(B, C, h', w')`."""
 
-    def __init__(self, features: Tensor, count: int, generator: torch.Generator):
+
+class _Bank:
+    """Patches of one scale: features `(V, C, h, w)` of images that are normal; `reach` as for `NearestMaps`."""
+
+    def __init__(self, features: Tensor, count: int, generator: torch.Generator, reach: float):
+        self._reach = reach
         rows = features.permute(0, 2, 3, 1).flatten(0, 2)
         spread = rows.std(dim=0)
         self._mean = rows.mean(dim=0)
@@ -51,7 +56,7 @@ class _Bank:
         """The patches of images as points, `(B * h * w, C + 2)`: their features and places."""
         count, _, height, width = features.shape
         rows = (features.permute(0, 2, 3, 1).flatten(0, 2) - self._mean) * self._factor
-        unit = _REACH * max(height, width)
+        unit = self._reach * max(height, width)
         grid = torch.meshgrid(torch.arange(height) / unit, torch.arange(width) / unit, indexing="ij")
         places = torch.stack(grid, dim=-1).flatten(0, 1).repeat(count, 1)
         return torch.cat([rows, places.to(rows)], dim=1)
@@ -70,42 +75,63 @@ class NearestMaps:
     """Makes anomaly maps of images.
 
     Args:
-        scorer: of the model.
+        describe: makes features of images, such as `hta.evaluation.scorer.Scorer.features`.
+        plan: the sizes of the scales.
         images: `(N, 3, h, w)` training images in [-1, 1], at the working size.
+        reach: how near a place is, a part of the longer side: a patch that far away counts like one whose features
+            differ by their mean spread. Infinity compares all places.
+        allowance: an image that is typically more than this many times as far as views are is strange, not different.
     """
 
     @torch.inference_mode()
-    def __init__(self, scorer: Scorer, images: Tensor):
-        self._scorer, number = scorer, len(images)
-        in_bank = torch.cat([images.cpu(), draw_views(images, _BANK_VIEWS * number, VIEW_STRENGTH, (0, "bank"))])
+    def __init__(
+        self, describe: Describe, plan: ScalePlan, images: Tensor, reach: float = _REACH, allowance: float = _ALLOWANCE
+    ):
+        self._describe, self._plan, self._allowance, number = describe, plan, allowance, len(images)
+        in_bank = torch.cat([images.cpu(), draw_views(images, _BANK_VIEWS * number, _VIEW_STRENGTH, (0, "bank"))])
         self._banks = [
-            _Bank(features, number * _BANK_PATCHES, seeded_generator("bank", n))
-            for n, features in enumerate(scorer.features(in_bank))
+            _Bank(features, number * _BANK_PATCHES, seeded_generator("bank", n), reach)
+            for n, features in enumerate(describe(in_bank))
         ]
-        others = draw_views(images, max(_STATISTICS_VIEWS, number), VIEW_STRENGTH, (0, "statistics"))
-        distances = zip(*(self._distances(view[None]) for view in others), strict=True)
-        self._statistics = [torch.std_mean(torch.cat(of_scale)) for of_scale in distances]
+        others = draw_views(images, max(_STATISTICS_VIEWS, number), _VIEW_STRENGTH, (0, "statistics"))
+        distances = [self._distances(view[None]) for view in others]
+        self._means = [torch.cat(of_scale).mean() for of_scale in zip(*distances, strict=True)]
+        self._typical = torch.cat([_typical(self._combined(of_view)) for of_view in distances]).mean()
 
     def _distances(self, images: Tensor) -> list[Tensor]:
-        features = self._scorer.features(images)
+        features = self._describe(images)
         return [bank.distances(of_scale) for bank, of_scale in zip(self._banks, features, strict=True)]
+
+    def _combined(self, distances: list[Tensor]) -> Tensor:
+        """Combine the distances `(B, h, w)` of the scales, in units of their means over views, at the working size."""
+        size, scales = self._plan.working_size, []
+        for mean, of_scale, own in zip(self._means, distances, self._plan.sizes, strict=True):
+            margin = (own[0] - of_scale.shape[-2]) // 2
+            relative = (of_scale / mean.clamp(min=1e-12)).unsqueeze(1)
+            scales.append(upsample_map(F.pad(relative, [margin] * 4, mode="replicate").squeeze(1), size))
+        total = torch.stack(scales).mean(dim=0)
+        side = _BLUR // 2
+        return F.avg_pool2d(F.pad(total.unsqueeze(1), [side] * 4, mode="replicate"), _BLUR, stride=1).squeeze(1)
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> Tensor:
         """Anomaly maps of `(B, 3, h, w)` images in [-1, 1] at the working size.
 
         Returns:
-            `(B, h, w)` in [0, 1]: `OFFSET` at the distance of an average normal patch, `UNIT` more for each standard
-            deviation; the mean over the scales, averaged over `_BLUR` px; higher = more anomalous.
+            `(B, h, w)` in [0, 1): 1/2 at the image's typical distance, 2/3 at twice, 3/4 at three times; higher = more
+            anomalous. The typical distance of an image that is nearer than views are counts as theirs, and that of one
+            that is more than `allowance` times as far as that many times theirs.
         """
-        size, scales = self._scorer.plan.working_size, []
-        for (std, mean), distances, own in zip(
-            self._statistics, self._distances(images), self._scorer.plan.sizes, strict=True
-        ):
-            standardised = (distances - mean) / std.clamp(min=1e-12)
-            margin = (own[0] - distances.shape[-2]) // 2
-            whole = F.pad(standardised.unsqueeze(1), [margin] * 4, mode="replicate").squeeze(1)
-            scales.append(upsample_map((OFFSET + UNIT * whole).clamp(0, 1), size))
-        total = torch.stack(scales).mean(dim=0)
-        side = _BLUR // 2
-        return F.avg_pool2d(F.pad(total.unsqueeze(1), [side] * 4, mode="replicate"), _BLUR, stride=1).squeeze(1)
+        distances = self._combined(self._distances(images))
+        unit = _typical(distances).clamp(self._typical, self._allowance * self._typical)[:, None, None]
+        return distances / (distances + unit)
+
+
+def ratios(values: np.ndarray) -> np.ndarray:
+    """How many times the typical distance values of a map stand for, from 0."""
+    return values / (1 - values)
+
+
+def _typical(distances: Tensor) -> Tensor:
+    """The median of each image's distances `(B, h, w)`: `(B,)`."""
+    return distances.flatten(1).quantile(0.5, dim=1)

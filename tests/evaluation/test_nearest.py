@@ -11,7 +11,7 @@ import hta
 from hta.config import ScoringConfig, default_config
 from hta.errors import UserError
 from hta.evaluation import nearest
-from hta.evaluation.nearest import OFFSET, UNIT, NearestMaps
+from hta.evaluation.nearest import NearestMaps, ratios
 from hta.evaluation.scorer import Scorer
 from hta.models.scales import image_pyramid
 from hta.models.views import draw_views
@@ -46,10 +46,10 @@ def explicit_features(pyramid, n, image):
     return [(row, column, x[0, :, row, column].numpy()) for row in range(x.shape[2]) for column in range(x.shape[3])]
 
 
-def explicit_map(pyramid, images, image):
-    """The map of one image, by loops over patches, scales and the bank."""
+def explicit_distances(pyramid, images, others, scored):
+    """The mean distance over scales at each pixel of each image in `scored`, by loops over patches and the bank."""
     in_bank = torch.cat([images, draw_views(images, len(images), 1.0, (0, "bank"))])
-    others, scales = draw_views(images, 3, 1.0, (0, "statistics")), []
+    totals = [0.0] * len(scored)
     for n, size in enumerate(pyramid.plan.sizes):
         known = [patch for one in in_bank for patch in explicit_features(pyramid, n, one)]
         values = np.array([value for _, _, value in known])
@@ -67,26 +67,40 @@ def explicit_map(pyramid, images, image):
                 for y, x, other in bank
             )
 
-        normal = np.array([distance(patch) for one in others for patch in explicit_features(pyramid, n, one)])
-        found = np.array([distance(patch) for patch in explicit_features(pyramid, n, image)]).reshape(
-            1, 1, height, width
-        )
-        z = torch.from_numpy((found - normal.mean()) / normal.std(ddof=1))
+        normal = np.mean([distance(patch) for one in others for patch in explicit_features(pyramid, n, one)])
         margin = (size[0] - height) // 2
-        whole = F.pad((OFFSET + UNIT * z).clamp(0, 1), [margin] * 4, mode="replicate")
-        scales.append(nearest.upsample_map(whole[0], pyramid.plan.working_size)[0])
-    total = F.pad(torch.stack(scales).mean(dim=0)[None, None], [2] * 4, mode="replicate")
-    return F.avg_pool2d(total, 5, stride=1)[0, 0]
+        for i, image in enumerate(scored):
+            found = (
+                torch.tensor([distance(patch) for patch in explicit_features(pyramid, n, image)], dtype=torch.float64)
+                / normal
+            )
+            whole = F.pad(found.reshape(1, 1, height, width), [margin] * 4, mode="replicate")
+            totals[i] = totals[i] + nearest.upsample_map(whole[0], pyramid.plan.working_size)[0]
+    means = [F.pad(total[None, None] / len(pyramid.plan.sizes), [2] * 4, mode="replicate") for total in totals]
+    return [F.avg_pool2d(mean, 5, stride=1)[0, 0].numpy() for mean in means]
+
+
+def explicit_map(pyramid, images, image):
+    """The map of one image by the definition: its distances in units of its own median, within limits."""
+    others = draw_views(images, 3, 1.0, (0, "statistics"))
+    *of_views, of_image = explicit_distances(pyramid, images, others, [*others, image])
+    typical = np.mean([np.median(one) for one in of_views])
+    unit = min(max(np.median(of_image), typical), 3 * typical)
+    return torch.from_numpy(of_image / (of_image + unit))
+
+
+def maps_of(pyramid, images):
+    return NearestMaps(Scorer(pyramid).features, pyramid.plan, images)
 
 
 def test_maps_are_those_of_a_loop_over_all_pairs_of_patches(pyramid, small):
     images, (one,) = views_of(2), views_of(1, seed=9)
-    maps = NearestMaps(Scorer(pyramid), images)
-    torch.testing.assert_close(maps.maps(one[None])[0], explicit_map(pyramid, images, one), rtol=0, atol=1e-7)
+    maps = maps_of(pyramid, images)
+    torch.testing.assert_close(maps.maps(one[None])[0], explicit_map(pyramid, images, one), rtol=0, atol=1e-6)
 
 
 def test_batches_and_order_change_nothing(pyramid, small):
-    maps = NearestMaps(Scorer(pyramid), views_of(1))
+    maps = maps_of(pyramid, views_of(1))
     images = views_of(5, seed=4)
     together, order = maps.maps(images), [3, 0, 4, 1, 2]
     torch.testing.assert_close(torch.cat([maps.maps(image[None]) for image in images]), together, rtol=0, atol=1e-9)
@@ -95,9 +109,9 @@ def test_batches_and_order_change_nothing(pyramid, small):
 
 def test_the_training_image_is_nearer_than_another(pyramid):
     images = views_of(2)
-    own, other = NearestMaps(Scorer(pyramid), images[:1]).maps(images)
+    own, other = maps_of(pyramid, images[:1]).maps(images)
     assert own.mean() < other.mean()
-    assert own[5:-5, 5:-5].max() < OFFSET + UNIT < other.max()
+    assert own[5:-5, 5:-5].max() < 1 / 2 < other.max()
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +127,8 @@ def test_scores_are_0_for_views_and_1_at_the_threshold(model):
     assert (limits.threshold, limits.decided_by) == (1.0, "score")
     assert (normal > limits.pixel_threshold).sum() == 10
     peaks = np.array([votes.peak for votes in model.stream(images)])
-    expected = (peaks - normal.mean()) / (limits.pixel_threshold - normal.mean())
+    average = ratios(normal).mean()
+    expected = (ratios(peaks) - average) / (ratios(limits.pixel_threshold) - average)
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
     assert decisions.tolist() == (peaks > limits.pixel_threshold).tolist()
     without = model.score(images, with_maps=False)
