@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hta.evaluation.maps import upsample_map
 from hta.models.scales import ScalePlan
 from hta.models.views import ViewRule, draw_views
 from hta.runtime import seeded_generator
@@ -30,6 +29,7 @@ _STATISTICS_VIEWS = 24  # of all of them together, for the distances of normal p
 _VIEW_STRENGTH = 1.0  # of both: the recipe "views" trains on such views
 _BANK_PATCHES = 1500  # for each training image
 _REACH, _ALLOWANCE = 0.05, 3.0
+_MOST = 1000.0  # the ratio of an image that must be rejected, whose map is 1
 _BLUR = 5  # side of the average over a map, pixels at the working size
 _CHUNK = 1024  # patches compared at once: their distances to the bank stay in the caches
 
@@ -108,7 +108,8 @@ class NearestMaps:
         for mean, of_scale, own in zip(self._means, distances, self._plan.sizes, strict=True):
             margin = (own[0] - of_scale.shape[-2]) // 2
             relative = (of_scale / mean.clamp(min=1e-12)).unsqueeze(1)
-            scales.append(upsample_map(F.pad(relative, [margin] * 4, mode="replicate").squeeze(1), size))
+            whole = F.pad(relative, [margin] * 4, mode="replicate")
+            scales.append(F.interpolate(whole, size=size, mode="bilinear", align_corners=False).squeeze(1))
         total = torch.stack(scales).mean(dim=0)
         side = _BLUR // 2
         return F.avg_pool2d(F.pad(total.unsqueeze(1), [side] * 4, mode="replicate"), _BLUR, stride=1).squeeze(1)
@@ -128,8 +129,8 @@ class NearestMaps:
 
 
 def ratios(values: np.ndarray) -> np.ndarray:
-    """How many times the typical distance values of a map stand for, from 0."""
-    return values / (1 - values)
+    """How many times the typical distance values of a map stand for, from 0 to `_MOST`."""
+    return values / np.maximum(1 - values, 1 / _MOST)
 
 
 def _typical(distances: Tensor) -> Tensor:

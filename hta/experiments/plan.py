@@ -95,7 +95,9 @@ class Variant:
     title: str
     objective: str = "transformations"  # what the discriminators learn (`hta.config.AblationConfig`)
     one_scale: int | None = None  # side of the only scale, pixels; None: the preset's scales
-    score: Literal["votes", "real_probability", "distance", "geom"] = "votes"  # what an image is scored by
+    score: Literal["votes", "real_probability", "distance", "geom", "nearest"] = "votes"  # what an image is scored by
+    recipe: str = "paper"  # how the discriminators are trained (`hta.config.TrainingConfig`)
+    in_table: bool = True  # whether table 6 has it
 
 
 VARIANTS: Mapping[str, Variant] = {
@@ -107,6 +109,9 @@ VARIANTS: Mapping[str, Variant] = {
     "e": Variant("one scale of 20 px", one_scale=20),
     "f": Variant("distance to the training images", score="distance"),
     "g": Variant("GEOM on generated images", score="geom"),
+    "views": Variant(
+        "trained on views, scored by the nearest patches", score="nearest", recipe="views", in_table=False
+    ),
 }
 
 
@@ -154,6 +159,7 @@ class RunSpec:
         """The resolved settings of model and training; a UserError refuses an unknown one, or one out of range."""
         preset, variant = PRESETS[self.preset], VARIANTS[self.variant]
         flat: dict[str, Any] = {"min_size": preset.min_size, "max_size": preset.max_size, "niter": preset.niter}
+        flat |= {"recipe": variant.recipe}
         # Draws differ in weights and noise too, so that their spread covers all randomness.
         flat |= {"task": self.task, "num_transforms": self.num_transforms, "manualSeed": self.seed + self.draw}
         flat |= dict(self.settings)
@@ -274,7 +280,7 @@ _OF_TABLE: Mapping[int, tuple[dict[str, Any], ...]] = {
     3: (dict(datasets=_CLASS_SETS, shots=(10,)),),
     4: (dict(datasets=("cifar",), shots=(50, 80)),),
     5: tuple(_DEFECTS | {"num_transforms": number} for number in (MVTEC.num_transforms, ROTATIONS)),
-    6: (dict(datasets=("cifar",), shots=(1, 5), variants=tuple(VARIANTS)),),
+    6: (dict(datasets=("cifar",), shots=(1, 5), variants=tuple(name for name in VARIANTS if VARIANTS[name].in_table)),),
     7: (_DEFECTS | {"num_transforms": ROTATIONS},),
 }
 

@@ -19,6 +19,7 @@ from hta.config import RuntimeConfig
 from hta.errors import RunError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.metrics import bootstrap_auroc, image_auroc
+from hta.evaluation.nearest import RULE, NearestMaps
 from hta.evaluation.scorer import Scorer
 from hta.evaluation.scores import AGGREGATES, anomaly_scores
 from hta.evaluation.thresholds import CALIBRATED, decide, make_threshold, summarize_decision
@@ -127,7 +128,21 @@ def train_variant(spec: RunSpec, training_set: TrainingSet, runtime: Runtime) ->
     if score == "geom":
         return Geom(pyramid, PRESETS[spec.preset].geom_steps, spec.seed + spec.draw, runtime).shares
     scorer = Scorer(pyramid)
+    if score == "nearest":
+        return Nearest(scorer, training_set.images)
     return lambda images: scorer.shares(images, spec.fractions)
+
+
+class Nearest:
+    """Scores images by the nearest patches of the training images."""
+
+    def __init__(self, scorer: Scorer, training_images: Tensor):
+        self._maps = NearestMaps(scorer.features, scorer.plan, training_images)
+        self.recognition = scorer.recognition
+
+    def __call__(self, images: Tensor) -> np.ndarray:
+        """One minus the maximum of each map: `(1, B, 1)` in [0, 1], higher = more normal."""
+        return 1 - self._maps.maps(images).amax(dim=(1, 2)).double().cpu().numpy()[None, :, None]
 
 
 @torch.inference_mode()
@@ -305,10 +320,13 @@ def decision_on_views(
     The product decides defects by the maxima of their maps, which runs do not compute. `scores` are those of the test
     images for the main fraction, `(N,)`, higher = more anomalous; of their labels, 1 = anomalous.
     """
-    rule = view_rule(training_set.record.config.model.task, spec.num_transforms)
+    rule = view_rule(spec.task, spec.num_transforms)
+    if isinstance(shares_of, Nearest):
+        rule, recognition = RULE if spec.task == "defect" else rule, shares_of.recognition
+    else:
 
-    def recognition(images: Tensor) -> Tensor:
-        return torch.from_numpy(shares_of(images)[-1].mean(axis=-1)) * spec.num_transforms
+        def recognition(images: Tensor) -> Tensor:
+            return torch.from_numpy(shares_of(images)[-1].mean(axis=-1)) * spec.num_transforms
 
     views = rule.draw(training_set.images, NUM_VIEWS, VIEWS_SEED, recognition)
     main = spec.fractions.index(spec.main_fraction)

@@ -46,6 +46,16 @@ def explicit_features(pyramid, n, image):
     return [(row, column, x[0, :, row, column].numpy()) for row in range(x.shape[2]) for column in range(x.shape[3])]
 
 
+def bilinear(values, size):
+    """Each pixel of a larger map from the four nearest ones, pixel centres at (i + 1/2) / n."""
+    rows, columns = (
+        np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
+        for new, old in zip(size, values.shape, strict=True)
+    )
+    along = np.array([[np.interp(x, np.arange(values.shape[1]), row) for x in columns] for row in values])
+    return np.array([[np.interp(y, np.arange(values.shape[0]), column) for column in along.T] for y in rows])
+
+
 def explicit_distances(pyramid, images, others, scored):
     """The mean distance over scales at each pixel of each image in `scored`, by loops over patches and the bank."""
     in_bank = torch.cat([images, draw_views(images, len(images), 1.0, (0, "bank"))])
@@ -75,8 +85,11 @@ def explicit_distances(pyramid, images, others, scored):
                 / normal
             )
             whole = F.pad(found.reshape(1, 1, height, width), [margin] * 4, mode="replicate")
-            totals[i] = totals[i] + nearest.upsample_map(whole[0], pyramid.plan.working_size)[0]
-    means = [F.pad(total[None, None] / len(pyramid.plan.sizes), [2] * 4, mode="replicate") for total in totals]
+            totals[i] = totals[i] + bilinear(whole[0, 0].numpy(), pyramid.plan.working_size)
+    means = [
+        F.pad(torch.from_numpy(total)[None, None] / len(pyramid.plan.sizes), [2] * 4, mode="replicate")
+        for total in totals
+    ]
     return [F.avg_pool2d(mean, 5, stride=1)[0, 0].numpy() for mean in means]
 
 
@@ -112,6 +125,17 @@ def test_the_training_image_is_nearer_than_another(pyramid):
     own, other = maps_of(pyramid, images[:1]).maps(images)
     assert own.mean() < other.mean()
     assert own[5:-5, 5:-5].max() < 1 / 2 < other.max()
+
+
+def test_a_map_is_one_half_at_the_typical_distance_and_grows_with_it_without_a_limit(pyramid):
+    """An image that is near the training image but for one square: the map there exceeds twice the typical distance."""
+    images = views_of(1)
+    strange = images.clone()
+    strange[:, :, 4:11, 4:11] = 1.0
+    (found,) = maps_of(pyramid, images).maps(strange)
+    assert found.median() <= 1 / 2 + 1e-6
+    assert found.max() > 2 / 3
+    assert ratios(np.array([0.0, 0.5, 0.75, 1.0])).tolist() == [0.0, 1.0, 3.0, 1000.0]
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hta.config import AblationConfig, Config, ModelConfig, TrainingConfig, default_config
+from hta.config import AblationConfig, Config, ModelConfig, ScoringConfig, TrainingConfig, default_config
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.scorer import Scorer
 from hta.experiments import run
@@ -24,6 +24,7 @@ from hta.experiments.run import (
     train_variant,
     transformed_pixels,
 )
+from hta.model import Model
 from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid, plan_of
@@ -269,3 +270,20 @@ def test_the_decision_on_defects_takes_the_mirror_images_that_the_run_recognises
 
     expected = view_rule("defect", 4).draw(training_set.images, NUM_VIEWS, VIEWS_SEED, recognition)
     assert torch.equal(torch.cat(seen), expected)
+
+
+def test_the_variant_views_scores_and_decides_by_the_maxima_of_the_products_maps():
+    spec = RunSpec("defects", "x", "good", 1, 1, "views", "fast", 4, "", settings=TINY)
+    assert spec.config().training.recipe == "views"
+    noise = np.random.default_rng(1)
+    image, other = noise.random((2, 20, 20, 3), dtype=np.float32)
+    training_set = prepare([image], ["a"], spec.config())
+    shares_of = train_variant(spec, training_set, RUNTIME)
+    pyramid = train_pyramid(training_set.images, training_set.record, RUNTIME)
+    model = Model(training_set.record, pyramid, RUNTIME, training_set.images)
+    size = pyramid.plan.working_size
+    shares = score_images(shares_of, [image, other], size)
+    peaks = [votes.peak for votes in model.stream([image, other], ScoringConfig(no_frame_check=True))]
+    np.testing.assert_allclose(1 - shares[0, :, 0], peaks, **EXACT)
+    decision = decision_on_views(spec, shares_of, training_set, 1 - shares[0, :, 0], np.array([0, 1]))
+    assert decision["threshold"] == round(model.threshold(ScoringConfig()).pixel_threshold, 6)
