@@ -28,7 +28,7 @@ _BANK_VIEWS = 7  # of each training image in the bank
 _STATISTICS_VIEWS = 24  # of all of them together, for the distances of normal patches
 _VIEW_STRENGTH = 1.0  # of both: the recipe "views" trains on such views
 _BANK_PATCHES = 1500  # for each training image
-_REACH, _ALLOWANCE = 0.05, 3.0
+_REACH, ALLOWANCE = 0.05, 3.0
 _MOST = 1000.0  # the ratio of an image that must be rejected, whose map is 1
 _BLUR = 5  # side of the average over a map, pixels at the working size
 _CHUNK = 1024  # patches compared at once: their distances to the bank stay in the caches
@@ -85,7 +85,7 @@ class NearestMaps:
 
     @torch.inference_mode()
     def __init__(
-        self, describe: Describe, plan: ScalePlan, images: Tensor, reach: float = _REACH, allowance: float = _ALLOWANCE
+        self, describe: Describe, plan: ScalePlan, images: Tensor, reach: float = _REACH, allowance: float = ALLOWANCE
     ):
         self._describe, self._plan, self._allowance, number = describe, plan, allowance, len(images)
         in_bank = torch.cat([images.cpu(), draw_views(images, _BANK_VIEWS * number, _VIEW_STRENGTH, (0, "bank"))])
@@ -94,25 +94,23 @@ class NearestMaps:
             for n, features in enumerate(describe(in_bank))
         ]
         others = draw_views(images, max(_STATISTICS_VIEWS, number), _VIEW_STRENGTH, (0, "statistics"))
-        distances = [self._distances(view[None]) for view in others]
+        distances = [self._of_scales(view[None]) for view in others]
         self._means = [torch.cat(of_scale).mean() for of_scale in zip(*distances, strict=True)]
-        self._typical = torch.cat([_typical(self._combined(of_view)) for of_view in distances]).mean()
+        self._typical = torch.cat([typical(self._combined(of_view)) for of_view in distances]).mean()
 
-    def _distances(self, images: Tensor) -> list[Tensor]:
+    @torch.inference_mode()
+    def distances(self, images: Tensor) -> Tensor:
+        """How far the patches of `(B, 3, h, w)` images are from the training images, `(B, h, w)`, 1 = as views are."""
+        return self._combined(self._of_scales(images))
+
+    def _of_scales(self, images: Tensor) -> list[Tensor]:
         features = self._describe(images)
         return [bank.distances(of_scale) for bank, of_scale in zip(self._banks, features, strict=True)]
 
     def _combined(self, distances: list[Tensor]) -> Tensor:
         """Combine the distances `(B, h, w)` of the scales, in units of their means over views, at the working size."""
-        size, scales = self._plan.working_size, []
-        for mean, of_scale, own in zip(self._means, distances, self._plan.sizes, strict=True):
-            margin = (own[0] - of_scale.shape[-2]) // 2
-            relative = (of_scale / mean.clamp(min=1e-12)).unsqueeze(1)
-            whole = F.pad(relative, [margin] * 4, mode="replicate")
-            scales.append(F.interpolate(whole, size=size, mode="bilinear", align_corners=False).squeeze(1))
-        total = torch.stack(scales).mean(dim=0)
-        side = _BLUR // 2
-        return F.avg_pool2d(F.pad(total.unsqueeze(1), [side] * 4, mode="replicate"), _BLUR, stride=1).squeeze(1)
+        pairs = zip(distances, self._means, strict=True)
+        return merged([of_scale / mean.clamp(min=1e-12) for of_scale, mean in pairs], self._plan)
 
     @torch.inference_mode()
     def maps(self, images: Tensor) -> Tensor:
@@ -123,8 +121,8 @@ class NearestMaps:
             anomalous. The typical distance of an image that is nearer than views are counts as theirs, and that of one
             that is more than `allowance` times as far as that many times theirs.
         """
-        distances = self._combined(self._distances(images))
-        unit = _typical(distances).clamp(self._typical, self._allowance * self._typical)[:, None, None]
+        distances = self.distances(images)
+        unit = typical(distances).clamp(self._typical, self._allowance * self._typical)[:, None, None]
         return distances / (distances + unit)
 
 
@@ -133,6 +131,18 @@ def ratios(values: np.ndarray) -> np.ndarray:
     return values / np.maximum(1 - values, 1 / _MOST)
 
 
-def _typical(distances: Tensor) -> Tensor:
+def merged(scales: Sequence[Tensor], plan: ScalePlan) -> Tensor:
+    """The mean of maps `(B, h', w')` of patches at each scale, at the working size, averaged over `_BLUR` px."""
+    resized = []
+    for of_scale, own in zip(scales, plan.sizes, strict=True):
+        margin = (own[0] - of_scale.shape[-2]) // 2
+        whole = F.pad(of_scale.unsqueeze(1), [margin] * 4, mode="replicate")
+        resized.append(F.interpolate(whole, size=plan.working_size, mode="bilinear", align_corners=False))
+    side = _BLUR // 2
+    mean = F.pad(torch.stack(resized).mean(dim=0), [side] * 4, mode="replicate")
+    return F.avg_pool2d(mean, _BLUR, stride=1).squeeze(1)
+
+
+def typical(distances: Tensor) -> Tensor:
     """The median of each image's distances `(B, h, w)`: `(B,)`."""
     return distances.flatten(1).quantile(0.5, dim=1)

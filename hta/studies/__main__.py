@@ -3,6 +3,7 @@
   demo        makes the demo images, good and defective crops of a brick wall
   planted     counts how often the anomaly map peaks on a planted defect
   samples     measures the reconstructions and random samples of a model
+  scores      compares what anomaly maps and scores can be made of
   thresholds  compares ways of choosing a threshold from the training images
 
 `python -m hta.studies NAME --help` describes a study and its options.
@@ -20,12 +21,13 @@ from hta.config import RuntimeConfig
 from hta.model import load
 from hta.runtime import own_process
 from hta.settings import Checked
-from hta.studies import demo, planted, samples, thresholds
+from hta.studies import demo, planted, samples, scores, thresholds
 
 _STUDIES: dict[str, tuple[str | None, type[Checked], Callable[..., Iterator[str]]]] = {
     "demo": (demo.__doc__, demo.DemoOptions, demo.run),
     "planted": (planted.__doc__, planted.PlantedOptions, planted.run),
     "samples": (samples.__doc__, samples.SampleOptions, samples.run),
+    "scores": (scores.__doc__, scores.ScoreOptions, scores.run),
     "thresholds": (thresholds.__doc__, thresholds.ThresholdOptions, thresholds.run),
 }
 

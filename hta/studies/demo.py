@@ -33,8 +33,8 @@ MAX_CROPS = 999  # files are numbered with three digits
 # Each defect is drawn at this many random places; the most visible one is kept.
 PLACES_TRIED = 16
 
-TRAINING_FILE = "Images/brick.png"
-TEST_FOLDER = "Test/brick"
+TRAINING_FILE, TEST_FOLDER = "Images/{}.png", "Test/{}"
+"""By texture."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class DemoOptions(Checked):
     """Where the images are written, and how many."""
 
     out: str = option("Input", "folder to write into")
+    texture: str = option("brick", "the photograph (scikit-image, CC0)", choices=("brick", "grass", "gravel"))
     seed: int = option(0, "of all random numbers; the committed images have seed 0", low=0)
     num_good: int = option(24, "good crops", low=1, high=MAX_CROPS)
     num_per_defect: int = option(12, "crops with each kind of defect", low=1, high=MAX_CROPS)
@@ -61,26 +62,39 @@ def brick_wall() -> np.ndarray:
     return np.clip(np.rint(wall), 0, 255).astype(np.uint8)
 
 
-def cut(top: int, left: int) -> np.ndarray:
-    """Copy the crop of `CROP_SIZE` px with the upper left pixel (top, left) from the wall."""
-    return brick_wall()[top : top + CROP_SIZE, left : left + CROP_SIZE].copy()
+def surface(texture: str = "brick") -> np.ndarray:
+    """The wall, or the photograph `skimage.data.grass()` or `gravel()`, `(512, 512)` uint8."""
+    return brick_wall() if texture == "brick" else getattr(data, texture)()
+
+
+def training_corner(texture: str = "brick") -> tuple[int, int]:
+    """The upper left pixel of the training crop."""
+    return TRAINING_CORNER if texture == "brick" else (192, 192)
+
+
+def cut(top: int, left: int, texture: str = "brick") -> np.ndarray:
+    """Copy the crop of `CROP_SIZE` px with the upper left pixel (top, left) from a surface."""
+    return surface(texture)[top : top + CROP_SIZE, left : left + CROP_SIZE].copy()
 
 
 def plan_crops(options: DemoOptions) -> list[tuple[str, int, int, int]]:
-    """Draw the test crops: anywhere in the wall, without overlap with the training crop.
+    """Draw the test crops: anywhere on the surface, without overlap with the training crop.
 
     Returns kind, number, top and left of each: first the "good" ones, then those of each kind of defect.
     """
     rng = np.random.default_rng(options.seed)
     counts = {"good": options.num_good} | dict.fromkeys(DEFECTS, options.num_per_defect)
-    return [(kind, number, *_draw_corner(rng)) for kind, count in counts.items() for number in range(count)]
+    return [
+        (kind, number, *_draw_corner(rng, options.texture)) for kind, count in counts.items() for number in range(count)
+    ]
 
 
-def _draw_corner(rng: np.random.Generator) -> tuple[int, int]:
+def _draw_corner(rng: np.random.Generator, texture: str) -> tuple[int, int]:
     """Draw the upper left corner of a crop that does not overlap the training crop."""
+    middle = training_corner(texture)
     while True:
-        top, left = (int(rng.integers(side - CROP_SIZE + 1)) for side in WALL_SIZE)
-        if max(abs(top - TRAINING_CORNER[0]), abs(left - TRAINING_CORNER[1])) >= CROP_SIZE:
+        top, left = (int(rng.integers(side - CROP_SIZE + 1)) for side in surface(texture).shape)
+        if max(abs(top - middle[0]), abs(left - middle[1])) >= CROP_SIZE:
             return top, left
 
 
@@ -151,14 +165,15 @@ def plant_defect(clean: np.ndarray, draw: Drawer, rng: np.random.Generator) -> t
 
 def build_demo(options: DemoOptions) -> dict[str, np.ndarray]:
     """Make all images of the demo, (H, W) uint8, by their path below the output folder, in the order of writing."""
-    files = {TRAINING_FILE: cut(*TRAINING_CORNER)}
+    texture, folder = options.texture, TEST_FOLDER.format(options.texture)
+    files = {TRAINING_FILE.format(texture): cut(*training_corner(texture), texture)}
     for index, (kind, number, top, left) in enumerate(plan_crops(options)):
-        image = cut(top, left)
+        image = cut(top, left, texture)
         if kind in DEFECTS:
-            mask_file = f"{TEST_FOLDER}/ground_truth/{kind}/{number:03d}_mask.png"
+            mask_file = f"{folder}/ground_truth/{kind}/{number:03d}_mask.png"
             rng = np.random.default_rng([options.seed, index])
             image, files[mask_file] = plant_defect(image, DEFECTS[kind], rng)
-        files[f"{TEST_FOLDER}/test/{kind}/{number:03d}.png"] = image
+        files[f"{folder}/test/{kind}/{number:03d}.png"] = image
     return files
 
 
@@ -168,9 +183,10 @@ def baseline_aurocs(files: dict[str, np.ndarray]) -> dict[str, float]:
     `mean_intensity` scores an image by how much its mean differs from that of the training image, `mse` by the mean
     squared difference of the two.
     """
-    tested = {path: image for path, image in files.items() if path.startswith(f"{TEST_FOLDER}/test/")}
+    training_image = next(iter(files.values()))
+    tested = {path: image for path, image in files.items() if Path(path).parent.parent.name == "test"}
     labels = [Path(path).parent.name != "good" for path in tested]
-    differences = np.array(list(tested.values()), dtype=np.float64) - files[TRAINING_FILE]
+    differences = np.array(list(tested.values()), dtype=np.float64) - training_image
     scores = {"mean_intensity": np.abs(differences.mean(axis=(1, 2))), "mse": np.square(differences).mean(axis=(1, 2))}
     return {name: float(roc_auc_score(labels, values)) for name, values in scores.items()}
 
@@ -202,7 +218,7 @@ def run(options: DemoOptions) -> Iterator[str]:
     files, out = build_demo(options), Path(options.out)
     write_demo(files, out, options.overwrite)
     defects = ", ".join(f"{options.num_per_defect} {kind}" for kind in DEFECTS)
-    yield f"{out / TRAINING_FILE}: the training image"
-    yield f"{out / TEST_FOLDER}: {options.num_good} good, {defects}"
+    yield f"{out / TRAINING_FILE.format(options.texture)}: the training image"
+    yield f"{out / TEST_FOLDER.format(options.texture)}: {options.num_good} good, {defects}"
     for name, auroc in baseline_aurocs(files).items():
         yield f"image AUROC of the trivial baseline {name}: {auroc:.3f}"

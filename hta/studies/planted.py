@@ -35,7 +35,7 @@ class PlantedOptions(Checked):
 def plant(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Make good crops of the wall, `(128, 128)` uint8, with one defect each, and their bool masks."""
     rng = np.random.default_rng(seed)
-    crops = [corner for kind, _, *corner in plan_crops(DemoOptions(seed=seed)) if kind == "good"]
+    crops = [(top, left) for kind, _, top, left in plan_crops(DemoOptions(seed=seed)) if kind == "good"]
     pairs = []
     for corner, draw in islice(zip(cycle(crops), cycle(DRAWERS), strict=False), count):
         image, mask = plant_defect(cut(*corner), draw, rng)

@@ -1,0 +1,269 @@
+"""What should an anomaly map be made of? python -m hta.studies scores --data_root DIR --recipe views
+
+Trains a model on one drawn good image of a folder laid out like a class of MVTec AD, and scores the test images by many
+readings of it: what a patch is judged by, how its image is standardised, how the map becomes a score. AUROC, pixel
+AUROC, AUPRO, and false alarms and recall at the threshold from mirrored views are written to a JSON file, unless it
+exists. Without --data_root, the results are printed as tables.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hta.config import AblationConfig, Config, RuntimeConfig, default_config
+from hta.data.benchmark import draw_images
+from hta.data.loaders import load_dataset
+from hta.data.sample import Sample
+from hta.evaluation.metrics import image_auroc
+from hta.evaluation.nearest import ALLOWANCE, RULE, NearestMaps, merged, typical
+from hta.evaluation.pixel_metrics import PixelMetrics
+from hta.evaluation.scorer import Scorer
+from hta.files import write_atomically
+from hta.images import resize, to_tensor
+from hta.models.scales import image_pyramid
+from hta.models.views import draw_views
+from hta.runs import TrainingSet, prepare
+from hta.runtime import describe_machine, own_process, set_up
+from hta.settings import Checked, option
+from hta.training.trainer import train_pyramid
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "paper, 250 iterations": {"niter": 250},
+    "views": {"recipe": "views"},
+    "views, 100 iterations": {"recipe": "views", "niter": 100},
+    "views, 96 px, 100 iterations": {"recipe": "views", "niter": 100, "max_size": 96},
+    "views, no generator": {"recipe": "views"},
+    "views, 1 iteration": {"recipe": "views", "niter": 1},
+}
+"""Ways to train: settings that differ from the defaults for defects. Without a generator there are no fakes."""
+
+CHOSEN = "nearest features", "own typical", "maximum"
+"""The reading that became the score "nearest"."""
+
+_BATCH, _VIEWS, _TARGET_FPR = 8, 60, 0.05
+_FLOOR = 1e-4  # of the probabilities whose logarithm is taken
+_RAW = 5  # side of a patch of pixels
+_DIGITS = 4
+_SHOWN = ("auroc", "pixel_auroc", "aupro", "false_alarms", "recall")
+
+Maps = Callable[[Tensor], Tensor]
+"""Makes maps `(B, h, w)` from 0 of images `(B, 3, h, w)` in [-1, 1], at the working size; higher = more anomalous."""
+
+Measures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class ScoreOptions(Checked):
+    """What is trained, on which images."""
+
+    data_root: str = option("", "a folder laid out like a class of MVTec AD")
+    recipe: str = option("views", "how the model is trained", choices=tuple(RECIPES))
+    draw: int = option(1, "number of the random draw of the training image", low=1)
+    threads: int = option(0, "number of CPU threads; 0 means one per core", low=0, high=1024)
+    results: str = option("docs/results/scores", "folder of the JSON files")
+
+
+def readings(scorer: Scorer, images: Tensor) -> dict[str, Maps]:
+    """What a patch can be judged by, by name, given the training image `(1, 3, h, w)`."""
+    plan = scorer.plan
+
+    def of_votes(surprise: Callable[[Tensor], Tensor]) -> Maps:
+        # The four rotations vote at the same places.
+        return lambda batch: merged([surprise(votes).mean(dim=1) for votes in scorer.votes(batch)], plan)
+
+    def pixels(batch: Tensor) -> list[Tensor]:
+        levels = image_pyramid(batch, plan.sizes)
+        return [F.unfold(x, _RAW).unflatten(2, [side - _RAW + 1 for side in x.shape[2:]]) for x in levels]
+
+    def errors(batch: Tensor) -> Tensor:
+        levels = zip(image_pyramid(batch, plan.sizes), image_pyramid(images, plan.sizes), strict=True)
+        return merged([(level - own).square().mean(dim=1) for level, own in levels], plan)
+
+    return {
+        "votes": of_votes(lambda votes: 1 - votes),
+        "log votes": of_votes(lambda votes: -votes.clamp(min=_FLOOR).log()),
+        "nearest features": NearestMaps(scorer.features, plan, images).distances,
+        "nearest features, any place": NearestMaps(scorer.features, plan, images, reach=float("inf")).distances,
+        "nearest pixels": NearestMaps(pixels, plan, images).distances,
+        "squared error": errors,
+    }
+
+
+def standardised(maps: Tensor, views: Tensor) -> dict[str, Tensor]:
+    """Maps `(B, h, w)` as they are; by their own typical value, as `NearestMaps` does; by each place of the views."""
+    usual = typical(views).mean()
+    unit = typical(maps).clamp(usual, ALLOWANCE * usual)[:, None, None]
+    # A place that hardly varies must not count more than the others.
+    spread = (views.var(dim=0) + views.std().square() / 4).sqrt()
+    return {"as it is": maps, "own typical": maps / unit, "by place": (maps - views.mean(dim=0)) / spread}
+
+
+def pooled(maps: Tensor) -> dict[str, np.ndarray]:
+    """Ways to make scores `(B,)` of maps `(B, h, w)`."""
+    values = maps.flatten(1).sort(dim=1, descending=True).values.double().numpy()
+    counts = {"maximum": 1, "top 1 %": values.shape[1] // 100, "top 5 %": values.shape[1] // 20, "mean": None}
+    return {name: values[:, :count].mean(axis=1) for name, count in counts.items()}
+
+
+def measure(scores: np.ndarray, normal: np.ndarray, labels: np.ndarray) -> Measures:
+    """AUROC of scores `(N,)`; false alarms and recall where 5 % of the scores `normal` of mirrored views are higher."""
+    rejected = scores > np.quantile(normal, 1 - _TARGET_FPR)
+    auroc = image_auroc(labels, scores)["value"]
+    return {"auroc": auroc, "false_alarms": rejected[labels == 0].mean(), "recall": rejected[labels == 1].mean()}
+
+
+def measure_pixels(maps: Tensor, highest: float, samples: Sequence[Sample]) -> Measures:
+    """Pixel AUROC and AUPRO, at the size of the images, of maps `(N, h, w)` up to `highest`; none without masks."""
+    pixels, lowest = PixelMetrics(), maps.min()
+    if not any(sample.masks for sample in samples):
+        return {}
+    for one, sample in zip(maps, samples, strict=True):
+        mask = sample.read_mask()
+        if sample.label and mask is None:
+            continue
+        shape = sample.read().shape[:2] if mask is None else mask.shape
+        levels = ((one - lowest) / (highest - lowest)).clamp(0, 1)
+        pixels.update(F.interpolate(levels[None, None], size=shape, mode="bilinear")[0, 0].numpy(), mask)
+    found = pixels.compute()
+    return {"pixel_auroc": found["pixel_auroc"]["value"], "aupro": found["aupro"]["value"]}
+
+
+def config_of(recipe: str, draw: int, runtime: RuntimeConfig) -> Config:
+    """The settings of a recipe; draws differ in weights and noise too."""
+    config = replace(default_config(**RECIPES[recipe], manualSeed=draw), runtime=runtime)
+    if "no generator" not in recipe:
+        return config
+    return replace(config, model=AblationConfig(**asdict(config.model), objective="transformations_only"))
+
+
+@torch.inference_mode()
+def compare(scorer: Scorer, training: TrainingSet, samples: Sequence[Sample]) -> dict[str, Measures]:
+    """Measure all readings on test images; the keys are the reading, its standardisation and its pooling."""
+    size, images = scorer.plan.working_size, training.images
+    test = torch.cat([resize(to_tensor([sample.read()]), size) for sample in samples])
+    labels = np.array([sample.label for sample in samples])
+    views = draw_views(images, _VIEWS, RULE.strength, 1)
+    mirrored = RULE.draw(images, 2 * _VIEWS, 2, scorer.recognition)
+    found = {}
+    for name, maps in readings(scorer, images).items():
+        of_test, of_views, of_mirrored = (
+            torch.cat([maps(x) for x in s.split(_BATCH)]) for s in (test, views, mirrored)
+        )
+        normal = standardised(of_mirrored, of_views)
+        for way, values in standardised(of_test, of_views).items():
+            pixels = measure_pixels(values, float(values.quantile(0.9999)), samples)
+            limits = pooled(normal[way])
+            for pooling, scores in pooled(values).items():
+                found[" | ".join((name, way, pooling))] = measure(scores, limits[pooling], labels) | pixels
+    for fraction in (0.05, 1.0):
+        scores, limits = (1 - scorer.shares(x, [fraction])[0].mean(axis=-1) for x in (test, mirrored))
+        found[f"paper's score, {fraction:.0%} of the patches"] = measure(scores, limits, labels)
+    return {key: {name: round(float(value), _DIGITS) for name, value in of.items()} for key, of in found.items()}
+
+
+def run(options: ScoreOptions) -> Iterator[str]:
+    """Make the result of one training, or print those that there are."""
+    results = Path(options.results)
+    if not options.data_root:
+        yield from tables(results)
+        return
+    root = Path(options.data_root)
+    benchmark = load_dataset("defects", root)
+    selection = draw_images(benchmark, benchmark.spec.title, 1, options.draw)
+    path = (
+        results
+        / f"{benchmark.spec.title}_draw{options.draw}_{options.recipe.replace(', ', '-').replace(' ', '-')}.json"
+    )
+    if path.exists():
+        yield f"{path} exists"
+        return
+    config = config_of(options.recipe, options.draw, RuntimeConfig(threads=options.threads))
+    own_process(config.runtime)
+    runtime = set_up(config.runtime)
+    # The images as they are: own photographs have no protocol.
+    (sample,) = (replace(sample, spec=None) for sample in selection.training)
+    training = prepare([sample.read()], [sample.relative], config)
+    start = time.perf_counter()
+    scorer = Scorer(train_pyramid(training.images, training.record, runtime))
+    seconds = time.perf_counter() - start
+    samples = [replace(sample, spec=None) for sample in selection.test_samples()]
+    measures = compare(scorer, training, samples)
+    record = {
+        "set": benchmark.spec.title,
+        "draw": options.draw,
+        "recipe": options.recipe,
+        "training_image": sample.relative,
+        "images": {"good": sum(not s.label for s in samples), "bad": sum(bool(s.label) for s in samples)},
+        "measures": measures,
+        "seconds_training": round(seconds, 1),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": describe_machine(runtime),
+    }
+    results.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(record, indent=1) + "\n").encode())
+    yield f"{path}: AUROC {measures[' | '.join(CHOSEN)]['auroc']:.3f}"
+
+
+# --- the tables ---------------------------------------------------------------------------------------------------
+
+
+def tables(results: Path) -> Iterator[str]:
+    """Tables in Markdown of all results: readings, poolings and recipes; per cent, means over draws."""
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
+    of_views = [record for record in records if record["recipe"] == "views"]
+    keys = list(of_views[0]["measures"]) if of_views else []
+    reading, way, pooling = CHOSEN
+    by_maximum = [key for key in keys if key.endswith(f"| {pooling}") or key.startswith("paper")]
+    yield from _table(
+        "judged by, standardised", {key.removesuffix(f" | {pooling}"): (of_views, key) for key in by_maximum}
+    )
+    poolings = {key.split(" | ")[2]: (of_views, key) for key in keys if key.startswith(f"{reading} | {way} |")}
+    yield from _table("score of an image", poolings)
+    chosen = " | ".join(CHOSEN)
+    recipes = {recipe: ([r for r in records if r["recipe"] == recipe], chosen) for recipe in RECIPES}
+    yield from _table("trained by", recipes)
+
+
+def _table(title: str, rows: dict[str, tuple[list[dict[str, Any]], str]]) -> Iterator[str]:
+    """One row for each name, the results it is over and their key: means over sets, then AUROC by set."""
+    sets = sorted({_group(record) for records, _ in rows.values() for record in records})
+    if not sets:
+        return
+    yield ""
+    yield f"| {title} | AUROC | pixel AUROC | AUPRO | false alarms | recall | {' | '.join(sets)} | s |"
+    yield "| --- " + "| ---: " * (len(sets) + 6) + "|"
+    for name, (records, key) in rows.items():
+        if records:
+            means = [_mean_over_sets(records, key, measure) for measure in _SHOWN]
+            by_set = [_mean([r for r in records if _group(r) == one], key, "auroc") for one in sets]
+            seconds = float(np.median([record["seconds_training"] for record in records]))
+            bold = "**" * (key == " | ".join(CHOSEN) and len(rows) > 1)
+            yield f"| {bold}{name}{bold} | " + " | ".join(map(_cell, means + by_set)) + f" | {seconds:.0f} |"
+
+
+def _group(record: dict[str, Any]) -> str:
+    """The set that a result counts for: the kinds of paper are one."""
+    return "paper" if record["set"].startswith("PA_") else record["set"].replace("_", " ")
+
+
+def _mean(records: Sequence[dict[str, Any]], key: str, measure: str) -> float | None:
+    values = [record["measures"][key][measure] for record in records if measure in record["measures"][key]]
+    return float(np.mean(values)) if values else None
+
+
+def _mean_over_sets(records: Sequence[dict[str, Any]], key: str, measure: str) -> float | None:
+    means = [_mean([r for r in records if _group(r) == one], key, measure) for one in {_group(r) for r in records}]
+    return float(np.mean([mean for mean in means if mean is not None])) if any(m is not None for m in means) else None
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
