@@ -124,6 +124,7 @@ def _open(parts: dict[type, Any], given: dict[str, Any]) -> tuple["Model", "Sour
 
 def _prepare(parts: dict[type, Any], model: "Model", source: "Source", target: Path) -> Evaluation:
     """Check the images and settings, and find the threshold."""
+    from hta.evaluation.nearest import USUAL
     from hta.evaluation.overlays import ColourScale
     from hta.evaluation.scores import check_aggregate
     from hta.inputs import readable, score_good
@@ -140,7 +141,8 @@ def _prepare(parts: dict[type, Any], model: "Model", source: "Source", target: P
     good = score_good(model, options, items, scoring, with_maps=not output.no_maps)
     threshold = model.threshold(scoring, with_maps=not output.no_maps, good=good)
     limit = threshold.pixel_threshold
-    scale = None if limit is None or output.no_maps else ColourScale.around(limit)
+    usual = USUAL if scoring.score == "nearest" else 0.0
+    scale = None if limit is None or output.no_maps else ColourScale.around(limit, usual)
     about = {"skipped": skipped, "good_images": good and {"dir": options.good_dir, "images": len(good.shares)}}
     source = replace(source, images=items, about=source.about | about, warnings=[*source.warnings, *doubts])
     for note in source.notes:

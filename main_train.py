@@ -120,8 +120,9 @@ def _command(argv: Sequence[str] | None) -> None:
     for title, cls in GROUPS.items():
         add_settings(parser, title, cls)
     given = vars(parser.parse_args(argv))
-    task = {"task": default_task(given["dataset"])} if "dataset" in given else {}
-    parts = {cls: take_settings(cls, task | given) for cls in GROUPS.values()}
+    # Data sets are those of the paper's tables.
+    of_dataset = {"task": default_task(given["dataset"]), "recipe": "paper"} if "dataset" in given else {}
+    parts = {cls: take_settings(cls, of_dataset | given) for cls in GROUPS.values()}
     options, samples = parts[InputOptions], parts[SampleOptions]
     config = Config(parts[ModelConfig], parts[TrainingConfig], parts[RuntimeConfig])
     allowed = _ONLY_RANDOM_SAMPLES | _ALSO_RANDOM_SAMPLES | {f.name for f in fields(RuntimeConfig)}
@@ -249,7 +250,9 @@ def _print_plan(folder: "RunFolder", training_set: "TrainingSet", num_samples: i
     (height, width), names = record.image_size, printable(", ".join(record.sources))
     print(f"{record.num_images} training image(s) of {width} x {height} px: {names}")
     print(f"{plan.num_scales} scales of {plan.describe()} px, networks of {' '.join(map(str, plan.widths))} channels")
-    print(f"{record.config.model.num_transforms} transformations, {record.config.training.niter} iterations per scale")
+    training = record.config.training
+    print(f"{record.config.model.num_transforms} transformations, {training.niter} iterations per scale, ", end="")
+    print(f"recipe {training.recipe}")
     runtime = resolve(record.config.runtime)
     print(f"on {runtime.device}, {str(runtime.dtype).removeprefix('torch.')}; would write {printable(folder.path)}")
     own_process(record.config.runtime)

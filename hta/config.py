@@ -97,9 +97,10 @@ class TrainingConfig(Checked):
     """How each scale is trained (paper, section 4)."""
 
     recipe: str = option(
-        "paper",
-        "what the discriminators are trained on: the training images, as in the paper; or fresh views of them at each "
-        "step, slightly shifted, enlarged, turned, relit and noisy",
+        None,
+        "what the discriminators are trained on: the training images (paper); or fresh views of them at each step, "
+        "slightly shifted, enlarged, turned, relit and noisy (views); by default views for defects in images of your "
+        "own, otherwise paper",
         choices=("paper", "views"),
     )
     niter: int = option(
@@ -205,14 +206,15 @@ class Config:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def resolved(self, *, is_gray: bool) -> "Config":
-        """Fill in `num_transforms` and `niter`, which depend on the task and the images (paper, section 4).
+        """Fill in `num_transforms`, `recipe` and `niter`, which depend on the task and the images (paper, section 4).
 
         Args:
             is_gray: whether all pixels of all training images have R = G = B.
         """
         m = self.model.num_transforms or (4 if self.model.task == "defect" else 42 if is_gray else 54)
-        of_recipe = _VIEWS_ITERATIONS if self.training.recipe == "views" else _ITERATIONS[m]
-        training = replace(self.training, niter=self.training.niter or of_recipe)
+        recipe = self.training.recipe or ("views" if self.model.task == "defect" else "paper")
+        of_recipe = _VIEWS_ITERATIONS if recipe == "views" else _ITERATIONS[m]
+        training = replace(self.training, recipe=recipe, niter=self.training.niter or of_recipe)
         return replace(self, model=replace(self.model, num_transforms=m), training=training)
 
 

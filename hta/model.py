@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 MODELS_DIR = Path("TrainedModels")
 
 _ASPECT_TOLERANCE = 0.02
-_LEAST_RANGE = 1e-6  # of a map, between normal images and the threshold
+_LEAST_LIMIT, _HIGHEST_NORMAL = 1e-6, 0.9  # of the score "nearest": a threshold, and the part of it that scores 0
 _SHARE_TOLERANCE = 0.03  # bfloat16 and float32 differ by 0.001
 _OTHER_ASPECT = (
     "images of another aspect ratio than the training images (%d x %d px, width x height) are squeezed; "
@@ -216,7 +216,13 @@ class Model:
 
     def score_good(self, images: Iterable[ImageLike], scoring: ScoringConfig, *, with_maps: bool = True) -> NormalVotes:
         """The votes on good images that the model was not trained on, for `threshold`; arguments as for `stream`."""
-        found = [(votes.shares, votes.peak) for votes in self.stream(images, scoring, with_maps=with_maps)]
+        found, faults = [], []
+        for votes in self.stream(images, scoring, with_maps=with_maps):
+            found.append((votes.shares, votes.peak))
+            faults.append(votes.fault)
+        if strange := sum(fault is not None for fault in faults):
+            text = "%d of %d good images cannot show what the training images show; they raise the threshold"
+            logger.warning(text, strange, len(faults))
         peaks = None if found[0][1] is None else np.array([peak for _, peak in found], dtype=np.float64)
         return NormalVotes(np.array([shares for shares, _ in found]), peaks)
 
@@ -258,10 +264,11 @@ class Model:
         is proportional to distances.
         """
         if self.score_name(scoring) == "nearest":
-            limit = (limits or self.threshold(replace(scoring, threshold=None))).pixel_threshold or 0.0
-            normal = float(ratios(self.calibration(scoring).peaks).mean())
-            span = max(float(ratios(np.array(limit))) - normal, _LEAST_RANGE)
-            return (ratios(np.asarray(votes.peaks, dtype=np.float64)) - normal) / span
+            peak = (limits or self.threshold(replace(scoring, threshold=None))).pixel_threshold
+            limit = max(float(ratios(np.array(peak))), _LEAST_LIMIT)
+            # Good images may be nearer than views are.
+            normal = min(float(ratios(self.calibration(scoring).peaks).mean()), _HIGHEST_NORMAL * limit)
+            return (ratios(np.asarray(votes.peaks, dtype=np.float64)) - normal) / (limit - normal)
         views = self.calibration(scoring).shares if scoring.aggregate == "calibrated" else None
         return anomaly_scores(votes.shares, scoring.aggregate, views)
 

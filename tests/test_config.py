@@ -119,21 +119,45 @@ def test_the_papers_defaults():
         ModelConfig().nfc = 3
 
 
+def resolved(is_gray=False, **settings):
+    """The transformations, the recipe and the iterations of a run with these settings."""
+    config = default_config(**settings).resolved(is_gray=is_gray)
+    return config.model.num_transforms, config.training.recipe, config.training.niter
+
+
 @pytest.mark.parametrize(
-    ("task", "gray", "num_transforms", "niter"),
-    [("defect", False, 4, 2000), ("defect", True, 4, 2000), ("class", False, 54, 1000), ("class", True, 42, 500)],
+    ("task", "gray", "num_transforms", "recipe", "niter"),
+    [
+        ("defect", False, 4, "views", 250),
+        ("defect", True, 4, "views", 250),
+        ("class", False, 54, "paper", 1000),
+        ("class", True, 42, "paper", 500),
+    ],
 )
-def test_what_is_not_said_follows_from_the_task_and_the_image(task, gray, num_transforms, niter):
-    resolved = Config(ModelConfig(task=task)).resolved(is_gray=gray)
-    assert (resolved.model.num_transforms, resolved.training.niter) == (num_transforms, niter)
+def test_what_is_not_said_follows_from_the_task_and_the_image(task, gray, num_transforms, recipe, niter):
+    assert resolved(gray, task=task) == (num_transforms, recipe, niter)
+    assert default_config(task=task).training.recipe is None
 
 
 def test_what_is_said_stays():
-    said = Config(ModelConfig(num_transforms=54), TrainingConfig(niter=3)).resolved(is_gray=True)
-    assert (said.model.num_transforms, said.training.niter) == (54, 3)
-    # The iterations follow the transformations, whoever chose them.
-    assert Config(ModelConfig(num_transforms=54)).resolved(is_gray=True).training.niter == 1000
-    assert Config(ModelConfig(task="class", num_transforms=4)).resolved(is_gray=False).training.niter == 2000
+    said = dict(num_transforms=54, recipe="paper", niter=3)
+    assert resolved(True, **said) == (54, "paper", 3)
+    # The iterations follow the transformations, whoever chose them, where the recipe is the paper's.
+    assert resolved(True, num_transforms=54, recipe="paper") == (54, "paper", 1000)
+    assert resolved(False, task="class", num_transforms=4) == (4, "paper", 2000)
+
+
+@pytest.mark.parametrize("task", ["defect", "class"])
+@pytest.mark.parametrize(("num_transforms", "niter"), [(4, 2000), (42, 500), (54, 1000)])
+def test_a_recipe_that_is_said_stays_and_views_take_250_iterations_whatever_the_transformations(
+    task, num_transforms, niter
+):
+    settings = dict(task=task, num_transforms=num_transforms)
+    assert resolved(**settings, recipe="views") == (num_transforms, "views", 250)
+    assert resolved(**settings, recipe="paper") == (num_transforms, "paper", niter)
+    assert resolved(**settings, recipe="views", niter=7) == (num_transforms, "views", 7)
+    once = default_config(**settings).resolved(is_gray=False)
+    assert once.resolved(is_gray=True) == once
 
 
 @pytest.mark.parametrize("wrap", [np.asarray, torch.tensor, lambda value: np.asarray(value)[()]])

@@ -15,8 +15,10 @@ from PIL import Image
 
 import hta
 import main_eval
+import main_train
 from hta import inputs, runs
-from hta.config import RuntimeConfig, default_config
+from hta.config import RuntimeConfig, ScoringConfig, default_config
+from hta.evaluation.nearest import ratios
 from hta.evaluation.thresholds import proportion
 from hta.model import Model
 from hta.models.storage import RunFolder
@@ -41,9 +43,14 @@ def make_test_set(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Models `wall`, `other` (wider, other images) and `begun` (unfinished), and a test set; only to be read."""
+    """Models and a test set; only to be read.
+
+    `wall`, `votes` (of the same image by the paper's recipe), `other` (wider, other images) and `begun` (unfinished).
+    """
     root = tmp_path_factory.mktemp("trained")
+    of_votes = default_config(nfc=4, recipe="paper", **TINY)
     hta.train(picture(), default_config(nfc=4, **TINY), folder=root / "TrainedModels" / "wall", num_samples=0)
+    hta.train(picture(), of_votes, folder=root / "TrainedModels" / "votes", num_samples=0)
     hta.train(picture(1, 24, 20), default_config(nfc=6, **TINY), folder=root / "TrainedModels" / "other", num_samples=0)
     unfinished = runs.prepare([picture().astype(np.float32) / 255], ["wall.png"], default_config(nfc=4, **TINY))
     with runs.new_run(RunFolder(root / "TrainedModels" / "begun"), unfinished):
@@ -58,9 +65,9 @@ def place(trained, tmp_path, monkeypatch):
     return enter_copy(trained, tmp_path, monkeypatch)
 
 
-def run(*arguments, test_dir="parts", out="out"):
+def run(*arguments, model="wall", test_dir="parts", out="out"):
     return main_eval.main(
-        ["--input_name", "wall", "--test_dir", str(test_dir), "--out", out, *QUICK, *map(str, arguments)]
+        ["--input_name", model, "--test_dir", str(test_dir), "--out", out, *QUICK, *map(str, arguments)]
     )
 
 
@@ -82,8 +89,14 @@ def pixels_of(path):
         return np.array(image)
 
 
-def load():
-    return hta.load("wall", "TrainedModels", RuntimeConfig(**RUNTIME))
+def load(name="wall"):
+    return hta.load(name, "TrainedModels", RuntimeConfig(**RUNTIME))
+
+
+def scores_by_distance(peaks, limit, name="wall"):
+    """What maxima of maps score: 0 at the mean of the views that were kept beside the model, 1 at the threshold."""
+    normal = ratios(kept_statistics(name)[1]).mean()
+    return (ratios(np.array(peaks)) - normal) / (ratios(np.array(limit)) - normal)
 
 
 IMAGES = [f"test/dent/{i}.png" for i in range(2)] + [f"test/good/{i}.png" for i in range(3)]
@@ -92,8 +105,9 @@ IMAGES = [f"test/dent/{i}.png" for i in range(2)] + [f"test/good/{i}.png" for i 
 # --- what a run leaves ------------------------------------------------------------------------------------------------
 
 
-def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys):
-    assert run() == 0
+@pytest.mark.parametrize("model", ["wall", "votes"])
+def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys, model):
+    assert run(model=model) == 0
     pictures = {kind.format(name) for kind in ("maps/{}.png", "overlays/{}.png", "overlays/{}.jpg") for name in IMAGES}
     files = {path.relative_to("out").as_posix() for path in Path("out").rglob("*") if path.is_file()}
     assert files == pictures | {"scores.csv", "metrics.json", "report.html"}
@@ -105,20 +119,29 @@ def test_a_labelled_folder_gives_scores_metrics_maps_and_overlays(place, capsys)
     assert [(row["path"], row["label"]) for row in rows] == list(zip(IMAGES, "11000", strict=True))
     for row in rows:
         shares = [float(row[f"vote_share_scale_{n}"]) for n in range(3)]
-        assert float(row["anomaly_score"]) == pytest.approx(1 - np.mean(shares), abs=1e-15)
+        if model == "votes":
+            assert float(row["anomaly_score"]) == pytest.approx(1 - np.mean(shares), abs=1e-15)
         levels = pixels_of(f"out/maps/{row['path']}.png")
         assert float(row["map_peak"]) == pytest.approx(levels.max() / 65535, abs=1e-5)
 
     out = capsys.readouterr().out
     assert all(words in out for words in ("5 image(s) scored", "image AUROC", "95 % interval", "AUPRO"))
-    best = max(rows, key=lambda row: float(row["map_peak"]))["path"]  # maps decide on defects
-    ranking = out.split("most anomalous (highest value of the map, 1 = threshold, image):")[1]
+    ranked_by, title = "map_peak", "highest value of the map"  # maps of votes decide on defects
+    if model == "wall":
+        ranked_by, title = "anomaly_score", "anomaly score"
+        expected = scores_by_distance(
+            [float(row["map_peak"]) for row in rows], document_of()["decision"]["pixel_threshold"]
+        )
+        np.testing.assert_allclose(list(scores_of().values()), expected, rtol=0, atol=1e-5)
+    best = max(rows, key=lambda row: float(row[ranked_by]))["path"]
+    ranking = out.split(f"most anomalous ({title}, 1 = threshold, image):")[1]
     assert ranking.splitlines()[1].split()[1] == best
     assert out.splitlines()[-2:] == ["results: out", "report: out/report.html"]
 
 
-def test_metrics_json_tells_what_was_measured_and_how(place):
-    assert run("--batch_size", 2) == 0
+@pytest.mark.parametrize(("model", "score", "quantity"), [("wall", "nearest", "score"), ("votes", "paper", "map")])
+def test_metrics_json_tells_what_was_measured_and_how(place, model, score, quantity):
+    assert run("--batch_size", 2, model=model) == 0
     document, scores = document_of(), scores_of()
     pairs = [scores[bad] > scores[good] for bad in IMAGES[:2] for good in IMAGES[2:]]
     metrics = document["metrics"]
@@ -127,11 +150,12 @@ def test_metrics_json_tells_what_was_measured_and_how(place):
     peaks = {row["path"]: float(row["map_peak"]) for row in rows_of()}
     pairs = [(peaks[bad] > peaks[good]) + (peaks[bad] == peaks[good]) / 2 for bad in IMAGES[:2] for good in IMAGES[2:]]
     assert metrics["map_auroc"]["value"] == pytest.approx(np.mean(pairs))
-    assert metrics["deciding"]["quantity"] == "map"
-    assert metrics["deciding"]["image_auroc"] == metrics["map_auroc"]
-    assert metrics["deciding"]["auroc_by_kind"]["dent"]["value"] == metrics["map_auroc"]["value"]
+    assert metrics["deciding"]["quantity"] == quantity
+    deciding = metrics["image_auroc" if quantity == "score" else "map_auroc"]
+    assert metrics["deciding"]["image_auroc"] == deciding
+    assert metrics["deciding"]["auroc_by_kind"]["dent"]["value"] == deciding["value"]
     headline = re.search(r'<dt>image AUROC</dt><dd class="value">([0-9.]+)<', Path("out/report.html").read_text())[1]
-    assert headline == f"{metrics['map_auroc']['value']:.3f}"
+    assert headline == f"{deciding['value']:.3f}"
     assert metrics["map_auroc"]["interval_95"]["high"] >= metrics["map_auroc"]["value"]
     assert set(metrics["auroc_by_kind"]) == {"dent"}
     assert metrics["pixels"] == {"images": 5, "regions": 2, "normal": 5 * 480 - 72, "anomalous": 72}
@@ -139,13 +163,14 @@ def test_metrics_json_tells_what_was_measured_and_how(place):
     settings = {
         "fraction_defect": 0.05,
         "aggregate": "mean",
-        "score": "paper",
+        "score": score,
         "batch_size": 2,
         "target_fpr": 0.05,
         "no_frame_check": False,
     }
     assert document["scoring"] == settings | {"threshold": None, "task": "defect"}
     assert document["model"]["config"]["model"]["nfc"] == 4
+    assert document["model"]["config"]["training"]["recipe"] == ("views" if model == "wall" else "paper")
     assert document["seed"] == {"training": 0, "bootstrap": 0}
     assert {"hta", "torch", "numpy", "python"} <= set(document["versions"])
     assert document["machine"] == {"device": "cpu", "dtype": "float32", "threads": 1}
@@ -235,12 +260,13 @@ def test_masks_the_wrong_way_round_are_said_and_turned(place, capsys, caplog):
         assert document_of()["metrics"][name] == expected["metrics"][name]
 
 
-def test_without_labels_metrics_are_null_with_a_reason(place, capsys):
-    assert run(test_dir="parts/test/dent") == 0
+@pytest.mark.parametrize(("model", "quantity"), [("wall", "score"), ("votes", "map")])
+def test_without_labels_metrics_are_null_with_a_reason(place, capsys, model, quantity):
+    assert run(model=model, test_dir="parts/test/dent") == 0
     assert [row["label"] for row in rows_of()] == ["", ""]
     metrics = document_of()["metrics"]
     deciding = metrics.pop("deciding")
-    assert deciding.pop("quantity") == "map"
+    assert deciding.pop("quantity") == quantity
     for name, metric in [*metrics.items(), *deciding.items()]:
         assert (metric["value"], bool(metric["reason"])) == (None, True), name
     assert "image AUROC: not defined, no labels" in capsys.readouterr().out
@@ -280,18 +306,18 @@ def test_one_image_alone(place, name):
 def test_fraction_task_and_aggregate(place):
     votes = {}
     for fraction in (0.05, 0.3, 1.0):
-        assert run("--fraction_defect", fraction, "--no_maps", "--overwrite") == 0
+        assert run("--fraction_defect", fraction, "--no_maps", "--overwrite", model="votes") == 0
         votes[fraction] = rows_of()
     shares = [[float(row["vote_share_scale_0"]) for row in rows] for rows in votes.values()]
     assert np.all(np.diff(shares, axis=0) > 0)  # the lowest votes come first
-    assert run("--no_maps", "--overwrite") == 0
+    assert run("--no_maps", "--overwrite", model="votes") == 0
     assert rows_of() == votes[0.05]
-    assert run("--task", "class", "--no_maps", "--overwrite") == 0
+    assert run("--task", "class", "--no_maps", "--overwrite", model="votes") == 0
     # The decisions are by a threshold of the task's own.
     assert [list(row.values())[:-3] for row in rows_of()] == [list(row.values())[:-3] for row in votes[1.0]]
     assert document_of()["scoring"]["fraction_defect"] == 1
 
-    assert run("--aggregate", "minmax", "--no_maps", "--overwrite") == 0
+    assert run("--aggregate", "minmax", "--no_maps", "--overwrite", model="votes") == 0
     table = np.array([[float(row[f"vote_share_scale_{n}"]) for n in range(3)] for row in rows_of()])
     stretched = (table - table.min(axis=0)) / np.ptp(table, axis=0)
     np.testing.assert_allclose(list(scores_of().values()), 1 - stretched.mean(axis=1), rtol=0, atol=1e-12)
@@ -356,7 +382,8 @@ def test_images_unlike_the_training_image_are_said_and_kept(place, caplog):
 
 
 @pytest.mark.parametrize("task", ["defect", "class"])
-def test_blank_and_blurred_frames_are_rejected_above_every_other_image(place, caplog, task):
+@pytest.mark.parametrize("name_of_model", ["wall", "votes"])
+def test_blank_and_blurred_frames_are_rejected_above_every_other_image(place, caplog, task, name_of_model):
     frames = {
         "black": np.zeros_like(picture()),
         "white": np.full_like(picture(), 255),
@@ -366,7 +393,7 @@ def test_blank_and_blurred_frames_are_rejected_above_every_other_image(place, ca
         save(place / "parts" / "test" / "blank" / f"{name}.png", pixels)
     names = [f"test/blank/{name}.png" for name in sorted(frames)]
     for arguments in ([], ["--no_maps"], ["--aggregate", "calibrated", "--no_maps"]):
-        assert run("--task", task, *arguments, "--overwrite") == 0
+        assert run("--task", task, *arguments, "--overwrite", model=name_of_model) == 0
         rows = {row["path"]: row for row in rows_of()}
         others = [float(row["anomaly_score"]) for path, row in rows.items() if path not in names]
         for name in names:
@@ -374,12 +401,18 @@ def test_blank_and_blurred_frames_are_rejected_above_every_other_image(place, ca
             assert float(rows[name]["anomaly_score"]) > max(others)
         assert {row["fault"] for path, row in rows.items() if path not in names} == {""}
     assert "3 of 8 images cannot show what the training images show (3 nearly uniform)" in caplog.text
-    model = load()
+    model = load(name_of_model)
     alone = model.score(frames["gray"])
-    assert (alone.anomaly_scores.tolist(), alone.decisions.tolist()) == ([1.0], [True])
+    highest = [1.0]
+    if name_of_model == "wall":
+        # The map is 1 everywhere, which stands for a ratio of 1,000 and not for an infinite one.
+        highest = [scores_by_distance(1.0, model.threshold(ScoringConfig()).pixel_threshold)]
+        assert 100 < highest[0] < np.inf
+    assert (alone.anomaly_scores.tolist(), alone.decisions.tolist()) == (pytest.approx(highest, rel=1e-9), [True])
     assert alone.anomaly_maps[0].min() > 0.999
-    assert run("--no_frame_check", "--overwrite") == 0
-    assert max(scores_of()[name] for name in names) < 1
+    assert run("--no_frame_check", "--overwrite", model=name_of_model) == 0
+    assert max(scores_of()[name] for name in names) < highest[0]
+    assert max(float(row["map_peak"]) for row in rows_of()) < 1
 
 
 # --- reject or pass ---------------------------------------------------------------------------------------------------
@@ -400,30 +433,36 @@ def decisions_by_map(pixel_threshold, folder="out"):
     return ["reject" if peak > pixel_threshold else "pass" for peak in maps]
 
 
-def kept_statistics():
+def kept_statistics(name="wall"):
     """Scores of the views with the mean aggregate, and the peaks of their maps."""
-    data = json.loads(Path("TrainedModels/wall/calibration.json").read_text())
+    data = json.loads(Path(f"TrainedModels/{name}/calibration.json").read_text())
     return 1 - np.mean(data["shares"], axis=1), np.array(data["peaks"])
 
 
 @pytest.mark.parametrize("target_fpr", [None, 0.5])
-def test_the_threshold_is_that_of_the_kept_statistics(place, capsys, target_fpr):
-    assert run(*([] if target_fpr is None else ["--target_fpr", target_fpr])) == 0
-    decision, (scores, peaks) = document_of()["decision"], kept_statistics()
+@pytest.mark.parametrize(("model", "decided_by"), [("wall", "score"), ("votes", "map")])
+def test_the_threshold_is_that_of_the_kept_statistics(place, capsys, target_fpr, model, decided_by):
+    assert run(*([] if target_fpr is None else ["--target_fpr", target_fpr]), model=model) == 0
+    decision, (scores, peaks) = document_of()["decision"], kept_statistics(model)
     wanted = target_fpr or 0.05
     assert (decision["source"], decision["target_fpr"], decision["reason"]) == ("calibrated", wanted, None)
+    if model == "wall":
+        assert decision["threshold"] == 1.0
+        scores = scores_by_distance(peaks, decision["pixel_threshold"])
+        assert decisions_of() == expected_decisions(1.0)
     assert np.mean(scores > decision["threshold"]) == pytest.approx(wanted, abs=1e-12)
     assert np.mean(peaks > decision["pixel_threshold"]) == pytest.approx(wanted, abs=1e-12)
-    assert decision["decided_by"] == "map"
+    assert decision["decided_by"] == decided_by
     assert decisions_of() == decisions_by_map(decision["pixel_threshold"])
     assert f"for {100 * wanted:g} % false alarms" in capsys.readouterr().out
 
 
-def test_the_decision_is_counted_against_the_labels(place):
-    assert run("--no_maps") == 0
+@pytest.mark.parametrize("model", ["wall", "votes"])
+def test_the_decision_is_counted_against_the_labels(place, model):
+    assert run("--no_maps", model=model) == 0
     assert not Path("out/maps").exists()
     middle = float(np.median(list(scores_of().values())))
-    assert run("--threshold", repr(middle), out="given") == 0
+    assert run("--threshold", repr(middle), model=model, out="given") == 0
     decision, rejected = document_of("given")["decision"], decisions_of("given")
     assert (decision["threshold"], decision["source"], decision["target_fpr"]) == (middle, "given", None)
     assert decision["pixel_threshold"] == document_of()["decision"]["pixel_threshold"]
@@ -434,7 +473,7 @@ def test_the_decision_is_counted_against_the_labels(place):
     assert (decision["recall"]["value"], decision["false_positive_rate"]["value"]) == (right / 2, false / 3)
     peaks = [float(row["map_peak"]) for row in rows_of("given")][2:]
     assert decision["pixel_false_alarms"] == proportion(sum(p > decision["pixel_threshold"] for p in peaks), 3)
-    # Maps decide although none is written.
+    # The maxima of the maps decide, or the scores that are made of them, although no map is written.
     limit = document_of()["decision"]["pixel_threshold"]
     assert decisions_of() == ["reject" if float(row["map_peak"]) > limit else "pass" for row in rows_of()]
 
@@ -453,7 +492,7 @@ def test_minmax_decides_by_a_given_threshold_only(place, capsys):
 def test_scores_near_one_are_told_apart_and_kept_in_full(place, capsys, monkeypatch):
     shares = 1e-10 * np.arange(1, 6)
     monkeypatch.setattr(Model, "anomaly_scores", lambda *_: 1 - shares)
-    assert run("--threshold", repr(1 - 2.5e-10), "--no_maps") == 0
+    assert run("--threshold", repr(1 - 2.5e-10), "--no_maps", model="votes") == 0
     assert list(scores_of().values()) == (1 - shares).tolist()
     assert decisions_of() == ["reject"] * 2 + ["pass"] * 3
     out = capsys.readouterr().out
@@ -484,26 +523,34 @@ def test_batch_sizes_and_the_library_give_the_same_scores_and_decisions(place, a
 def good(place):
     """19 good pictures in two folders, beside them the training image and a copy of the first."""
     save(place / "spare" / "training.png", picture())
-    for seed in range(100, 119):
+    for seed in range(200, 219):
         save(place / "spare" / str(seed % 2) / f"{seed}.png", picture(seed=seed))
-    shutil.copy("spare/0/100.png", "spare/copy.png")
+    shutil.copy("spare/0/200.png", "spare/copy.png")
     return "spare"
 
 
-def test_maps_decide_by_the_maxima_of_the_good_images(good, capsys):
-    assert run(test_dir=good, out="of_good") == 0
+@pytest.mark.parametrize(("model", "decided_by"), [("wall", "score"), ("votes", "map")])
+def test_maps_decide_by_the_maxima_of_the_good_images(good, capsys, model, decided_by):
+    assert run(model=model, test_dir=good, out="of_good") == 0
     peaks = {row["path"]: float(row["map_peak"]) for row in rows_of("of_good")}
     assert peaks.pop("training.png") < max(peaks.values())
+    assert max(peaks.values()) < 1  # none of them is a frame that cannot be judged
     capsys.readouterr()
-    assert run("--good_dir", good) == 0
+    assert run("--good_dir", good, model=model) == 0
     decision, document = document_of()["decision"], document_of()
     assert decision["pixel_threshold"] == pytest.approx(max(peaks.values()), abs=1e-6)
-    assert (decision["source"], decision["decided_by"], decision["target_fpr"]) == ("good images", "map", 0.05)
+    assert (decision["source"], decision["decided_by"], decision["target_fpr"]) == ("good images", decided_by, 0.05)
+    assert decisions_of() == decisions_by_map(decision["pixel_threshold"])
+    if model == "wall":
+        assert decision["threshold"] == 1.0
+        assert decisions_of() == expected_decisions(1.0)
+        expected = scores_by_distance([float(row["map_peak"]) for row in rows_of()], decision["pixel_threshold"])
+        np.testing.assert_allclose(list(scores_of().values()), expected, rtol=0, atol=1e-5)
     assert document["good_images"] == {"dir": "spare", "images": 19}
     said = capsys.readouterr()
     assert "(good images, for 5 % false alarms)" in said.out
     assert "training.png is left out, the model was trained on it" in said.err
-    assert "--good_dir: spare/copy.png is left out, it is a copy of spare/0/100.png" in said.err
+    assert "--good_dir: spare/copy.png is left out, it is a copy of spare/0/200.png" in said.err
     page = Path("out/report.html").read_text(encoding="utf-8")
     assert "The threshold was made of 19 good images that the model was not trained on" in page
     assert "19 good images of spare" in page
@@ -524,12 +571,63 @@ def test_scores_decide_by_those_of_the_good_images(good, asked):
 
 
 def test_a_given_threshold_and_minmax_leave_the_good_images_the_maps(good):
-    assert run("--good_dir", good, "--threshold", 0.5, out="given") == 0
-    assert run("--good_dir", good, "--aggregate", "minmax", out="minmax") == 0
+    assert run("--good_dir", good, "--threshold", 0.5, model="votes", out="given") == 0
+    assert run("--good_dir", good, "--aggregate", "minmax", model="votes", out="minmax") == 0
     given, minmax = document_of("given")["decision"], document_of("minmax")["decision"]
     assert given["pixel_threshold"] == minmax["pixel_threshold"]
     assert (given["source"], given["decided_by"]) == ("given", "score")
     assert (minmax["threshold"], minmax["source"], minmax["decided_by"]) == (None, "good images", "map")
+    assert given["pixel_threshold"] < 1
+    assert run("--good_dir", good, "--threshold", 0.5, out="of_distances") == 0
+    assert run("--good_dir", good, out="made") == 0
+    given, made = document_of("of_distances")["decision"], document_of("made")["decision"]
+    assert given["pixel_threshold"] == made["pixel_threshold"] < 1
+    assert (given["threshold"], given["source"], given["decided_by"]) == (0.5, "given", "score")
+    assert scores_of("of_distances") == scores_of("made")
+    assert decisions_of("of_distances") == expected_decisions(0.5, "of_distances")
+
+
+# --- from a photograph to decisions, by default -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def photo(good):
+    """A model of a photograph, trained by main_train.py with nothing said of how."""
+    save(Path("photo.png"), picture())
+    small = ["--min_size", "14", "--max_size", "22", "--nfc", "4", "--niter", "3", "--num_samples", "0"]
+    assert main_train.main(["--input_name", "photo.png", *small, *QUICK]) == 0
+    training = json.loads(Path("TrainedModels/photo/config.json").read_text())["config"]["training"]
+    assert training["recipe"] == "views"
+    return "photo"
+
+
+def test_by_default_views_are_trained_on_and_distances_decide_by_good_images(photo, good, capsys):
+    assert run("--good_dir", good, model=photo) == 0
+    document, decision = document_of(), document_of()["decision"]
+    assert (document["scoring"]["score"], document["good_images"]["images"]) == ("nearest", 19)
+    assert (decision["threshold"], decision["source"], decision["decided_by"]) == (1.0, "good images", "score")
+    assert decisions_of() == expected_decisions(1.0) == decisions_by_map(decision["pixel_threshold"])
+    expected = scores_by_distance([float(row["map_peak"]) for row in rows_of()], decision["pixel_threshold"], photo)
+    np.testing.assert_allclose(list(scores_of().values()), expected, rtol=0, atol=1e-5)
+    assert scores_of()["test/good/0.png"] < 0  # the training image is nearer than views of it
+    assert "rejected: anomaly score above 1.000000 (good images, for 5 % false alarms)" in capsys.readouterr().out
+
+
+def test_by_default_a_blank_frame_is_rejected_above_all_with_a_finite_score(photo, caplog, capsys):
+    save(Path("parts/test/blank/gray.png"), np.full_like(picture(), 130))
+    assert run("--full_size_maps", model=photo) == 0
+    rows, limit = {row["path"]: row for row in rows_of()}, document_of()["decision"]["pixel_threshold"]
+    blank = rows.pop("test/blank/gray.png")
+    assert (blank["decision"], blank["fault"], float(blank["map_peak"])) == ("reject", "nearly uniform", 1.0)
+    score = float(blank["anomaly_score"])
+    assert score == pytest.approx(scores_by_distance(1.0, limit, photo), rel=1e-9)
+    assert np.isfinite(score)
+    assert score > 100 * max(float(row["anomaly_score"]) for row in rows.values())
+    assert pixels_of("out/maps/test/blank/gray.png.png").min() == 65535
+    assert {row["fault"] for row in rows.values()} == {""}
+    assert "1 of 6 images cannot show what the training images show (1 nearly uniform)" in caplog.text
+    ranking = capsys.readouterr().out.split("most anomalous (anomaly score, 1 = threshold, image):")[1]
+    assert ranking.splitlines()[1].endswith("  test/blank/gray.png")
 
 
 def test_what_is_no_good_folder_is_refused_in_one_line(good, place, capsys):
@@ -538,7 +636,7 @@ def test_what_is_no_good_folder_is_refused_in_one_line(good, place, capsys):
     dataset = ["--dataset", "mnist", "--pos_class", "1", "--good_dir", good]
     Path("links").mkdir()
     for number in range(19):
-        Path(f"links/{number}.png").symlink_to(Path("spare/1/101.png").resolve())
+        Path(f"links/{number}.png").symlink_to(Path("spare/1/201.png").resolve())
     shutil.copytree(good, "copies")
     shutil.copy("parts/test/good/1.png", "copies/renamed.png")
     shutil.copytree(good, "torn")

@@ -28,16 +28,17 @@ from hta.config import default_config
 from hta.data.folders import load_training_images
 from hta.errors import UserError
 from hta.evaluation.calibration import calibrate, kept_calibration
+from hta.evaluation.nearest import RULE
 from hta.images import resize
 from hta.model import find_model, load
 from hta.models.native import choose_kernels
 from hta.models.pyramid import Pyramid
 from hta.models.storage import RunFolder
-from hta.models.views import view_rule
 from hta.runtime import RuntimeConfig
 from hta.training import samples
 from hta.training.samples import draw_samples
 from hta.training.scale import ScaleTrainer
+from tests.data.trees import mvtec_class, write_mnist
 from tests.helpers import enter_copy, picture, save, snapshot
 
 ROOT = Path(__file__).parents[1]
@@ -102,8 +103,8 @@ def test_a_run_leaves_model_curves_samples_and_metrics(trained):
 def test_the_kept_statistics_are_those_of_the_finished_model(trained, model):
     kept = kept_calibration(RunFolder(trained / "TrainedModels" / "shots"), 3)
     # two shots: a tenth of the patches
-    made = calibrate(model.scorer, model.training_images, 0.1, view_rule("defect", 4))
-    assert kept.fits(0.1, view_rule("defect", 4), "float32")
+    made = calibrate(model.scorer, model.training_images, 0.1, RULE, nearest=model.nearest)
+    assert kept.fits(0.1, RULE, "float32", "nearest")
     np.testing.assert_array_equal(kept.shares, made.shares)
     np.testing.assert_array_equal(kept.peaks, made.peaks)
 
@@ -113,7 +114,8 @@ def test_the_record_and_the_losses_of_every_iteration(trained):
     record = json.loads((folder / "config.json").read_text())
     assert (record["sources"], record["image_size"]) == (["a.png", "b.png"], [20, 24])
     assert record["hta_version"] == hta.__version__
-    assert (record["config"]["model"]["num_transforms"], record["config"]["training"]["niter"]) == (4, 12)
+    training = record["config"]["training"]
+    assert (record["config"]["model"]["num_transforms"], training["recipe"], training["niter"]) == (4, "views", 12)
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert [(int(row["scale"]), int(row["iteration"])) for row in rows] == [(n, i) for n in range(3) for i in range(12)]
     losses = [float(row[name]) for row in rows for name in ("d_real", "d_fake", "g_adversarial", "g_reconstruction")]
@@ -187,7 +189,7 @@ def test_gray_images_of_the_class_task_have_42_transformations(workspace, capsys
     assert main_train.main([*PHOTO, "--task", "class", "--size_image", "15", *SCALES, "--dry_run"]) == 0
     out = capsys.readouterr().out
     assert "1 training image(s) of 18 x 15 px: photo.png" in out
-    assert "42 transformations, 500 iterations per scale" in out
+    assert "42 transformations, 500 iterations per scale, recipe paper\n" in out
 
 
 def test_a_folder_of_images_of_different_sizes_is_said(workspace, caplog, capsys):
@@ -270,6 +272,51 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(workspace, capsys):
     assert "3 scales of 17x14 19x17 22x19 px, networks of 4 4 4 channels" in out
     assert re.search(r"\nwould take roughly \d+ s, estimated from a few iterations\n$", out)
     assert snapshot(workspace) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "recipe", "plan"),
+    [
+        ([], "views", "4 transformations, 250 iterations"),
+        (["--recipe", "paper"], "paper", "4 transformations, 2000 iterations"),
+        (["--task", "class"], "paper", "54 transformations, 1000 iterations"),
+        (["--task", "class", "--recipe", "views"], "views", "54 transformations, 250 iterations"),
+    ],
+)
+def test_own_images_of_defects_are_trained_by_views_unless_another_recipe_is_given(
+    workspace, capsys, options, recipe, plan
+):
+    assert main_train.main(["--input_name", "photo.png", *SCALES, *MACHINE, *options, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    settings, _ = json.JSONDecoder().raw_decode(out)
+    assert settings["training"]["recipe"] == recipe
+    assert f"\n{plan} per scale, recipe {recipe}\n" in out
+
+
+@pytest.mark.parametrize(
+    ("dataset", "options", "recipe", "plan"),
+    [
+        ("mvtec", [], "paper", "4 transformations, 2000 iterations"),
+        ("defects", [], "paper", "4 transformations, 2000 iterations"),
+        ("fashionmnist", [], "paper", "42 transformations, 500 iterations"),
+        ("mvtec", ["--recipe", "views"], "views", "4 transformations, 250 iterations"),
+    ],
+)
+def test_data_sets_are_trained_by_the_paper_s_recipe_unless_another_is_given(
+    workspace, capsys, dataset, options, recipe, plan
+):
+    if dataset == "fashionmnist":
+        write_mnist(workspace / "FashionMNIST" / "raw", [0, 1], [0, 1])
+        named = ["--data_root", ".", "--pos_class", "0"]
+    else:
+        folder = mvtec_class(workspace, "bottle")
+        named = ["--data_root", "." if dataset == "mvtec" else f"{folder}", "--pos_class", "bottle"]
+    arguments = ["--dataset", dataset, *named, *SCALES, *MACHINE, *options]
+    assert main_train.main([*arguments, "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    settings, _ = json.JSONDecoder().raw_decode(out)
+    assert settings["training"]["recipe"] == recipe
+    assert f"\n{plan} per scale, recipe {recipe}\n" in out
 
 
 def test_help_shows_groups_defaults_ranges_and_units(capsys):

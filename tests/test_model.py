@@ -44,13 +44,27 @@ def model():
     return hta.train([picture(0), picture(1)], default_config(**CONFIG))
 
 
-def test_scores_and_maps_of_several_images_of_any_size(model):
+@pytest.fixture(scope="module")
+def of_votes():
+    """A model by the paper's recipe, whose scores and maps are made of votes."""
+    return hta.train([picture(0), picture(1)], default_config(**CONFIG, recipe="paper"))
+
+
+@pytest.mark.parametrize("recipe", [None, "paper"])
+def test_scores_and_maps_of_several_images_of_any_size(model, of_votes, recipe):
+    model = model if recipe is None else of_votes
     images = [picture(2), picture(3, 40, 30), picture(4, 11, 64)]
     scores, decisions, maps = model.score(images)
     assert scores.shape == (3,)
     assert scores.dtype == np.float64
-    assert ((scores > 0) & (scores < 1)).all()
-    assert decisions.tolist() == (scores > model.threshold(ScoringConfig()).threshold).tolist()
+    limits = model.threshold(ScoringConfig())
+    if recipe is None:
+        assert (limits.threshold, limits.decided_by) == (1.0, "score")
+        peaks = np.array([votes.peak for votes in model.stream(images)])
+        assert np.argsort(scores).tolist() == np.argsort(peaks).tolist()
+    else:
+        assert ((scores > 0) & (scores < 1)).all()
+    assert decisions.tolist() == (scores > limits.threshold).tolist()
     assert [m.shape for m in maps] == [(20, 24), (40, 30), (11, 64)]
     assert all(m.dtype == np.float32 and 0 <= m.min() < m.max() <= 1 for m in maps)
     assert len(set(scores.tolist())) == 3
@@ -113,7 +127,8 @@ def test_the_library_shows_what_it_has():
     assert dir(hta) == ["Model", "__version__", "default_config", "load", "train"]
 
 
-def test_large_images_keep_their_size_in_models_and_maps(model, tmp_path, monkeypatch):
+def test_large_images_keep_their_size_in_models_and_maps(of_votes, tmp_path, monkeypatch):
+    model = of_votes  # whose scores have a range, 0 to 1, to which the tolerance relates
     monkeypatch.setattr(images, "LARGE", 3000)
     monkeypatch.setattr(images, "_REDUCED", 1000)
     large, other = picture(0, 60, 72), picture(1, 50, 60)
@@ -152,8 +167,8 @@ def test_an_image_does_not_depend_on_the_others_nor_on_their_order(model):
         np.testing.assert_array_equal(shuffled_maps[place], maps[i])
 
 
-def test_the_fraction_follows_the_task_and_the_shots(model):
-    image = picture(2)
+def test_the_fraction_follows_the_task_and_the_shots(of_votes):
+    model, image = of_votes, picture(2)
     assert model.score(image).anomaly_scores == model.score(image, fraction_defect=0.10).anomaly_scores  # two shots
     assert model.score(image).anomaly_scores > model.score(image, fraction_defect=1).anomaly_scores
     of_class = replace(model, task="class")
@@ -199,10 +214,12 @@ def test_an_image_is_decided_alike_alone_and_among_others(model):
             assert alone.decisions[0] == together.decisions[i]
 
 
-def test_calibrated_scores_are_standardised_by_the_views(model):
+@pytest.mark.parametrize("recipe", [None, "paper"])
+def test_calibrated_scores_are_standardised_by_the_views(model, of_votes, recipe):
+    model = model if recipe is None else of_votes
     images = [picture(2), picture(3)]
     shares = np.stack([votes.shares for votes in model.stream(images)])
-    views = model.calibration().shares
+    views = model.calibration(ScoringConfig(score="paper")).shares
     deviations = (views.mean(axis=0) - shares) / views.std(axis=0, ddof=1)
     scores = model.score(images, aggregate="calibrated").anomaly_scores
     np.testing.assert_allclose(scores, deviations.mean(axis=1), rtol=1e-9)
@@ -221,8 +238,8 @@ def test_a_given_threshold_overrides(model):
     assert by_minmax[1].tolist() == (model.score(images, aggregate="minmax").anomaly_scores > 0.5).tolist()
 
 
-def test_defects_are_decided_by_their_maps_and_classes_by_their_scores(model):
-    images = [picture(seed) for seed in range(6)]
+def test_defects_are_decided_by_their_maps_and_classes_by_their_scores(of_votes):
+    model, images = of_votes, [picture(seed) for seed in range(6)]
     peaks = np.array([votes.peak for votes in model.stream(images)])
     target = 0.5
     limit = model.threshold(ScoringConfig(target_fpr=target))
@@ -238,6 +255,25 @@ def test_defects_are_decided_by_their_maps_and_classes_by_their_scores(model):
     assert model.threshold(ScoringConfig(threshold=0.5)).decided_by == "score"
 
 
+def test_scores_of_distances_decide_with_maps_and_without(model):
+    images = [picture(seed) for seed in range(6)]
+    peaks = np.array([votes.peak for votes in model.stream(images)])
+    target = 0.3
+    limit = model.threshold(ScoringConfig(target_fpr=target))
+    assert (limit.threshold, limit.decided_by, limit.source) == (1.0, "score", "calibrated")
+    assert limit.target_fpr == target
+    for with_maps in (True, False):
+        scores = model.score(images, target_fpr=target, with_maps=with_maps)
+        assert set(scores.decisions.tolist()) == {True, False}
+        assert scores.decisions.tolist() == (scores.anomaly_scores > 1).tolist()
+        assert scores.decisions.tolist() == (peaks > limit.pixel_threshold).tolist()
+        assert model.threshold(ScoringConfig(target_fpr=target), with_maps=with_maps) == limit
+    # Aggregates are of votes, which decide as the paper's.
+    assert model.threshold(ScoringConfig(aggregate="minmax")).decided_by == "map"
+    assert model.threshold(ScoringConfig(aggregate="calibrated"), with_maps=False).decided_by == "score"
+    assert model.threshold(ScoringConfig(score="paper")).decided_by == "map"
+
+
 def test_a_target_below_what_the_views_support_is_refused(model):
     for of_task, with_maps in ((model, True), (model, False), (replace(model, task="class"), True)):
         with pytest.raises(UserError, match=r"^target_fpr 0\.0049: 200 views .* below 0\.005; .* 204 or more"):
@@ -246,14 +282,22 @@ def test_a_target_below_what_the_views_support_is_refused(model):
     assert model.threshold(ScoringConfig(target_fpr=0.0001, threshold=0.5)).source == "given"
 
 
-def test_good_images_make_the_threshold(model):
-    images = [picture(seed) for seed in range(100, 119)]
+@pytest.mark.parametrize(("recipe", "decided_by"), [(None, "score"), ("paper", "map")])
+def test_good_images_make_the_threshold(model, of_votes, recipe, decided_by):
+    model = model if recipe is None else of_votes
+    images, others = [picture(seed) for seed in range(121, 140)], [picture(seed) for seed in (0, *range(200, 210))]
     good = model.score_good(images, ScoringConfig())
-    scores = model.score([picture(200), picture(0)], good_images=images)
+    scores = model.score(others, good_images=images)
     limit = model.threshold(ScoringConfig(), good=good)
-    assert (limit.source, limit.decided_by, limit.pixel_threshold) == ("good images", "map", good.peaks.max())
-    working = [votes.peak for votes in model.stream([picture(200), picture(0)])]
+    assert (limit.source, limit.decided_by, limit.pixel_threshold) == ("good images", decided_by, good.peaks.max())
+    assert limit.pixel_threshold < 1  # none of them is a frame that cannot be judged
+    working = [votes.peak for votes in model.stream(others)]
     assert scores.decisions.tolist() == [bool(peak > good.peaks.max()) for peak in working]
+    if recipe is None:
+        assert limit.threshold == 1.0
+        assert scores.decisions.tolist() == (scores.anomaly_scores > 1).tolist()
+        of_good = model.anomaly_scores(good, ScoringConfig(), limit)
+        assert of_good.max() == pytest.approx(1, abs=1e-9)
     with pytest.raises(UserError, match="needs at least 19"):
         model.score(picture(0), good_images=images[:5])
 

@@ -24,15 +24,18 @@ from hta.runtime import seeded_generator
 RULE = ViewRule(strength=1.0, mirrored=True)
 """The views that stand in for normal images where thresholds are made."""
 
+USUAL = 0.5
+"""Of a map: the highest value that normal patches usually have."""
+
 _BANK_VIEWS = 7  # of each training image in the bank
 _STATISTICS_VIEWS = 24  # of all of them together, for the distances of normal patches
 _VIEW_STRENGTH = 1.0  # of both: the recipe "views" trains on such views
 _BANK_PATCHES = 1500  # for each training image
-_REACH, ALLOWANCE = 0.05, 3.0
+_REACH = 0.05
+_ALLOWANCE = 1.2, 3.0  # least and most that an image may be farther than views
 _MOST = 1000.0  # the ratio of an image that must be rejected, whose map is 1
 _BLUR = 5  # side of the average over a map, pixels at the working size
 _CHUNK = 1024  # patches compared at once: their distances to the bank stay in the caches
-
 
 Describe = Callable[[Tensor], Sequence[Tensor]]
 """Makes features of `(B, 3, h, w)` images in [-1, 1] at each scale, `(B, C, h', w')`."""
@@ -80,14 +83,11 @@ class NearestMaps:
         images: `(N, 3, h, w)` training images in [-1, 1], at the working size.
         reach: how near a place is, a part of the longer side: a patch that far away counts like one whose features
             differ by their mean spread. Infinity compares all places.
-        allowance: an image that is typically more than this many times as far as views are is strange, not different.
     """
 
     @torch.inference_mode()
-    def __init__(
-        self, describe: Describe, plan: ScalePlan, images: Tensor, reach: float = _REACH, allowance: float = ALLOWANCE
-    ):
-        self._describe, self._plan, self._allowance, number = describe, plan, allowance, len(images)
+    def __init__(self, describe: Describe, plan: ScalePlan, images: Tensor, reach: float = _REACH):
+        self._describe, self._plan, number = describe, plan, len(images)
         in_bank = torch.cat([images.cpu(), draw_views(images, _BANK_VIEWS * number, _VIEW_STRENGTH, (0, "bank"))])
         self._banks = [
             _Bank(features, number * _BANK_PATCHES, seeded_generator("bank", n), reach)
@@ -117,17 +117,25 @@ class NearestMaps:
         """Anomaly maps of `(B, 3, h, w)` images in [-1, 1] at the working size.
 
         Returns:
-            `(B, h, w)` in [0, 1): 1/2 at the image's typical distance, 2/3 at twice, 3/4 at three times; higher = more
-            anomalous. The typical distance of an image that is nearer than views are counts as theirs, and that of one
-            that is more than `allowance` times as far as that many times theirs.
+            `(B, h, w)` in [0, 1): 1/2 at the distance that `unit_of` allows the image, 2/3 at twice, 3/4 at three times
+            as much; higher = more anomalous.
         """
         distances = self.distances(images)
-        unit = typical(distances).clamp(self._typical, self._allowance * self._typical)[:, None, None]
-        return distances / (distances + unit)
+        return distances / (distances + unit_of(distances, self._typical))
+
+
+def unit_of(distances: Tensor, usual: Tensor) -> Tensor:
+    """The distance that normal patches of each image may have, `(B, 1, 1)`: its typical one, within limits.
+
+    The limits are multiples of the `usual` typical distance of views: an image that is nearer is not judged more
+    severely for it, and one that is farther is strange, and not just different.
+    """
+    least, most = _ALLOWANCE
+    return typical(distances).clamp(least * usual, most * usual)[:, None, None]
 
 
 def ratios(values: np.ndarray) -> np.ndarray:
-    """How many times the typical distance values of a map stand for, from 0 to `_MOST`."""
+    """How many times the allowed distance values of a map stand for, from 0 to `_MOST`."""
     return values / np.maximum(1 - values, 1 / _MOST)
 
 

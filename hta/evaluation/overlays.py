@@ -42,14 +42,15 @@ class ColourScale:
             )
 
     @classmethod
-    def around(cls, limit: float) -> "ColourScale":
-        """Choose a run's scale, before the first test image, by the threshold of a pixel, in [0, 1].
+    def around(cls, limit: float, usual: float = 0.0) -> "ColourScale":
+        """Choose a run's scale, before the first test image, by the threshold of a pixel and a usual value, in [0, 1].
 
         A threshold made of views is often too high, since they differ more than good images do: what is well below it
         must be seen, too.
         """
-        limit = max(limit, _LEAST_LIMIT)
-        return cls(_FIRST * limit, min(_LAST * limit, 1.0))
+        usual = min(usual, max(0.0, limit - _LEAST_LIMIT))
+        above = max(limit - usual, _LEAST_LIMIT)
+        return cls(usual + _FIRST * above, min(usual + _LAST * above, 1.0))
 
     def colours(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Colours in which the values of a map, of any shape, are laid over a picture.

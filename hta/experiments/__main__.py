@@ -1,4 +1,4 @@
-"""Rerun the tables of the paper: python -m hta.experiments run | table N | summary | changes | scores | plot"""
+"""Rerun the paper's tables: python -m hta.experiments run | table N | summary | changes | recipes | scores | plot"""
 
 import sys
 from argparse import Namespace
@@ -40,6 +40,7 @@ def _command(argv: Sequence[str] | None) -> None:
         ("table", _table, "print and write a table next to the paper's"),
         ("summary", _summary, "print one line for each part of tables 1 to 5"),
         ("changes", _changes, "print the effect of changed settings"),
+        ("recipes", _recipes, "print the recipe views beside the paper's"),
         ("scores", _scores, "print the effect of other scores"),
         ("plot", _plot, "draw the results next to the paper's"),
     ):
@@ -187,6 +188,11 @@ def _summary(options: Namespace) -> None:
 def _changes(options: Namespace) -> None:
     """Print by how much each changed setting moves the AUROC on the same training and test images."""
     print(changes.to_markdown(changes.compare_changes(load_runs(options.results))))
+
+
+def _recipes(options: Namespace) -> None:
+    """Print the AUROC of the recipe views beside that of the paper's on the same training and test images."""
+    print(changes.recipes_to_markdown(load_runs(options.results)))
 
 
 def _scores(options: Namespace) -> None:

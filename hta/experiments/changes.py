@@ -11,7 +11,13 @@ import pandas as pd
 from hta.experiments.results import iterate
 from hta.experiments.tables import describe_setup, to_lines, to_number, with_interval, with_setup
 
-_SHORT, _LONG = "fast", "paper"
+_SHORT, _LONG, _VIEWS = "fast", "paper", "views"
+_WAYS = {
+    ("ours", "paper"): "paper's recipe and score",
+    ("ours", "fast"): "the same, 250 iterations",
+    ("views", "paper"): "views, nearest patches",
+    ("views", "fast"): "views, nearest patches, to 51 px",
+}
 _SCORE = "score: "
 _PLACE = ["setup", "pos_class", "draw"]
 
@@ -99,3 +105,30 @@ def scores_to_markdown(pairs: pd.DataFrame) -> str:
         intervals = by_class.groupby("change").agg(with_interval).reindex(ways, fill_value="")
         rows.append([moved["label"].iloc[0], str(moved["pos_class"].nunique()), *intervals])
     return "\n".join(to_lines(["run", "classes", *(way.removeprefix(_SCORE) for way in ways)], rows)) + "\n"
+
+
+def recipes_to_markdown(runs: pd.DataFrame) -> str:
+    """The recipe "views" beside the paper's on the same images: one line per class where both were run.
+
+    Each cell has the mean over the draws, their standard deviation and number; the last column the median of the false
+    alarms of the recipe "views", in per cent.
+    """
+    runs = runs[(runs["changes"] == "") & runs["variant"].isin(["ours", _VIEWS]) & runs["auroc"].notna()]
+    runs = runs.assign(way=[_WAYS[run.variant, run.preset] for run in iterate(runs)])
+    known = set(runs.loc[runs["variant"] == _VIEWS, "data_sha256"])
+    runs = runs[runs["data_sha256"].isin(known)]
+    ways, rows, means = sorted(set(runs["way"])), [], []
+    for (title, name), of_class in runs.groupby(["title", "pos_class"], sort=True):
+        by_way = {way: same["auroc"].astype(float) for way, same in of_class.groupby("way")}
+        means.append({way: values.mean() for way, values in by_way.items()})
+        cells = [_spread(by_way[way]) if way in by_way else "" for way in ways]
+        alarms = 100 * of_class.loc[of_class["variant"] == _VIEWS, "false_alarms"].astype(float).median()
+        rows.append([str(title) if title == name else f"{title} {name}", *cells, to_number(alarms, ".0f")])
+    complete = [of_class for of_class in means if len(of_class) == len(ways)]
+    if complete:
+        rows.append([f"mean of {len(complete)}", *(to_number(fmean(c[way] for c in complete)) for way in ways), ""])
+    return "\n".join(to_lines(["normal class", *ways, "false alarms"], rows)) + "\n"
+
+
+def _spread(values: pd.Series) -> str:
+    return f"{values.mean():.1f}" + (f" ± {values.std():.1f} ({len(values)})" if len(values) > 1 else "")

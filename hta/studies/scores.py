@@ -24,7 +24,7 @@ from hta.data.benchmark import draw_images
 from hta.data.loaders import load_dataset
 from hta.data.sample import Sample
 from hta.evaluation.metrics import image_auroc
-from hta.evaluation.nearest import ALLOWANCE, RULE, NearestMaps, merged, typical
+from hta.evaluation.nearest import RULE, NearestMaps, merged, typical, unit_of
 from hta.evaluation.pixel_metrics import PixelMetrics
 from hta.evaluation.scorer import Scorer
 from hta.files import write_atomically
@@ -37,7 +37,7 @@ from hta.settings import Checked, option
 from hta.training.trainer import train_pyramid
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "paper, 250 iterations": {"niter": 250},
+    "paper, 250 iterations": {"recipe": "paper", "niter": 250},
     "views": {"recipe": "views"},
     "views, 100 iterations": {"recipe": "views", "niter": 100},
     "views, 96 px, 100 iterations": {"recipe": "views", "niter": 100, "max_size": 96},
@@ -100,8 +100,7 @@ def readings(scorer: Scorer, images: Tensor) -> dict[str, Maps]:
 
 def standardised(maps: Tensor, views: Tensor) -> dict[str, Tensor]:
     """Maps `(B, h, w)` as they are; by their own typical value, as `NearestMaps` does; by each place of the views."""
-    usual = typical(views).mean()
-    unit = typical(maps).clamp(usual, ALLOWANCE * usual)[:, None, None]
+    unit = unit_of(maps, typical(views).mean())
     # A place that hardly varies must not count more than the others.
     spread = (views.var(dim=0) + views.std().square() / 4).sqrt()
     return {"as it is": maps, "own typical": maps / unit, "by place": (maps - views.mean(dim=0)) / spread}
@@ -224,7 +223,8 @@ def tables(results: Path) -> Iterator[str]:
     reading, way, pooling = CHOSEN
     by_maximum = [key for key in keys if key.endswith(f"| {pooling}") or key.startswith("paper")]
     yield from _table(
-        "judged by, standardised", {key.removesuffix(f" | {pooling}"): (of_views, key) for key in by_maximum}
+        "judged by, standardised",
+        {key.removesuffix(f" | {pooling}").replace(" | ", ", "): (of_views, key) for key in by_maximum},
     )
     poolings = {key.split(" | ")[2]: (of_views, key) for key in keys if key.startswith(f"{reading} | {way} |")}
     yield from _table("score of an image", poolings)

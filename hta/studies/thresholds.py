@@ -139,10 +139,13 @@ def read_results(folder: Path, working_size: tuple[int, int]) -> Results:
         labels = [row["label"] for row in rows]
         scores = np.array([float(row["anomaly_score"]) for row in rows])
         fraction, aggregate = float(scoring["fraction_defect"]), scoring["aggregate"]
+        is_votes = scoring.get("score", "paper") == "paper"  # older results lack it
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--results {folder}: not a results folder of main_eval.py ({error})") from error
     if set(labels) != {"0", "1"}:
         raise UserError(f"--results {folder}: needs normal and anomalous images with labels")
+    if not is_votes:
+        raise UserError(f"--results {folder}: not scored by votes; score again with --score paper")
     if aggregate != "mean":
         raise UserError(f"--results {folder}: scored with --aggregate {aggregate}; score again with --aggregate mean")
     peaks = [_peak(folder / MAPS_FOLDER / f"{row['path'].removeprefix(APOSTROPHE)}.png", working_size) for row in rows]

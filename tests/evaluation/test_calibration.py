@@ -13,6 +13,7 @@ import hta
 from hta.config import RuntimeConfig, ScoringConfig, default_config
 from hta.errors import UserError
 from hta.evaluation.calibration import CALIBRATION_FILE, Calibration, calibrate, kept_calibration, save_calibration
+from hta.evaluation.nearest import RULE
 from hta.models.storage import RunFolder
 from hta.models.views import ViewRule, view_rule
 from tests.helpers import picture
@@ -23,10 +24,11 @@ CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 4, **RUNTIME}
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory):
-    """A folder with the models `wall` and `other`, alike but for their image; only to be read."""
+    """The models `wall` and `other`, alike but for their image, and `votes`, by the paper's recipe; only to be read."""
     root = tmp_path_factory.mktemp("models")
     for seed, name in enumerate(("wall", "other")):
         hta.train(picture(seed), default_config(**CONFIG), folder=root / name, num_samples=0)
+    hta.train(picture(0), default_config(**CONFIG, recipe="paper"), folder=root / "votes", num_samples=0)
     return root
 
 
@@ -36,26 +38,26 @@ def models(kept, tmp_path):
     return shutil.copytree(kept, tmp_path / "models")
 
 
-def load(root, **runtime):
-    return hta.load("wall", root, RuntimeConfig(**RUNTIME | runtime))
+def load(root, name="wall", **runtime):
+    return hta.load(name, root, RuntimeConfig(**RUNTIME | runtime))
 
 
-def edit(root, **changes):
+def edit(root, name="wall", **changes):
     """Change values in the kept statistics; None removes a key."""
-    path = root / "wall" / CALIBRATION_FILE
+    path = root / name / CALIBRATION_FILE
     data = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({name: value for name, value in data.items() if value is not None}))
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
     return path.read_bytes()
 
 
-def marked(root):
+def marked(root, name="wall"):
     """Mark the kept statistics, so that it shows where they are used: the first peak becomes 0.123456."""
-    peaks = json.loads((root / "wall" / CALIBRATION_FILE).read_text())["peaks"]
-    return edit(root, peaks=[0.123456, *peaks[1:]])
+    peaks = json.loads((root / name / CALIBRATION_FILE).read_text())["peaks"]
+    return edit(root, name, peaks=[0.123456, *peaks[1:]])
 
 
 def assert_equal(one, two):
-    for name in ("fraction", "rule", "precision", "seed"):
+    for name in ("fraction", "rule", "precision", "seed", "score"):
         assert getattr(one, name) == getattr(two, name)
     np.testing.assert_array_equal(one.shares, two.shares)
     np.testing.assert_array_equal(one.peaks, two.peaks)
@@ -76,68 +78,102 @@ def test_statistics_are_those_of_each_view_alone(kept):
         assert statistics.peaks[i] == pytest.approx(maps.max(), abs=1e-6)
 
 
-def test_a_model_in_memory_or_without_the_file_has_the_same_statistics_scores_and_maps(models):
-    trained, loaded, bare = hta.train(picture(0), default_config(**CONFIG)), load(models), load(models)
+def test_statistics_of_the_nearest_patches_are_those_of_each_view_alone(kept):
+    model = load(kept)
+    statistics = calibrate(model.scorer, model.training_images, 0.2, RULE, num_views=20, nearest=model.nearest)
+    assert (statistics.rule, statistics.score) == (RULE, "nearest")
+    for i, view in enumerate(RULE.draw(model.training_images, 20, 0, model.scorer.recognition)):
+        shares, _ = model.scorer.score(view[None], 0.2)
+        np.testing.assert_allclose(statistics.shares[i], shares[0], rtol=0, atol=1e-6)
+        assert statistics.peaks[i] == pytest.approx(model.nearest.maps(view[None]).max().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["wall", "votes"])
+def test_a_model_in_memory_or_without_the_file_has_the_same_statistics_scores_and_maps(models, name):
+    settings = CONFIG if name == "wall" else CONFIG | {"recipe": "paper"}
+    trained, loaded, bare = hta.train(picture(0), default_config(**settings)), load(models, name), load(models, name)
     assert trained.folder is None
     loaded.calibration()
-    (models / "wall" / CALIBRATION_FILE).unlink()
+    (models / name / CALIBRATION_FILE).unlink()
     for other in (trained, bare):
         assert_equal(other.calibration(), loaded.calibration())
         for aggregate in ("mean", "calibrated"):
             one, two = (m.score(picture(3), aggregate=aggregate, target_fpr=0.5) for m in (other, loaded))
             for values, expected in zip(one, two, strict=True):
                 np.testing.assert_array_equal(values, expected)
-    assert not (models / "wall" / CALIBRATION_FILE).exists()
+    assert not (models / name / CALIBRATION_FILE).exists()
 
 
-def test_saved_and_read_to_the_bit(models):
+@pytest.mark.parametrize("score", ["nearest", "paper"])
+def test_saved_and_read_to_the_bit(models, score):
     draw, folder = np.random.default_rng(1), RunFolder(models / "wall")
     rule, shares, peaks = ViewRule(0.1 + 0.2, mirrored=True), draw.random((9, 3)), draw.random(9)
-    statistics = Calibration(shares, peaks, 1 / 3, rule, "bfloat16", 7)
+    statistics = Calibration(shares, peaks, 1 / 3, rule, "bfloat16", 7, score)
     save_calibration(folder, statistics)
     assert_equal(kept_calibration(folder, 3), statistics)
 
 
-def test_training_keeps_the_statistics_for_the_models_task(kept):
-    data = json.loads((kept / "wall" / CALIBRATION_FILE).read_text())
-    assert (data["fraction"], data["strength"], data["mirrored"], data["seed"]) == (0.05, 2.0, True, 0)
-    assert (data["format_version"], data["precision"]) == (3, "float32")
+@pytest.mark.parametrize(("name", "score", "strength"), [("wall", "nearest", 1.0), ("votes", "paper", 2.0)])
+def test_training_keeps_the_statistics_for_the_models_task(kept, name, score, strength):
+    data = json.loads((kept / name / CALIBRATION_FILE).read_text())
+    assert (data["fraction"], data["strength"], data["mirrored"], data["seed"]) == (0.05, strength, True, 0)
+    assert (data["format_version"], data["precision"], data["score"]) == (3, "float32", score)
     assert (np.shape(data["shares"]), np.shape(data["peaks"])) == ((200, 3), (200,))
 
 
-def test_kept_statistics_are_used_and_not_made_again(models):
-    marked(models)
-    model = load(models)
+@pytest.mark.parametrize(
+    ("name", "other_settings"),
+    [("wall", dict(threshold=0.5, score="nearest")), ("votes", dict(aggregate="calibrated"))],
+)
+def test_kept_statistics_are_used_and_not_made_again(models, name, other_settings):
+    marked(models, name)
+    model = load(models, name)
     statistics = model.calibration()
     assert statistics.peaks[0] == 0.123456
-    for changed in (dict(target_fpr=0.3), dict(aggregate="calibrated"), dict(fraction_defect=0.05)):
+    for changed in (dict(target_fpr=0.3), other_settings, dict(fraction_defect=0.05)):
         assert model.calibration(ScoringConfig(**changed)) is statistics
 
 
+def test_statistics_without_a_score_are_of_votes(models):
+    """They were kept before there was another score."""
+    edit(models, "votes", score=None)
+    marked(models, "votes")
+    assert load(models, "votes").calibration().peaks[0] == 0.123456
+
+
 @pytest.mark.parametrize(
-    ("scoring", "task", "precision", "strength", "fraction"),
+    ("name", "scoring", "task", "precision", "strength", "fraction", "score"),
     [
-        (ScoringConfig(0.3), "defect", "float32", 2.0, 0.3),
-        (ScoringConfig(), "class", "float32", 2.0, 1.0),
-        (ScoringConfig(0.3), "class", "float32", 2.0, 0.3),
-        (ScoringConfig(), "defect", "bfloat16", 2.0, 0.05),
-        (ScoringConfig(), "defect", "float32", 123.0, 0.05),
+        ("votes", ScoringConfig(0.3), "defect", "float32", 2.0, 0.3, "paper"),
+        ("votes", ScoringConfig(), "class", "float32", 2.0, 1.0, "paper"),
+        ("votes", ScoringConfig(0.3), "class", "float32", 2.0, 0.3, "paper"),
+        ("votes", ScoringConfig(), "defect", "bfloat16", 2.0, 0.05, "paper"),
+        ("votes", ScoringConfig(), "defect", "float32", 123.0, 0.05, "paper"),
+        ("votes", ScoringConfig(score="nearest"), "defect", "float32", 2.0, 0.05, "nearest"),
+        ("wall", ScoringConfig(0.3), "defect", "float32", 1.0, 0.3, "nearest"),
+        ("wall", ScoringConfig(), "class", "float32", 1.0, 1.0, "paper"),
+        ("wall", ScoringConfig(aggregate="calibrated"), "defect", "float32", 1.0, 0.05, "paper"),
+        ("wall", ScoringConfig(score="paper"), "defect", "float32", 1.0, 0.05, "paper"),
+        ("wall", ScoringConfig(), "defect", "bfloat16", 1.0, 0.05, "nearest"),
+        ("wall", ScoringConfig(), "defect", "float32", 2.0, 0.05, "nearest"),
     ],
 )
-def test_statistics_for_others_are_made_anew(models, caplog, scoring, task, precision, strength, fraction):
-    marked(models)
-    before = edit(models, strength=strength)
-    model = replace(load(models, precision=precision), task=task)
+def test_statistics_for_others_are_made_anew(models, caplog, name, scoring, task, precision, strength, fraction, score):
+    marked(models, name)
+    before = edit(models, name, strength=strength)
+    model = replace(load(models, name, precision=precision), task=task)
     with caplog.at_level("INFO", "hta"):
         other = model.calibration(scoring)
-    assert_equal(other, calibrate(model.scorer, model.training_images, fraction, view_rule(task, 4)))
-    assert (other.precision, other.peaks[0] == 0.123456) == (precision, False)
-    assert caplog.text.count(f"calibrating anew for fraction {fraction:g}, this task, {precision} and score paper") == 1
+    rule, nearest = (RULE, model.nearest) if score == "nearest" else (view_rule(task, 4), None)
+    assert_equal(other, calibrate(model.scorer, model.training_images, fraction, rule, nearest=nearest))
+    assert (other.precision, other.score, other.peaks[0] == 0.123456) == (precision, score, False)
+    said = f"calibrating anew for fraction {fraction:g}, this task, {precision} and score {score}"
+    assert caplog.text.count(said) == 1
     assert model.calibration(scoring) is other
-    if fraction != 0.05:
+    if scoring != ScoringConfig() or task == "class":
         model.task = "defect"
         assert model.calibration().peaks[0] == 0.123456
-    assert (models / "wall" / CALIBRATION_FILE).read_bytes() == before
+    assert (models / name / CALIBRATION_FILE).read_bytes() == before
 
 
 PEAKS, SHARES = [0.1, 0.2], [[0.5, 0.5, 0.5], [0.4, 0.4, 0.4]]
@@ -149,6 +185,7 @@ NOT_VALUES = {
     "seed": [math.inf],
     "mirrored": [1],
     "precision": ["float16", ["float32"]],
+    "score": ["votes", 1, ["paper"]],
 }
 NOT_STATISTICS = [{"shares": SHARES[:1], "peaks": [0.1]}, {"shares": [], "peaks": []}]
 NOT_STATISTICS += [{name: value} for name, values in NOT_VALUES.items() for value in values]

@@ -11,10 +11,10 @@ import hta
 from hta.config import ScoringConfig, default_config
 from hta.errors import UserError
 from hta.evaluation import nearest
-from hta.evaluation.nearest import NearestMaps, ratios
+from hta.evaluation.nearest import RULE, NearestMaps, ratios
 from hta.evaluation.scorer import Scorer
 from hta.models.scales import image_pyramid
-from hta.models.views import draw_views
+from hta.models.views import draw_views, view_rule
 from hta.runtime import seeded_generator
 from tests.helpers import picture, random_images, random_pyramid
 
@@ -98,7 +98,7 @@ def explicit_map(pyramid, images, image):
     others = draw_views(images, 3, 1.0, (0, "statistics"))
     *of_views, of_image = explicit_distances(pyramid, images, others, [*others, image])
     typical = np.mean([np.median(one) for one in of_views])
-    unit = min(max(np.median(of_image), typical), 3 * typical)
+    unit = min(max(np.median(of_image), 1.2 * typical), 3 * typical)
     return torch.from_numpy(of_image / (of_image + unit))
 
 
@@ -163,6 +163,15 @@ def test_scores_are_0_for_views_and_1_at_the_threshold(model):
     assert model.score(images, threshold=-1e9).decisions.all()
 
 
+def test_a_threshold_below_the_views_is_1_as_well_and_separates_what_it_decides(model):
+    images, scoring = [picture(seed) for seed in range(6)], ScoringConfig(target_fpr=0.9)
+    limits, votes = model.threshold(scoring), [votes.peak for votes in model.stream(images)]
+    assert limits.pixel_threshold < model.calibration().peaks.mean()
+    found = model.score(images, target_fpr=0.9)
+    assert found.decisions.tolist() == [bool(peak > limits.pixel_threshold) for peak in votes]
+    assert found.decisions.tolist() == (found.anomaly_scores > 1).tolist()
+
+
 def test_a_saved_model_scores_alike_and_the_paper_s_score_is_one_option_away(model, tmp_path):
     model.save(tmp_path / "saved")
     loaded = hta.load(tmp_path / "saved", runtime=model.record.config.runtime)
@@ -177,9 +186,17 @@ def test_a_saved_model_scores_alike_and_the_paper_s_score_is_one_option_away(mod
 
 @pytest.mark.parametrize(
     ("settings", "score"),
-    [({}, "paper"), ({"recipe": "views", "task": "class"}, "paper"), ({"recipe": "views"}, "nearest")],
+    [
+        ({}, "nearest"),
+        ({"task": "class"}, "paper"),
+        ({"recipe": "paper"}, "paper"),
+        ({"recipe": "views", "task": "class"}, "paper"),
+        ({"recipe": "views"}, "nearest"),
+    ],
 )
 def test_the_default_follows_task_and_recipe(settings, score):
     model = hta.train(picture(), default_config(**TINY | {"niter": 1, "num_transforms": 4} | settings))
     assert model.score_name(ScoringConfig()) == score
-    assert model.calibration().score == score
+    calibration = model.calibration()
+    rule = RULE if score == "nearest" else view_rule(model.task, 4)
+    assert (calibration.score, calibration.rule) == (score, rule)

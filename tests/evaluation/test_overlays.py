@@ -32,6 +32,13 @@ def test_the_scale_of_a_run_surrounds_the_threshold_of_a_pixel(limit, low, high)
     assert (scale.low, scale.high) == (pytest.approx(low), pytest.approx(high))
 
 
+def test_the_scale_begins_above_a_usual_value_if_the_threshold_does():
+    scale = ColourScale.around(0.7, 0.5)
+    assert (scale.low, scale.high) == (pytest.approx(0.55), pytest.approx(0.75))
+    assert ColourScale.around(0.4, 0.5).low < 0.4
+    assert ColourScale.around(1.0, 0.5) == ColourScale(0.625, 1.0)
+
+
 @pytest.mark.parametrize("limit", [0.2, 0.416, 0.683, 1.0])
 def test_a_map_can_be_seen_from_half_of_the_threshold_on_and_a_good_image_looks_like_itself(limit):
     opacities = ColourScale.around(limit).colours(np.array([0.1, 0.25, 0.5, 1.0]) * limit)[1]

@@ -94,3 +94,17 @@ def test_ways_to_a_score_are_means_over_all_classes(tmp_path, capsys):
     half = stats.ttest_1samp([-35, -20], 0).confidence_interval(0.95).high + 27.5
     assert header == "| run | classes | min-max normalised | scale 0 alone | scale 1 alone |"
     assert only.endswith(f"1000 test images | 2 | -1.0 ± 0.0 | -27.5 ± {half:.1f} | +0.0 ± 0.0 |")
+
+
+def test_recipes_are_compared_on_the_same_training_images(tmp_path, capsys):
+    for name, draw, ours, views in (("bag", 1, 0.5, 0.7), ("bag", 2, 0.6, 0.9), ("coat", 1, 0.7, None)):
+        write_result(tmp_path, ours, pos_class=name, draw=draw, data_sha256=f"{name}{draw}")
+        if views is not None:
+            write_result(tmp_path, views, pos_class=name, draw=draw, data_sha256=f"{name}{draw}", variant="views")
+    write_result(tmp_path, 0.99, pos_class="bag", draw=3, data_sha256="bag3")  # not by the recipe views
+    assert main(["recipes", "--results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| normal class | the same, 250 iterations | views, nearest patches, to 51 px | false alarms |"
+    assert lines[2].startswith("| FashionMNIST bag | 55.0 ± 7.1 (2) | 80.0 ± 14.1 (2) |")
+    assert lines[3].startswith("| mean of 1 | 55.0 | 80.0 |")
+    assert "coat" not in "".join(lines)

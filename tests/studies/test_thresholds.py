@@ -1,6 +1,7 @@
 """The study of thresholds: what it reads, what it counts, and a short run of it."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -84,6 +85,16 @@ def test_each_image_is_scored_by_a_model_of_the_others(scored, monkeypatch):
 def test_what_cannot_be_studied_is_refused(scored, argv, said, capsys):
     assert main([*scored[1], *argv]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_results_that_are_not_of_votes_are_refused(scored, tmp_path):
+    folder = tmp_path / "out"
+    shutil.copytree(scored[0] / "out", folder)
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics["scoring"]["score"] = "nearest"
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    with pytest.raises(UserError, match="not scored by votes; score again with --score paper"):
+        thresholds.read_results(folder, (32, 32))
 
 
 def test_maps_of_another_size_and_results_without_labels(scored, tmp_path, wall_model):
