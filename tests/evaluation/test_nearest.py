@@ -66,7 +66,7 @@ def explicit_distances(pyramid, images, others, scored):
         spread = values.std(axis=0, ddof=1)
         scale = (spread + 1e-3 * spread.mean() + 1e-12) * math.sqrt(values.shape[1])
         height, width = 1 + known[-1][0], 1 + known[-1][1]
-        unit = 0.05 * max(height, width)
+        unit = 0.1 * max(height, width)
         chosen = torch.randperm(len(known), generator=seeded_generator("bank", n))[: 40 * len(images)]
         bank = [known[i] for i in chosen]
 
