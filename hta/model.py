@@ -111,7 +111,7 @@ class Model:
 
     def __getstate__(self) -> dict[str, Any]:
         """All but the folded networks, which are made again."""
-        return {name: value for name, value in self.__dict__.items() if name != "scorer"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("scorer", "nearest")}
 
     @parameters_named()
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
@@ -183,7 +183,8 @@ class Model:
         scoring = scoring or ScoringConfig()
         score, num_transforms = self.score_name(scoring), self.record.config.model.num_transforms
         is_nearest = score == "nearest"
-        rule = RULE if is_nearest and self.task == "defect" else view_rule(self.task, num_transforms)
+        rule = view_rule(self.task, num_transforms)
+        rule = RULE if is_nearest and rule.mirrored else rule
         wanted = self.fraction(scoring), rule, self.scorer.precision, score
         if self._calibration is None or not self._calibration.fits(*wanted):
             kept = None if self.folder is None else kept_calibration(self.folder, self.pyramid.plan.num_scales)
@@ -221,7 +222,7 @@ class Model:
             found.append((votes.shares, votes.peak))
             faults.append(votes.fault)
         if strange := sum(fault is not None for fault in faults):
-            text = "%d of %d good images cannot show what the training images show; they raise the threshold"
+            text = "%d of %d good images cannot show what the training images show; they may raise the threshold"
             logger.warning(text, strange, len(faults))
         peaks = None if found[0][1] is None else np.array([peak for _, peak in found], dtype=np.float64)
         return NormalVotes(np.array([shares for shares, _ in found]), peaks)

@@ -29,10 +29,10 @@ from hta.studies import __main__ as studies
 
 ROOT = Path(__file__).parents[1]
 README, NOTEBOOK = ROOT / "README.md", ROOT / "examples" / "quickstart.ipynb"
-TABLES_PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
+TABLES_PAGE, SCORES_PAGE, RESULTS = ROOT / "docs" / "results.md", ROOT / "docs" / "scores.md", ROOT / "docs" / "results"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
-_MADE = re.compile(r"<!-- python -m hta\.experiments (.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
+_MADE = re.compile(r"<!-- python -m hta\.(experiments|studies) (.*?) -->\n(.*?)<!-- end -->", re.DOTALL)
 _LINK = re.compile(r'\]\(([^)\s]+)\)|(?:src|href)="([^"]+)"')
 
 
@@ -54,17 +54,21 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 # Tables
 
 
-def printed(arguments, results):
-    """What a command of the experiments prints."""
+def printed(package, arguments, results):
+    """What a command of the experiments prints, or a study of its own results."""
+    command, folder = (main, results) if package == "experiments" else (studies.main, ROOT / "docs" / "scores")
     with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert main([*arguments.split(), "--results", str(results)]) == 0
+        assert command([*arguments.split(), "--results", str(folder)]) == 0
     return out.getvalue().strip() + "\n"
 
 
 def renewed(text, results):
     """A page with every table made anew from the results."""
     return _MADE.sub(
-        lambda found: f"<!-- python -m hta.experiments {found[1]} -->\n{printed(found[1], results)}<!-- end -->", text
+        lambda found: (
+            f"<!-- python -m hta.{found[1]} {found[2]} -->\n{printed(*found.groups()[:2], results)}<!-- end -->"
+        ),
+        text,
     )
 
 
@@ -89,6 +93,7 @@ def test_tables_are_those_of_the_results(results):
     text = read(TABLES_PAGE)
     assert len(_MADE.findall(text)) >= 10
     assert renewed(text, results) == text  # which writes the full tables too
+    assert renewed(read(SCORES_PAGE), results) == read(SCORES_PAGE)
     kept = sorted((RESULTS / "tables").iterdir())
     assert len(kept) == 2 * 7
     for path in kept:
@@ -96,7 +101,7 @@ def test_tables_are_those_of_the_results(results):
 
 
 def test_readme_repeats_the_figures_of_the_summary():
-    summary = dict(_MADE.findall(read(TABLES_PAGE)))["summary"]
+    (summary,) = [table for _, arguments, table in _MADE.findall(read(TABLES_PAGE)) if arguments == "summary"]
     table = re.search(r"<!-- results -->\n(.*?)\n\n", read(README), re.DOTALL)[1]
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     assert len(rows) <= 8
@@ -157,7 +162,7 @@ def test_citation_names_the_version():
 def known_options():
     """The long options of all commands, from their help."""
     commands = [(main_train.main, []), (main_eval.main, []), (speed.main, []), (main, ["run"]), (main, ["table"])]
-    commands += [(studies.main, [name]) for name in ("demo", "planted", "samples", "thresholds")]
+    commands += [(studies.main, [name]) for name in ("demo", "planted", "samples", "scores", "thresholds")]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         for command, words in commands:
             with contextlib.suppress(SystemExit):
@@ -236,5 +241,6 @@ def test_notebook_is_kept_without_outputs():
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         known = copy_results(Path(folder, "results"))
-        TABLES_PAGE.write_text(renewed(read(TABLES_PAGE), known), encoding="utf-8")
+        for page in (TABLES_PAGE, SCORES_PAGE):
+            page.write_text(renewed(read(page), known), encoding="utf-8")
         shutil.copytree(known / "tables", RESULTS / "tables", dirs_exist_ok=True)

@@ -21,11 +21,14 @@ from hta.models.scales import ScalePlan
 from hta.models.views import ViewRule, draw_views
 from hta.runtime import seeded_generator
 
+NEAREST_VERSION = 1
+"""Incremented with every change that moves the maps: results of another version are made again."""
+
 RULE = ViewRule(strength=1.0, mirrored=True)
 """The views that stand in for normal images where thresholds are made."""
 
 USUAL = 0.5
-"""Of a map: the highest value that normal patches usually have."""
+"""Of a map: the distance that `unit_of` allows an image."""
 
 _BANK_VIEWS = 7  # of each training image in the bank
 _STATISTICS_VIEWS = 24  # of all of them together, for the distances of normal patches

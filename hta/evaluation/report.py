@@ -93,6 +93,7 @@ def write_report(folder: Path, document: dict[str, Any], results: Sequence[Image
     scored = f"{dataset['name']}, normal class {dataset['pos_class']}" if dataset else document["test_dir"]
     scored_name = scored if dataset else PurePath(scored).name or scored
     network = {name: model["config"]["model"][name] for name in ("num_layer", "ker_size")}
+    network["num_layer"] -= document["scoring"]["score"] == "nearest"  # which looks at the layer before the last
     script = resources.files(__package__).joinpath("report.js").read_text(encoding="utf-8")
     quantities, deciding = quantities_of(document)
     histogram, roc = _charts(results, deciding, quantities[deciding])

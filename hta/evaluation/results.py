@@ -225,7 +225,8 @@ def metric_rows(metrics: dict[str, Any]) -> list[tuple[str, Metric]]:
     rows = [(name, deciding[key]) for key, name in _IMAGE_METRICS.items()]
     rows += [(f"image AUROC, {kind}", metric) for kind, metric in deciding.get("auroc_by_kind", {}).items()]
     other = "the scores" if by_map else "the maps' maxima"
-    rows.append((f"image AUROC by {other}, which do not decide", metrics["image_auroc" if by_map else "map_auroc"]))
+    if metrics["image_auroc"]["value"] != metrics["map_auroc"]["value"]:  # scores may be made of the maxima
+        rows.append((f"image AUROC by {other}, which do not decide", metrics["image_auroc" if by_map else "map_auroc"]))
     rows += [(name, metrics[key]) for key, name in _PIXEL_METRICS.items()]
     return [(name, metric) for name, metric in rows if metric["value"] is not None]
 

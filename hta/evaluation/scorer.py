@@ -225,6 +225,7 @@ class Scorer:
         maps = make_maps(images) if make_maps else anomaly_maps(votes, self.margin, self.plan.working_size)
         return _shares(votes, [fraction])[0], maps.float().cpu().numpy()
 
+    @full_precision()
     def features(self, images: Tensor) -> list[Tensor]:
         """What the discriminators make of the untransformed images at each scale, see `ScaleVoter.features`."""
         levels = image_pyramid(images, self.plan.sizes)

@@ -14,7 +14,7 @@ from hta.experiments.tables import describe_setup, to_lines, to_number, with_int
 _SHORT, _LONG, _VIEWS = "fast", "paper", "views"
 _WAYS = {
     ("ours", "paper"): "paper's recipe and score",
-    ("ours", "fast"): "the same, 250 iterations",
+    ("ours", "fast"): "the same, 250 iterations, to 51 px",
     ("views", "paper"): "views, nearest patches",
     ("views", "fast"): "views, nearest patches, to 51 px",
 }
@@ -115,15 +115,19 @@ def recipes_to_markdown(runs: pd.DataFrame) -> str:
     """
     runs = runs[(runs["changes"] == "") & runs["variant"].isin(["ours", _VIEWS]) & runs["auroc"].notna()]
     runs = runs.assign(way=[_WAYS[run.variant, run.preset] for run in iterate(runs)])
-    known = set(runs.loc[runs["variant"] == _VIEWS, "data_sha256"])
-    runs = runs[runs["data_sha256"].isin(known)]
+    place = ["title", "pos_class", "shots", "num_transforms", "test_limit", "draw", "data_sha256"]
+    runs = runs.drop_duplicates([*place, "way"], keep="last")
+    known = runs.groupby(place, dropna=False)["variant"].transform(lambda variants: {"ours", _VIEWS} <= set(variants))
+    runs = runs[known.astype(bool)]
     ways, rows, means = sorted(set(runs["way"])), [], []
-    for (title, name), of_class in runs.groupby(["title", "pos_class"], sort=True):
+    for (title, name, shots, transforms, _), of_class in runs.groupby(place[:5], sort=True, dropna=False):
         by_way = {way: same["auroc"].astype(float) for way, same in of_class.groupby("way")}
         means.append({way: values.mean() for way, values in by_way.items()})
         cells = [_spread(by_way[way]) if way in by_way else "" for way in ways]
         alarms = 100 * of_class.loc[of_class["variant"] == _VIEWS, "false_alarms"].astype(float).median()
-        rows.append([str(title) if title == name else f"{title} {name}", *cells, to_number(alarms, ".0f")])
+        rows.append(
+            [f"{title} {name}, {shots} image{'s' * (shots > 1)}, M = {transforms}", *cells, to_number(alarms, ".0f")]
+        )
     complete = [of_class for of_class in means if len(of_class) == len(ways)]
     if complete:
         rows.append([f"mean of {len(complete)}", *(to_number(fmean(c[way] for c in complete)) for way in ways), ""])

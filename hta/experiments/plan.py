@@ -22,6 +22,7 @@ from hta.data.loaders import Benchmark, load_dataset
 from hta.data.sample import Sample
 from hta.data.specs import MVTEC, ROTATIONS, BenchmarkSpec, benchmark_spec, default_task
 from hta.errors import UserError
+from hta.evaluation.nearest import NEAREST_VERSION
 from hta.evaluation.scores import default_fraction
 from hta.files import printable
 from hta.settings import field_type, require_keys
@@ -182,6 +183,8 @@ class RunSpec:
         matters = asdict(self) | {"model": asdict(config.model), "training": asdict(config.training)}
         matters |= {"method_version": METHOD_VERSION, "geom_steps": PRESETS[self.preset].geom_steps}
         del matters["paper_dataset"]
+        if VARIANTS[self.variant].score == "nearest":
+            matters["nearest_version"] = NEAREST_VERSION
         if config.training.recipe == "paper":
             del matters["training"]["recipe"]  # results that predate the setting keep their keys
         if not self.in_order:

@@ -322,7 +322,7 @@ def decision_on_views(
     """
     rule = view_rule(spec.task, spec.num_transforms)
     if isinstance(shares_of, Nearest):
-        rule, recognition = RULE if spec.task == "defect" else rule, shares_of.recognition
+        rule, recognition = RULE if rule.mirrored else rule, shares_of.recognition
     else:
 
         def recognition(images: Tensor) -> Tensor:

@@ -196,8 +196,9 @@ class RunFolder:
                 raise UserError(f"{path}: hta_version and kernels must be plain text")
             if not all(isinstance(share, float) and 0 <= share <= 1 for share in record.training_shares):
                 raise UserError(f"{path}: training_shares must be numbers from 0 to 1")
-            if None in (record.config.model.num_transforms, record.config.training.niter):
-                raise UserError(f"{path}: num_transforms and niter must be numbers")
+            training = record.config.training
+            if None in (record.config.model.num_transforms, training.niter, training.recipe):
+                raise UserError(f"{path}: num_transforms, niter and recipe must be given")
         except UserError as error:
             raise UserError(f"{error}; {_REMEDY}") from error
         return record

@@ -69,7 +69,7 @@ class ScoreOptions(Checked):
     recipe: str = option("views", "how the model is trained", choices=tuple(RECIPES))
     draw: int = option(1, "number of the random draw of the training image", low=1)
     threads: int = option(0, "number of CPU threads; 0 means one per core", low=0, high=1024)
-    results: str = option("docs/results/scores", "folder of the JSON files")
+    results: str = option("docs/scores", "folder of the JSON files")
 
 
 def readings(scorer: Scorer, images: Tensor) -> dict[str, Maps]:
@@ -86,7 +86,7 @@ def readings(scorer: Scorer, images: Tensor) -> dict[str, Maps]:
 
     def errors(batch: Tensor) -> Tensor:
         levels = zip(image_pyramid(batch, plan.sizes), image_pyramid(images, plan.sizes), strict=True)
-        return merged([(level - own).square().mean(dim=1) for level, own in levels], plan)
+        return merged([(level.cpu() - own.cpu()).square().mean(dim=1) for level, own in levels], plan)
 
     return {
         "votes": of_votes(lambda votes: 1 - votes),
@@ -155,7 +155,7 @@ def compare(scorer: Scorer, training: TrainingSet, samples: Sequence[Sample]) ->
     found = {}
     for name, maps in readings(scorer, images).items():
         of_test, of_views, of_mirrored = (
-            torch.cat([maps(x) for x in s.split(_BATCH)]) for s in (test, views, mirrored)
+            torch.cat([maps(x).cpu() for x in s.split(_BATCH)]) for s in (test, views, mirrored)
         )
         normal = standardised(of_mirrored, of_views)
         for way, values in standardised(of_test, of_views).items():
