@@ -256,9 +256,9 @@ def test_defects_are_decided_by_their_maps_and_classes_by_their_scores(of_votes)
 
 
 def test_scores_of_distances_decide_with_maps_and_without(model):
-    images = [picture(seed) for seed in range(6)]
+    images = [picture(seed) for seed in range(14)]
     peaks = np.array([votes.peak for votes in model.stream(images)])
-    target = 0.3
+    target = 0.5
     limit = model.threshold(ScoringConfig(target_fpr=target))
     assert (limit.threshold, limit.decided_by, limit.source) == (1.0, "score", "calibrated")
     assert limit.target_fpr == target

@@ -186,7 +186,7 @@ def decision_text(decision: dict[str, Any]) -> str:
     by = "anomaly map anywhere" if by_map else "anomaly score"
     text = f"{decision['rejected']} rejected: {by} above {limit} ({decision['source']}{origin})"
     rates = {"false_positive_rate": "false alarms", "recall": "recall"}
-    if decision["pixel_false_alarms"]["value"] != decision["false_positive_rate"]["value"]:
+    if not by_map and decision["pixel_false_alarms"]["value"] != decision["false_positive_rate"]["value"]:
         rates["pixel_false_alarms"] = "false alarms of the maps"
     for key, name in rates.items():
         if decision[key]["value"] is not None:
