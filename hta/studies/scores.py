@@ -229,7 +229,11 @@ def tables(results: Path) -> Iterator[str]:
     poolings = {key.split(" | ")[2]: (of_views, key) for key in keys if key.startswith(f"{reading} | {way} |")}
     yield from _table("score of an image", poolings)
     chosen = " | ".join(CHOSEN)
-    recipes = {recipe: ([r for r in records if r["recipe"] == recipe], chosen) for recipe in RECIPES}
+    made = {recipe: [r for r in records if r["recipe"] == recipe] for recipe in RECIPES}
+    common = set.intersection(
+        *({_group(r) for r in part} for part in made.values() if part), *[set(map(_group, records))]
+    )
+    recipes = {recipe: ([r for r in part if _group(r) in common], chosen) for recipe, part in made.items()}
     yield from _table("trained by", recipes)
 
 
@@ -246,7 +250,7 @@ def _table(title: str, rows: dict[str, tuple[list[dict[str, Any]], str]]) -> Ite
             means = [_mean_over_sets(records, key, measure) for measure in _SHOWN]
             by_set = [_mean([r for r in records if _group(r) == one], key, "auroc") for one in sets]
             seconds = float(np.median([record["seconds_training"] for record in records]))
-            bold = "**" * (key == " | ".join(CHOSEN) and len(rows) > 1)
+            bold = "**" * (name in (", ".join(CHOSEN[:2]), CHOSEN[2], "views"))
             yield f"| {bold}{name}{bold} | " + " | ".join(map(_cell, means + by_set)) + f" | {seconds:.0f} |"
 
 
