@@ -646,7 +646,10 @@ def test_what_is_no_good_folder_is_refused_in_one_line(good, place, capsys):
         (["--good_dir", ""], "--good_dir: is empty"),
         (["--good_dir", "links"], "1 good image, but --target_fpr 0.05 needs at least 19"),
         (["--good_dir", "torn"], "torn.png"),
-        (["--good_dir", good, "--no_maps", "--threshold", "0.5"], "--threshold and --no_maps leave no threshold"),
+        (
+            ["--good_dir", good, "--no_maps", "--threshold", "0.5", "--score", "paper"],
+            "--threshold and --no_maps leave no threshold",
+        ),
         (["--good_dir", good, "--no_maps", "--aggregate", "minmax"], "--aggregate minmax and --no_maps leave no"),
         (["--good_dir", "nowhere"], "--good_dir: no folder nowhere"),
         (["--good_dir", "empty"], "--good_dir empty: no image in it"),

@@ -265,7 +265,9 @@ def _mean(records: Sequence[dict[str, Any]], key: str, measure: str) -> float | 
 
 
 def _mean_over_sets(records: Sequence[dict[str, Any]], key: str, measure: str) -> float | None:
-    means = [_mean([r for r in records if _group(r) == one], key, measure) for one in {_group(r) for r in records}]
+    means = [
+        _mean([r for r in records if _group(r) == one], key, measure) for one in sorted({_group(r) for r in records})
+    ]
     return float(np.mean([mean for mean in means if mean is not None])) if any(m is not None for m in means) else None
 
 

@@ -85,8 +85,12 @@ def test_a_model_comes_back_to_the_bit_and_frozen(folder):
         (lambda d: d["config"]["training"].update(lr_g=10**400), ("lr_g: has more than 18 digits",)),
         (lambda d: d["config"]["runtime"].update(device=[[["x"] * 999]]), ("device of type list",)),
         (lambda d: d["config"]["model"].update(nfc="many"), ("nfc many",)),
-        (lambda d: d["config"]["model"].update(num_transforms=None), ("num_transforms and niter must be numbers",)),
-        (lambda d: d["config"]["training"].update(niter=None), ("num_transforms and niter must be numbers",)),
+        (
+            lambda d: d["config"]["model"].update(num_transforms=None),
+            ("niter and recipe must be given",),
+        ),
+        (lambda d: d["config"]["training"].update(recipe=None), ("niter and recipe must be given",)),
+        (lambda d: d["config"]["training"].update(niter=None), ("niter and recipe must be given",)),
     ],
 )
 def test_another_record_is_refused(folder, change, words):
