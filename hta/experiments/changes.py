@@ -14,7 +14,7 @@ from hta.experiments.tables import describe_setup, to_lines, to_number, with_int
 _SHORT, _LONG, _VIEWS = "fast", "paper", "views"
 _WAYS = {
     ("ours", "paper"): "paper's recipe and score",
-    ("ours", "fast"): "the same, 250 iterations, to 51 px",
+    ("ours", "fast"): "paper's recipe and score, 250 iterations, to 51 px",
     ("views", "paper"): "views, nearest patches",
     ("views", "fast"): "views, nearest patches, to 51 px",
 }
