@@ -230,9 +230,8 @@ def tables(results: Path) -> Iterator[str]:
     yield from _table("score of an image", poolings)
     chosen = " | ".join(CHOSEN)
     made = {recipe: [r for r in records if r["recipe"] == recipe] for recipe in RECIPES}
-    common = set.intersection(
-        *({_group(r) for r in part} for part in made.values() if part), *[set(map(_group, records))]
-    )
+    known = [{_group(r) for r in part} for part in made.values() if part]
+    common = set.intersection(*known) if known else set()
     recipes = {recipe: ([r for r in part if _group(r) in common], chosen) for recipe, part in made.items()}
     yield from _table("trained by", recipes)
 
