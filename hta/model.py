@@ -18,7 +18,7 @@ from hta.errors import UserError, parameters_named
 from hta.evaluation import thresholds
 from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
 from hta.evaluation.frames import FrameCheck, fault_words
-from hta.evaluation.nearest import RULE, NearestMaps, ratios
+from hta.evaluation.nearest import NearestMaps, nearest_rule, ratios
 from hta.evaluation.scorer import ImageVotes, Scorer
 from hta.evaluation.scores import anomaly_scores, check_aggregate, default_fraction
 from hta.evaluation.thresholds import NormalVotes, Threshold
@@ -183,8 +183,7 @@ class Model:
         scoring = scoring or ScoringConfig()
         score, num_transforms = self.score_name(scoring), self.record.config.model.num_transforms
         is_nearest = score == "nearest"
-        rule = view_rule(self.task, num_transforms)
-        rule = RULE if is_nearest and rule.mirrored else rule
+        rule = (nearest_rule if is_nearest else view_rule)(self.task, num_transforms)
         wanted = self.fraction(scoring), rule, self.scorer.precision, score
         if self._calibration is None or not self._calibration.fits(*wanted):
             kept = None if self.folder is None else kept_calibration(self.folder, self.pyramid.plan.num_scales)

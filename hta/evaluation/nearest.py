@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hta.models.scales import ScalePlan
-from hta.models.views import ViewRule, draw_views
+from hta.models.views import TRAINING_STRENGTH, ViewRule, draw_views, view_rule
 from hta.runtime import seeded_generator
 
 NEAREST_VERSION = 1
@@ -32,7 +32,6 @@ USUAL = 0.5
 
 _BANK_VIEWS = 7  # of each training image in the bank
 _STATISTICS_VIEWS = 24  # of all of them together, for the distances of normal patches
-_VIEW_STRENGTH = 1.0  # of both: the recipe "views" trains on such views
 _BANK_PATCHES = 1500  # for each training image
 _REACH = 0.1
 _ALLOWANCE = 1.2, 3.0  # least and most that an image may be farther than views
@@ -91,12 +90,12 @@ class NearestMaps:
     @torch.inference_mode()
     def __init__(self, describe: Describe, plan: ScalePlan, images: Tensor, reach: float = _REACH):
         self._describe, self._plan, number = describe, plan, len(images)
-        in_bank = torch.cat([images.cpu(), draw_views(images, _BANK_VIEWS * number, _VIEW_STRENGTH, (0, "bank"))])
+        in_bank = torch.cat([images.cpu(), draw_views(images, _BANK_VIEWS * number, TRAINING_STRENGTH, (0, "bank"))])
         self._banks = [
             _Bank(features, number * _BANK_PATCHES, seeded_generator("bank", n), reach)
             for n, features in enumerate(describe(in_bank))
         ]
-        others = draw_views(images, max(_STATISTICS_VIEWS, number), _VIEW_STRENGTH, (0, "statistics"))
+        others = draw_views(images, max(_STATISTICS_VIEWS, number), TRAINING_STRENGTH, (0, "statistics"))
         distances = [self._of_scales(view[None]) for view in others]
         self._means = [torch.cat(of_scale).mean() for of_scale in zip(*distances, strict=True)]
         self._typical = torch.cat([typical(self._combined(of_view)) for of_view in distances]).mean()
@@ -125,6 +124,12 @@ class NearestMaps:
         """
         distances = self.distances(images)
         return distances / (distances + unit_of(distances, self._typical))
+
+
+def nearest_rule(task: str, num_transforms: int) -> ViewRule:
+    """The rule for views where thresholds are made: `RULE` where `view_rule` mirrors them, too, else that one."""
+    rule = view_rule(task, num_transforms)
+    return RULE if rule.mirrored else rule
 
 
 def unit_of(distances: Tensor, usual: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from statistics import fmean
 import pandas as pd
 
 from hta.experiments.results import iterate
-from hta.experiments.tables import describe_setup, to_lines, to_number, with_interval, with_setup
+from hta.experiments.tables import describe_setup, to_lines, to_number, with_interval, with_setup, with_std
 
 _SHORT, _LONG, _VIEWS = "fast", "paper", "views"
 _WAYS = {
@@ -135,4 +135,4 @@ def recipes_to_markdown(runs: pd.DataFrame) -> str:
 
 
 def _spread(values: pd.Series) -> str:
-    return f"{values.mean():.1f}" + (f" ± {values.std():.1f} ({len(values)})" if len(values) > 1 else "")
+    return with_std(values.mean(), values.std()) + (f" ({len(values)})" if len(values) > 1 else "")

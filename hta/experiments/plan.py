@@ -160,7 +160,7 @@ class RunSpec:
         """The resolved settings of model and training; a UserError refuses an unknown one, or one out of range."""
         preset, variant = PRESETS[self.preset], VARIANTS[self.variant]
         flat: dict[str, Any] = {"min_size": preset.min_size, "max_size": preset.max_size, "niter": preset.niter}
-        flat |= {"recipe": variant.recipe}
+        flat["recipe"] = variant.recipe
         # Draws differ in weights and noise too, so that their spread covers all randomness.
         flat |= {"task": self.task, "num_transforms": self.num_transforms, "manualSeed": self.seed + self.draw}
         flat |= dict(self.settings)

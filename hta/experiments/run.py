@@ -19,7 +19,7 @@ from hta.config import RuntimeConfig
 from hta.errors import RunError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.metrics import bootstrap_auroc, image_auroc
-from hta.evaluation.nearest import RULE, NearestMaps
+from hta.evaluation.nearest import NearestMaps, nearest_rule
 from hta.evaluation.scorer import Scorer
 from hta.evaluation.scores import AGGREGATES, anomaly_scores
 from hta.evaluation.thresholds import CALIBRATED, decide, make_threshold, summarize_decision
@@ -320,10 +320,10 @@ def decision_on_views(
     The product decides defects by the maxima of their maps, which runs do not compute. `scores` are those of the test
     images for the main fraction, `(N,)`, higher = more anomalous; of their labels, 1 = anomalous.
     """
-    rule = view_rule(spec.task, spec.num_transforms)
     if isinstance(shares_of, Nearest):
-        rule, recognition = RULE if rule.mirrored else rule, shares_of.recognition
+        rule, recognition = nearest_rule(spec.task, spec.num_transforms), shares_of.recognition
     else:
+        rule = view_rule(spec.task, spec.num_transforms)
 
         def recognition(images: Tensor) -> Tensor:
             return torch.from_numpy(shares_of(images)[-1].mean(axis=-1)) * spec.num_transforms

@@ -336,8 +336,12 @@ def _texts(rows: pd.DataFrame, methods: Sequence[str] = ()) -> pd.DataFrame:
 
 def _spreads(rows: pd.DataFrame, mean: str, std: str) -> list[str]:
     """Means with their standard deviations, where there are any."""
-    pairs = zip(rows[mean], rows[std], strict=True)
-    return [to_number(mean) + ("" if pd.isna(std) else f" ± {std:.1f}") for mean, std in pairs]
+    return [with_std(*pair) for pair in zip(rows[mean], rows[std], strict=True)]
+
+
+def with_std(mean: float, std: float) -> str:
+    """A mean with its standard deviation, if there is one."""
+    return to_number(mean) + ("" if pd.isna(std) else f" ± {std:.1f}")
 
 
 def _run_classes(part: pd.DataFrame, column: str) -> pd.DataFrame:

@@ -45,6 +45,9 @@ class Changes:
 ALL_CHANGES = Changes(shift=0.05, zoom=0.1, turn=5.0, bend=0.01, brightness=0.1, contrast=0.1, noise=0.05)
 """Together, at strength 1."""
 
+TRAINING_STRENGTH = 1.0
+"""Of the views that the recipe "views" shows to the discriminators."""
+
 MOUNTED_CHANGES = replace(ALL_CHANGES, turn=0.0, bend=0.0)
 """Those that remain if the camera is mounted and the surface is rigid."""
 

@@ -62,6 +62,7 @@ def brick_wall() -> np.ndarray:
     return np.clip(np.rint(wall), 0, 255).astype(np.uint8)
 
 
+@cache
 def surface(texture: str = "brick") -> np.ndarray:
     """The wall, or the photograph `skimage.data.grass()` or `gravel()`, `(512, 512)` uint8."""
     return brick_wall() if texture == "brick" else getattr(data, texture)()

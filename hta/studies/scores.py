@@ -27,6 +27,7 @@ from hta.evaluation.metrics import image_auroc
 from hta.evaluation.nearest import RULE, NearestMaps, merged, typical, unit_of
 from hta.evaluation.pixel_metrics import PixelMetrics
 from hta.evaluation.scorer import Scorer
+from hta.evaluation.scores import anomaly_scores
 from hta.files import write_atomically
 from hta.images import resize, to_tensor
 from hta.models.scales import image_pyramid
@@ -164,8 +165,8 @@ def compare(scorer: Scorer, training: TrainingSet, samples: Sequence[Sample]) ->
             for pooling, scores in pooled(values).items():
                 found[" | ".join((name, way, pooling))] = measure(scores, limits[pooling], labels) | pixels
     for fraction in (0.05, 1.0):
-        scores, limits = (1 - scorer.shares(x, [fraction])[0].mean(axis=-1) for x in (test, mirrored))
-        found[f"paper's score, {fraction:.0%} of the patches"] = measure(scores, limits, labels)
+        of_images, of_normal = (anomaly_scores(scorer.shares(x, [fraction])[0]) for x in (test, mirrored))
+        found[f"paper's score, {fraction:.0%} of the patches"] = measure(of_images, of_normal, labels)
     return {key: {name: round(float(value), _DIGITS) for name, value in of.items()} for key, of in found.items()}
 
 
@@ -264,10 +265,12 @@ def _mean(records: Sequence[dict[str, Any]], key: str, measure: str) -> float | 
 
 
 def _mean_over_sets(records: Sequence[dict[str, Any]], key: str, measure: str) -> float | None:
-    means = [
-        _mean([r for r in records if _group(r) == one], key, measure) for one in sorted({_group(r) for r in records})
-    ]
-    return float(np.mean([mean for mean in means if mean is not None])) if any(m is not None for m in means) else None
+    means = (
+        _mean([record for record in records if _group(record) == one], key, measure)
+        for one in sorted({_group(record) for record in records})
+    )
+    known = [mean for mean in means if mean is not None]
+    return float(np.mean(known)) if known else None
 
 
 def _cell(value: float | None) -> str:

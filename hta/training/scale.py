@@ -14,11 +14,10 @@ from hta.errors import RunError, UserError
 from hta.images import resize
 from hta.models.pyramid import Pyramid, Scale, fresh_noise
 from hta.models.storage import restore_scale, scale_tensors
-from hta.models.views import draw_views
+from hta.models.views import TRAINING_STRENGTH, draw_views
 from hta.runtime import seeded_generator
 from hta.training.losses import PatchTargets, fake_loss, plan_of_objective, transformation_loss
 
-_VIEW_STRENGTH = 1.0  # of the views that the recipe "views" shows to the discriminators
 _STATISTICS_PASSES = 16
 
 
@@ -113,7 +112,7 @@ class ScaleTrainer:
             yield from repeat(self.real_canvases, count)
             return
         seed, number = (self.config.manualSeed, "training", self.n, self.iteration), len(self.real)
-        for views in draw_views(self._originals, count * number, _VIEW_STRENGTH, seed).split(number):
+        for views in draw_views(self._originals, count * number, TRAINING_STRENGTH, seed).split(number):
             yield self._render(resize(views.to(self.pyramid.device), self.size))
 
     def _render(self, images: Tensor) -> list[Tensor]:
