@@ -37,18 +37,32 @@ from hta.runtime import describe_machine, own_process, set_up
 from hta.settings import Checked, option
 from hta.training.trainer import train_pyramid
 
-RECIPES: dict[str, dict[str, Any]] = {
-    "paper, 250 iterations": {"recipe": "paper", "niter": 250},
-    "views": {"recipe": "views"},
-    "views, 100 iterations": {"recipe": "views", "niter": 100},
-    "views, 96 px, 100 iterations": {"recipe": "views", "niter": 100, "max_size": 96},
-    "views, no generator": {"recipe": "views"},
-    "views, 1 iteration": {"recipe": "views", "niter": 1},
+
+@dataclass(frozen=True)
+class Recipe:
+    """A way to train: settings that differ from the defaults for defects; how many models; without fakes or with."""
+
+    settings: dict[str, Any]
+    seeds: int = 1
+    generator: bool = True
+
+
+RECIPES = {
+    "paper, 250 iterations": Recipe({"recipe": "paper", "niter": 250}),
+    "views": Recipe({"recipe": "views"}),
+    "views, three seeds": Recipe({"recipe": "views"}, seeds=3),
+    "views, four scales": Recipe({"recipe": "views", "scale_factor": 0.62}),
+    "views, 100 iterations": Recipe({"recipe": "views", "niter": 100}),
+    "views, 96 px, 100 iterations": Recipe({"recipe": "views", "niter": 100, "max_size": 96}),
+    "views, no generator": Recipe({"recipe": "views"}, generator=False),
+    "views, 1 iteration": Recipe({"recipe": "views", "niter": 1}),
 }
-"""Ways to train: settings that differ from the defaults for defects. Without a generator there are no fakes."""
 
 CHOSEN = "nearest features", "own typical", "maximum"
 """The reading that became the score "nearest"."""
+
+SUMS = ("nearest features", "log votes"), ("nearest features", "squared error"), ("log votes", "squared error")
+"""Readings that are also added up, each in units of its mean over views."""
 
 _BATCH, _VIEWS, _TARGET_FPR = 8, 60, 0.05
 _FLOOR = 1e-4  # of the probabilities whose logarithm is taken
@@ -58,6 +72,9 @@ _SHOWN = ("auroc", "pixel_auroc", "aupro", "false_alarms", "recall")
 
 Maps = Callable[[Tensor], Tensor]
 """Makes maps `(B, h, w)` from 0 of images `(B, 3, h, w)` in [-1, 1], at the working size; higher = more anomalous."""
+
+Maps3 = tuple[Tensor, Tensor, Tensor]
+"""Maps of the test images, of views of the training image and of mirrored views."""
 
 Measures = dict[str, float]
 
@@ -137,27 +154,45 @@ def measure_pixels(maps: Tensor, highest: float, samples: Sequence[Sample]) -> M
     return {"pixel_auroc": found["pixel_auroc"]["value"], "aupro": found["aupro"]["value"]}
 
 
-def config_of(recipe: str, draw: int, runtime: RuntimeConfig) -> Config:
-    """The settings of a recipe; draws differ in weights and noise too."""
-    config = replace(default_config(**RECIPES[recipe], manualSeed=draw), runtime=runtime)
-    if "no generator" not in recipe:
+def config_of(recipe: Recipe, seed: int, runtime: RuntimeConfig) -> Config:
+    """The settings of a recipe."""
+    config = replace(default_config(**recipe.settings, manualSeed=seed), runtime=runtime)
+    if recipe.generator:
         return config
     return replace(config, model=AblationConfig(**asdict(config.model), objective="transformations_only"))
 
 
+def added(first: Maps3, second: Maps3) -> Maps3:
+    """The sum of two readings of the same images, each in units of its mean over the views."""
+    (_, one, _), (_, other, _) = first, second
+    pairs = zip(first, second, strict=True)
+    of_test, of_views, of_mirrored = (a / one.mean() + b / other.mean() for a, b in pairs)
+    return of_test, of_views, of_mirrored
+
+
 @torch.inference_mode()
-def compare(scorer: Scorer, training: TrainingSet, samples: Sequence[Sample]) -> dict[str, Measures]:
-    """Measure all readings on test images; the keys are the reading, its standardisation and its pooling."""
-    size, images = scorer.plan.working_size, training.images
-    test = torch.cat([resize(to_tensor([sample.read()]), size) for sample in samples])
+def compare(scorers: Sequence[Scorer], training: TrainingSet, samples: Sequence[Sample]) -> dict[str, Measures]:
+    """Measure all readings on test images; the keys are the reading, its standardisation and its pooling.
+
+    Several models are one: what they read is averaged.
+    """
+    first, images = scorers[0], training.images
+    test = torch.cat([resize(to_tensor([sample.read()]), first.plan.working_size) for sample in samples])
     labels = np.array([sample.label for sample in samples])
     views = draw_views(images, _VIEWS, RULE.strength, 1)
-    mirrored = RULE.draw(images, 2 * _VIEWS, 2, scorer.recognition)
+    mirrored = RULE.draw(images, 2 * _VIEWS, 2, first.recognition)
+
+    def maps(models: Sequence[Maps], of: Tensor) -> Tensor:
+        return torch.cat([torch.stack([model(x).cpu() for model in models]).mean(dim=0) for x in of.split(_BATCH)])
+
+    by_model = [readings(scorer, images) for scorer in scorers]
+    read: dict[str, Maps3] = {}
+    for name in by_model[0]:
+        models = [of_model[name] for of_model in by_model]
+        read[name] = maps(models, test), maps(models, views), maps(models, mirrored)
+    read |= {" and ".join(names): added(*(read[name] for name in names)) for names in SUMS}
     found = {}
-    for name, maps in readings(scorer, images).items():
-        of_test, of_views, of_mirrored = (
-            torch.cat([maps(x).cpu() for x in s.split(_BATCH)]) for s in (test, views, mirrored)
-        )
+    for name, (of_test, of_views, of_mirrored) in read.items():
         normal = standardised(of_mirrored, of_views)
         for way, values in standardised(of_test, of_views).items():
             pixels = measure_pixels(values, float(values.quantile(0.9999)), samples)
@@ -165,7 +200,8 @@ def compare(scorer: Scorer, training: TrainingSet, samples: Sequence[Sample]) ->
             for pooling, scores in pooled(values).items():
                 found[" | ".join((name, way, pooling))] = measure(scores, limits[pooling], labels) | pixels
     for fraction in (0.05, 1.0):
-        of_images, of_normal = (anomaly_scores(scorer.shares(x, [fraction])[0]) for x in (test, mirrored))
+        shares = (np.mean([s.shares(x, [fraction])[0] for s in scorers], axis=0) for x in (test, mirrored))
+        of_images, of_normal = (anomaly_scores(share) for share in shares)
         found[f"paper's score, {fraction:.0%} of the patches"] = measure(of_images, of_normal, labels)
     return {key: {name: round(float(value), _DIGITS) for name, value in of.items()} for key, of in found.items()}
 
@@ -186,17 +222,20 @@ def run(options: ScoreOptions) -> Iterator[str]:
     if path.exists():
         yield f"{path} exists"
         return
-    config = config_of(options.recipe, options.draw, RuntimeConfig(threads=options.threads))
-    own_process(config.runtime)
-    runtime = set_up(config.runtime)
+    recipe = RECIPES[options.recipe]
+    # Draws differ in weights and noise too.
+    seeds = [options.draw + 1000 * number for number in range(recipe.seeds)]
+    configs = [config_of(recipe, seed, RuntimeConfig(threads=options.threads)) for seed in seeds]
+    own_process(configs[0].runtime)
+    runtime = set_up(configs[0].runtime)
     # The images as they are: own photographs have no protocol.
     (sample,) = (replace(sample, spec=None) for sample in selection.training)
-    training = prepare([sample.read()], [sample.relative], config)
+    trainings = [prepare([sample.read()], [sample.relative], config) for config in configs]
     start = time.perf_counter()
-    scorer = Scorer(train_pyramid(training.images, training.record, runtime))
+    scorers = [Scorer(train_pyramid(one.images, one.record, runtime)) for one in trainings]
     seconds = time.perf_counter() - start
     samples = [replace(sample, spec=None) for sample in selection.test_samples()]
-    measures = compare(scorer, training, samples)
+    measures = compare(scorers, trainings[0], samples)
     record = {
         "set": benchmark.spec.title,
         "draw": options.draw,

@@ -85,7 +85,7 @@ def test_readings_follow_their_definitions(tree):
 
 
 def test_a_run_writes_its_measures_once_and_the_tables_show_them(tree, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(scores.RECIPES, "views", TINY)
+    monkeypatch.setitem(scores.RECIPES, "views", scores.Recipe(TINY, seeds=2))
     monkeypatch.setattr(scores, "_VIEWS", 4)
     argv = ["scores", "--results", str(tmp_path / "out"), "--threads", "1"]
     assert main(argv) == 0
@@ -99,7 +99,7 @@ def test_a_run_writes_its_measures_once_and_the_tables_show_them(tree, tmp_path,
     assert record["images"] == {"good": 2, "bad": 2}
     chosen = record["measures"][" | ".join(scores.CHOSEN)]
     assert set(chosen) == {"auroc", "false_alarms", "recall", "pixel_auroc", "aupro"}
-    assert len(record["measures"]) == 6 * 3 * 4 + 2
+    assert len(record["measures"]) == 9 * 3 * 4 + 2
     assert main(argv) == 0
     lines = capsys.readouterr().out.splitlines()
     (line,) = [line for line in lines if line.startswith("| **nearest features, own typical**")]
