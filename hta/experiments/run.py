@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from itertools import islice, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hta.config import RuntimeConfig
 from hta.errors import RunError
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
+from hta.evaluation.combined import error_per_vote, squared_errors
 from hta.evaluation.metrics import bootstrap_auroc, image_auroc
 from hta.evaluation.nearest import NearestMaps, nearest_rule
 from hta.evaluation.scorer import Scorer
@@ -90,7 +91,14 @@ def execute(spec: RunSpec, data_root: str, config: RuntimeConfig) -> tuple[dict[
     results, scores = measure(spec, shares, labels)
     # With all patches, or as many as any fraction has: the last fraction is the largest.
     results["training_shares"] = _rounded(score_images(shares_of, images, plan.working_size)[-1].mean(axis=0))
-    results["decision"] = decision_on_views(spec, shares_of, training_set, scores, labels)
+    views = votes_on_views(spec, shares_of, training_set)
+    results["decision"] = decide_by_views(anomaly_scores(views.shares), scores, labels)
+    if spec.task == "class" and VARIANTS[spec.variant].score == "votes":
+        main = shares[spec.fractions.index(spec.main_fraction)]
+        errors = errors_of((sample.read() for sample in test), training_set.images)
+        combined = error_per_vote(main, errors)
+        decision = decide_by_views(error_per_vote(views.shares, views.errors), combined, labels)
+        results["combined"] = {"auroc": _auroc(labels, combined), "decision": decision}
     record = {
         "format_version": FORMAT_VERSION,
         "method_version": METHOD_VERSION,
@@ -312,14 +320,15 @@ def measure(spec: RunSpec, shares: np.ndarray, labels: np.ndarray) -> tuple[dict
     return results, scores
 
 
-def decision_on_views(
-    spec: RunSpec, shares_of: Shares, training_set: TrainingSet, scores: np.ndarray, labels: np.ndarray
-) -> dict[str, Any]:
-    """False alarms and recall at the threshold that views of the training images give, by the score.
+class ViewVotes(NamedTuple):
+    """What is known of V views of the training images."""
 
-    The product decides defects by the maxima of their maps, which runs do not compute. `scores` are those of the test
-    images for the main fraction, `(N,)`, higher = more anomalous; of their labels, 1 = anomalous.
-    """
+    shares: np.ndarray  # `(V, S)`, higher = more normal
+    errors: np.ndarray  # `(V,)` squared errors, higher = more anomalous
+
+
+def votes_on_views(spec: RunSpec, shares_of: Shares, training_set: TrainingSet) -> ViewVotes:
+    """Score views of the training images, for the main fraction."""
     if isinstance(shares_of, Nearest):
         rule, recognition = nearest_rule(spec.task, spec.num_transforms), shares_of.recognition
     else:
@@ -331,7 +340,24 @@ def decision_on_views(
     views = rule.draw(training_set.images, NUM_VIEWS, VIEWS_SEED, recognition)
     main = spec.fractions.index(spec.main_fraction)
     shares = np.concatenate([shares_of(batch)[main] for batch in views.split(_BATCH)])
-    threshold = make_threshold(anomaly_scores(shares), None, TARGET_FPR, CALIBRATED)
+    return ViewVotes(shares, squared_errors(views, training_set.images))
+
+
+def errors_of(images: Iterable[np.ndarray], training_images: Tensor) -> np.ndarray:
+    """Squared errors `(N,)` of images `(H, W, 3)` in [0, 1], as they are read; higher = more anomalous."""
+    height, width = training_images.shape[-2:]
+    return np.concatenate(
+        [squared_errors(resize(to_tensor([image]), (height, width)), training_images) for image in images]
+    )
+
+
+def decide_by_views(of_views: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """False alarms and recall at the threshold that scores `of_views` of the training images give.
+
+    The product decides defects by the maxima of their maps, which runs do not compute. `scores` are those of the test
+    images, `(N,)`, higher = more anomalous; of their labels, 1 = anomalous.
+    """
+    threshold = make_threshold(of_views, None, TARGET_FPR, CALIBRATED)
     decision = summarize_decision(labels.tolist(), decide(scores, threshold), threshold)
     return decision | {"threshold": round(decision["threshold"], _DIGITS)}
 

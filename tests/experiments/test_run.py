@@ -10,19 +10,22 @@ import torch.nn.functional as F
 from hta.config import AblationConfig, Config, ModelConfig, ScoringConfig, TrainingConfig, default_config
 from hta.evaluation.calibration import NUM_VIEWS, VIEWS_SEED
 from hta.evaluation.scorer import Scorer
+from hta.evaluation.scores import anomaly_scores
 from hta.experiments import run
 from hta.experiments.plan import RunSpec
 from hta.experiments.run import (
     GEOM_SIDE,
     Geom,
     WideResNet,
-    decision_on_views,
+    decide_by_views,
+    errors_of,
     measure,
     real_probabilities,
     score_images,
     similarities,
     train_variant,
     transformed_pixels,
+    votes_on_views,
 )
 from hta.model import Model
 from hta.models.networks import Discriminator
@@ -49,6 +52,10 @@ def settings(objective, num_transforms=42):
     return AblationConfig(
         objective=objective, task="class", num_transforms=num_transforms, min_size=12, max_size=16, nfc=3
     )
+
+
+def decision_on_views(spec, shares_of, training_set, scores, labels):
+    return decide_by_views(anomaly_scores(votes_on_views(spec, shares_of, training_set).shares), scores, labels)
 
 
 def discriminator_on_plan(objective, images):
@@ -246,6 +253,18 @@ def test_the_decision_is_the_products_views_and_threshold():
     assert list(decision["confusion"].values()) == [2, 0, 2, 0]
     expected = view_rule("class", 4).draw(training_set.images, NUM_VIEWS, VIEWS_SEED, None)
     assert torch.equal(torch.cat(seen), expected)
+
+
+def test_the_errors_of_views_and_images_are_those_to_the_nearest_training_image():
+    spec = RunSpec("folder", "x", "x", 2, 1, "ours", "fast", 4, "")
+    images = [np.full((12, 12, 3), level, dtype=np.float32) for level in (0.0, 0.5)]
+    images = [np.clip(image + np.eye(12, dtype=np.float32)[..., None] / 10, 0, 1) for image in images]
+    training_set = prepare(images, ["a", "b"], default_config(task="class", num_transforms=4, min_size=11, max_size=12))
+    np.testing.assert_allclose(errors_of([images[1], images[1] + 0.25], training_set.images), [0, 0.25], atol=1e-6)
+    votes = votes_on_views(spec, lambda views: np.ones((1, len(views), 1)), training_set)
+    views = view_rule("class", 4).draw(training_set.images, NUM_VIEWS, VIEWS_SEED, None)
+    expected = [min(((view - image) ** 2).mean() for image in training_set.images) for view in views]
+    np.testing.assert_allclose(votes.errors, expected, rtol=1e-5)
 
 
 def test_the_decision_on_defects_takes_the_mirror_images_that_the_run_recognises():
