@@ -132,12 +132,11 @@ def _prepare(parts: dict[type, Any], model: "Model", source: "Source", target: P
     options, output, scoring = parts[InputOptions], parts[OutputOptions], parts[ScoringConfig]
     items, skipped, doubts = readable(source.images, skip=options.skip_unreadable)
     check_aggregate(scoring.aggregate, len(items))
-    scoring = replace(
-        scoring,
-        fraction_defect=model.fraction(scoring),
-        score=model.score_name(scoring),
-        no_frame_check=scoring.no_frame_check or source.folder is None,  # a data set is scored as in the paper
-    )
+    if source.folder is None:  # a data set is scored as in the paper
+        scoring = replace(scoring, no_frame_check=True)
+        if model.task == "class":
+            scoring = replace(scoring, score=scoring.score or "paper")
+    scoring = replace(scoring, fraction_defect=model.fraction(scoring), score=model.score_name(scoring))
     good = score_good(model, options, items, scoring, with_maps=not output.no_maps)
     threshold = model.threshold(scoring, with_maps=not output.no_maps, good=good)
     limit = threshold.pixel_threshold
@@ -177,7 +176,8 @@ def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation
         rows = results.write_pictures(stream, folder, scale, pixels, evaluation.output.full_size_maps)
         seconds = time.perf_counter() - start
         peaks = None if rows[0].peak is None else np.array([row.peak for row in rows])
-        votes = thresholds.NormalVotes(np.stack([row.shares for row in rows]), peaks)
+        errors = None if rows[0].error is None else np.array([row.error for row in rows])
+        votes = thresholds.NormalVotes(np.stack([row.shares for row in rows]), peaks, errors=errors)
         scores = model.anomaly_scores(votes, evaluation.scoring, threshold)
         faults = [row.fault for row in rows]
         rejected = thresholds.decide(scores, threshold, peaks, faults)

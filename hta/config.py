@@ -171,10 +171,12 @@ class ScoringConfig(Checked):
     )
     score: str | None = option(
         None,
-        "what the anomaly score and the maps are made of: the patches' votes for the right transformation (paper); or "
-        "how far the patches are from those of the training images in the features of the discriminators (nearest)",
-        choices=("paper", "nearest"),
-        default_note="nearest for defects if the model was trained by the recipe views, otherwise paper",
+        "what the anomaly score is made of: the patches' votes for the right transformation (paper); these and the "
+        "squared error of the pixels (combined); or, with the maps, how far the patches are from those of the training "
+        "images in the features of the discriminators (nearest)",
+        choices=("paper", "combined", "nearest"),
+        default_note="nearest for defects if the model was trained by the recipe views, combined for the class task; "
+        "paper otherwise and for every --dataset",
     )
     aggregate: str = option(
         "mean",

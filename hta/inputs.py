@@ -141,7 +141,7 @@ def score_good(
     """
     if options.good_dir is None:
         return None
-    needs_threshold = scoring.score == "nearest"  # whose unit it is
+    needs_threshold = scoring.score != "paper"  # whose unit it is
     if not with_maps and not needs_threshold and (scoring.threshold is not None or scoring.aggregate == "minmax"):
         by = "--threshold" if scoring.threshold is not None else "--aggregate minmax"
         raise UserError(f"--good_dir: {by} and --no_maps leave no threshold to make; leave out one of them")

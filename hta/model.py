@@ -17,6 +17,7 @@ from hta.data.folders import images_in
 from hta.errors import UserError, parameters_named
 from hta.evaluation import thresholds
 from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
+from hta.evaluation.combined import error_per_vote, squared_errors
 from hta.evaluation.frames import FrameCheck, fault_words
 from hta.evaluation.nearest import NearestMaps, nearest_rule, ratios
 from hta.evaluation.scorer import ImageVotes, Scorer
@@ -36,7 +37,7 @@ logger = logging.getLogger(__name__)
 MODELS_DIR = Path("TrainedModels")
 
 _ASPECT_TOLERANCE = 0.02
-_LEAST_LIMIT, _HIGHEST_NORMAL = 1e-6, 0.9  # of the score "nearest": a threshold, and the part of it that scores 0
+_LEAST_LIMIT, _HIGHEST_NORMAL = 1e-6, 0.9  # what scores 1, and the part of it that scores 0
 _SHARE_TOLERANCE = 0.03  # bfloat16 and float32 differ by 0.001
 _OTHER_ASPECT = (
     "images of another aspect ratio than the training images (%d x %d px, width x height) are squeezed; "
@@ -149,14 +150,15 @@ class Model:
         return NearestMaps(self.scorer.features, self.pyramid.plan, self.training_images)
 
     def score_name(self, scoring: ScoringConfig) -> str:
-        """The score that `scoring` asks for, by default "nearest" for defects after the recipe "views", else "paper".
+        """The score that `scoring` asks for, by default that for the task and the recipe of the training.
 
         Raises:
             UserError: an aggregate of vote shares is asked for with a score that is not made of them.
         """
-        of_views = self.task == "defect" and self.record.config.training.recipe == "views"
-        score = scoring.score or ("nearest" if of_views and scoring.aggregate == "mean" else "paper")
-        if score == "nearest" and scoring.aggregate != "mean":
+        is_plain, of_views = scoring.aggregate == "mean", self.record.config.training.recipe == "views"
+        of_task = "combined" if self.task == "class" else "nearest" if of_views else "paper"
+        score = scoring.score or (of_task if is_plain else "paper")
+        if score != "paper" and not is_plain:
             raise UserError(
                 f"--aggregate {scoring.aggregate}: combines votes, for --score paper; leave one of them out"
             )
@@ -184,10 +186,14 @@ class Model:
         score, num_transforms = self.score_name(scoring), self.record.config.model.num_transforms
         is_nearest = score == "nearest"
         rule = (nearest_rule if is_nearest else view_rule)(self.task, num_transforms)
-        wanted = self.fraction(scoring), rule, self.scorer.precision, score
-        if self._calibration is None or not self._calibration.fits(*wanted):
+        wanted = self.fraction(scoring), rule, self.scorer.precision, "nearest" if is_nearest else "paper"
+
+        def fits(kept: Calibration) -> bool:
+            return kept.fits(*wanted) and not (score == "combined" and kept.errors is None)
+
+        if self._calibration is None or not fits(self._calibration):
             kept = None if self.folder is None else kept_calibration(self.folder, self.pyramid.plan.num_scales)
-            if kept is not None and not kept.fits(*wanted):
+            if kept is not None and not fits(kept):
                 text = (
                     "calibrating anew for fraction %g, this task, %s and score %s: the kept statistics are for others"
                 )
@@ -218,13 +224,14 @@ class Model:
         """The votes on good images that the model was not trained on, for `threshold`; arguments as for `stream`."""
         found, faults = [], []
         for votes in self.stream(images, scoring, with_maps=with_maps):
-            found.append((votes.shares, votes.peak))
+            found.append((votes.shares, votes.peak, votes.error))
             faults.append(votes.fault)
         if strange := sum(fault is not None for fault in faults):
             text = "%d of %d good images cannot show what the training images show; they may raise the threshold"
             logger.warning(text, strange, len(faults))
-        peaks = None if found[0][1] is None else np.array([peak for _, peak in found], dtype=np.float64)
-        return NormalVotes(np.array([shares for shares, _ in found]), peaks)
+        shares, *other = zip(*found, strict=True)
+        peaks, errors = (None if of[0] is None else np.array(of, dtype=np.float64) for of in other)
+        return NormalVotes(np.array(shares), peaks, errors=errors)
 
     def _decides_by_map(self, scoring: ScoringConfig, *, with_maps: bool) -> bool:
         """Whether maps decide: on defects, unless there are none and how scores are to decide was asked for."""
@@ -242,16 +249,18 @@ class Model:
         Raises:
             UserError: too few good images or views for the target.
         """
-        normal, is_nearest = good or self.calibration(scoring), self.score_name(scoring) == "nearest"
+        normal, score = good or self.calibration(scoring), self.score_name(scoring)
         source = thresholds.CALIBRATED if good is None else thresholds.GOOD_IMAGES
         target, given = scoring.target_fpr, scoring.threshold
         if good is not None or given is None:
             thresholds.check_enough(len(normal.shares), target, source)
-        if is_nearest:
-            limits = thresholds.make_threshold(None, normal.peaks, target, source, by_map=True)
+        if score != "paper":
+            values = None if score == "nearest" else _proportional_to(score, normal)
+            limits = thresholds.make_threshold(values, normal.peaks, target, source, by_map=values is None)
+            limits = replace(limits, threshold=1.0, decided_by="score", unit=limits.threshold)
             if given is not None:
-                return replace(limits, threshold=given, source=thresholds.GIVEN, target_fpr=None, decided_by="score")
-            return replace(limits, threshold=1.0, decided_by="score")
+                return replace(limits, threshold=given, source=thresholds.GIVEN, target_fpr=None)
+            return limits
         scores = None if scoring.aggregate == "minmax" else self.anomaly_scores(normal, scoring)
         by_map = self._decides_by_map(scoring, with_maps=with_maps)
         return thresholds.make_threshold(scores, normal.peaks, target, source, given=given, by_map=by_map)
@@ -260,15 +269,17 @@ class Model:
     def anomaly_scores(self, votes: NormalVotes, scoring: ScoringConfig, limits: Threshold | None = None) -> np.ndarray:
         """Anomaly scores `(N,)` of a test set from its votes; higher = more anomalous.
 
-        The score "nearest" is 0 for the mean of views of the training images, and 1 at the threshold, see `limits`; it
-        is proportional to distances.
+        The scores "nearest" and "combined" are 0 for the mean of views of the training images, and 1 at the threshold,
+        see `limits`; they are proportional to distances, and to errors per vote.
         """
-        if self.score_name(scoring) == "nearest":
-            peak = (limits or self.threshold(replace(scoring, threshold=None))).pixel_threshold
-            limit = max(float(ratios(np.array(peak))), _LEAST_LIMIT)
-            # Good images may be nearer than views are.
-            normal = min(float(ratios(self.calibration(scoring).peaks).mean()), _HIGHEST_NORMAL * limit)
-            return (ratios(np.asarray(votes.peaks, dtype=np.float64)) - normal) / (limit - normal)
+        score = self.score_name(scoring)
+        if score != "paper":
+            limits = limits or self.threshold(replace(scoring, threshold=None))
+            limit = limits.unit or float(ratios(np.array(limits.pixel_threshold)))
+            limit = max(limit, _LEAST_LIMIT)
+            # Good images may be more normal than views are.
+            normal = min(float(_proportional_to(score, self.calibration(scoring)).mean()), _HIGHEST_NORMAL * limit)
+            return (_proportional_to(score, votes) - normal) / (limit - normal)
         views = self.calibration(scoring).shares if scoring.aggregate == "calibrated" else None
         return anomaly_scores(votes.shares, scoring.aggregate, views)
 
@@ -301,7 +312,7 @@ class Model:
             good_images: normal images that the model was not trained on, 19 or more for a `target_fpr` of 0.05: the
                 threshold is made of them instead of views of the training images.
             frame_check: whether blank, saturated and blurred images get no votes, and so the highest score.
-            score: "paper" or "nearest", see `hta.config.ScoringConfig`.
+            score: "paper", "combined" or "nearest", see `hta.config.ScoringConfig`.
 
         Returns:
             Scores, decisions and maps, in the order of the images.
@@ -320,7 +331,9 @@ class Model:
         stream: Iterable[ImageVotes] = self.stream(images, scoring, with_maps=with_maps)
         votes = list(stream if len(images) <= scoring.batch_size else progress_bar(stream, "scoring", len(images)))
         peaks = np.array([image.peak for image in votes]) if votes[0].anomaly_map is not None else None
-        scores = self.anomaly_scores(NormalVotes(np.stack([image.shares for image in votes]), peaks), scoring, limits)
+        errors = None if votes[0].error is None else np.array([image.error for image in votes])
+        found = NormalVotes(np.stack([image.shares for image in votes]), peaks, errors=errors)
+        scores = self.anomaly_scores(found, scoring, limits)
         maps = [image.full_size_map() for image in votes] if with_maps else None
         faults = [image.fault for image in votes]
         rejected = thresholds.decide(scores, limits, peaks, faults)
@@ -367,9 +380,31 @@ class Model:
 
         check = None if scoring.no_frame_check else self.frame_check
         fraction, batch_size = self.fraction(scoring), scoring.batch_size
-        make_maps = self.nearest.maps if self.score_name(scoring) == "nearest" else None
-        needs_maps = with_maps or make_maps is not None or self._decides_by_map(scoring, with_maps=False)
-        return self.scorer.stream(read(), fraction, batch_size, with_maps=needs_maps, check=check, make_maps=make_maps)
+        score = self.score_name(scoring)
+        make_maps = self.nearest.maps if score == "nearest" else None
+        needs_maps = (
+            with_maps or score == "nearest" or (score == "paper" and self._decides_by_map(scoring, with_maps=False))
+        )
+        return self.scorer.stream(
+            read(),
+            fraction,
+            batch_size,
+            with_maps=needs_maps,
+            check=check,
+            make_maps=make_maps,
+            measure_errors=self.squared_errors if score == "combined" else None,
+        )
+
+    def squared_errors(self, images: Tensor) -> np.ndarray:
+        """See `hta.evaluation.combined.squared_errors`."""
+        return squared_errors(images, self.training_images)
+
+
+def _proportional_to(score: str, votes: NormalVotes) -> np.ndarray:
+    """What the score "nearest" or "combined" is proportional to, of N images: `(N,)`, higher = more anomalous."""
+    if score == "nearest":
+        return ratios(np.asarray(votes.peaks, dtype=np.float64))
+    return error_per_vote(votes.shares, np.asarray(votes.errors, dtype=np.float64))
 
 
 def _differ(recorded: Sequence[float], now: Sequence[float]) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from hta.errors import UserError
+from hta.evaluation.combined import squared_errors
 from hta.evaluation.nearest import NearestMaps
 from hta.evaluation.scorer import Scorer
 from hta.evaluation.thresholds import NormalVotes
@@ -66,8 +67,8 @@ def calibrate(
     make_maps = None if nearest is None else nearest.maps
     shares, maps = zip(*(scorer.score(batch, fraction, make_maps) for batch in views.split(_BATCH)), strict=True)
     peaks = np.concatenate([batch.max(axis=(1, 2)) for batch in maps]).astype(np.float64)
-    score = "nearest" if nearest else "paper"
-    return Calibration(np.concatenate(shares), peaks, fraction, rule, scorer.precision, seed, score)
+    score, errors = "nearest" if nearest else "paper", squared_errors(views, images)
+    return Calibration(np.concatenate(shares), peaks, fraction, rule, scorer.precision, seed, score, errors=errors)
 
 
 def save_calibration(folder: RunFolder, calibration: Calibration) -> None:
@@ -86,6 +87,7 @@ def save_calibration(folder: RunFolder, calibration: Calibration) -> None:
         "score": calibration.score,
         "shares": calibration.shares.tolist(),
         "peaks": calibration.peaks.tolist(),
+        "errors": None if calibration.errors is None else calibration.errors.tolist(),
     }
     write_atomically(folder.path / CALIBRATION_FILE, (json.dumps(data) + "\n").encode())
 
@@ -107,23 +109,31 @@ def kept_calibration(folder: RunFolder, num_scales: int) -> Calibration | None:
 
 def _parse(path: Path, model: str, num_scales: int) -> Calibration:
     """Read the statistics of the model with the fingerprint `model`, or raise a UserError."""
-    data = {"score": "paper"} | read_json(path, FORMAT_VERSION)  # older ones lack it
-    require_keys(data, {"model", "mirrored", "precision", "score", *_NUMBERS}, str(path))
+    data = {"score": "paper", "errors": None} | read_json(path, FORMAT_VERSION)  # older ones lack them
+    require_keys(data, {"model", "mirrored", "precision", "score", "errors", *_NUMBERS}, str(path))
     mirrored, precision = data["mirrored"], data["precision"]
     if data["model"] != model:
         raise UserError(f"{path}: belongs to another model")
     try:
         arrays = [np.asarray(data[name]) for name in _NUMBERS]
-    except ValueError:  # rows of several lengths
-        arrays = []
+        errors = None if data["errors"] is None else np.asarray(data["errors"], dtype=np.float64)
+    except (TypeError, ValueError):  # rows of several lengths, or words
+        arrays, errors = [], None
     words = precision in ("float32", "bfloat16") and data["score"] in ("paper", "nearest")
     known = words and isinstance(mirrored, bool)
-    if not (known and _are_statistics(arrays, num_scales)):
+    if not (known and _are_statistics(arrays, num_scales) and _are_errors(errors, len(arrays[-1]))):
         raise UserError(f"{path}: not the statistics of a model of {num_scales} scales")
     fraction, strength, seed, shares, peaks = arrays
     shares, peaks = shares.astype(np.float64), peaks.astype(np.float64)
     rule = ViewRule(float(strength), mirrored)
-    return Calibration(shares, peaks, float(fraction), rule, precision, int(seed), data["score"])
+    return Calibration(shares, peaks, float(fraction), rule, precision, int(seed), data["score"], errors=errors)
+
+
+def _are_errors(errors: np.ndarray | None, count: int) -> bool:
+    """Whether an array, as read from a file, are the squared errors of `count` views; None if there are none."""
+    if errors is None:
+        return True
+    return errors.shape == (count,) and bool((errors >= 0).all() and (errors <= 4).all())
 
 
 def _are_statistics(arrays: list[np.ndarray], num_scales: int) -> bool:

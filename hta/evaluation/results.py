@@ -115,6 +115,7 @@ class ImageResult:
         thumbnail, overlay: the image as a small JPEG file, and with its map and mask; the latter None without maps.
         floor: minimum of the map, like `peak`.
         fault: why it cannot be normal, see `hta.evaluation.frames`; None otherwise.
+        error: squared error, see `hta.evaluation.combined`; None if it was not measured.
         score, decision: anomaly score, higher = more anomalous, and "reject", "pass", or empty where nothing is
             decided; known once all images are scored.
     """
@@ -128,6 +129,7 @@ class ImageResult:
     decision: str = ""
     floor: float | None = None
     fault: str | None = None
+    error: float | None = None
 
 
 Scored = tuple[Sample, ImageVotes, np.ndarray]
@@ -152,7 +154,7 @@ def write_pictures(
         for item, votes, picture in scored:
             check_finite(item, votes.shares, votes.peak)
             small = jpeg_of(thumbnail(picture), _THUMBNAIL_QUALITY)
-            results.append(ImageResult(item, votes.shares, votes.peak, small, fault=votes.fault))
+            results.append(ImageResult(item, votes.shares, votes.peak, small, fault=votes.fault, error=votes.error))
             if votes.anomaly_map is None or scale is None:
                 continue
             results[-1].floor = float(votes.anomaly_map.min())

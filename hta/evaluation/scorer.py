@@ -38,6 +38,9 @@ _PASS_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}
 MakeMaps = Callable[[Tensor], Tensor]
 """Makes anomaly maps `(B, h, w)` in [0, 1] of `(B, 3, h, w)` images in [-1, 1]; higher = more anomalous."""
 
+MeasureErrors = Callable[[Tensor], np.ndarray]
+"""Measures the squared errors `(B,)` of such images to the training images."""
+
 
 class _GroupReader(NamedTuple):
     """Gathers that draw the canvases of one group and read its windows: constants of a scale."""
@@ -170,6 +173,7 @@ class ImageVotes(NamedTuple):
     fault: str | None = (
         None  # why it cannot be normal, from `FrameCheck`: no patch votes then, whatever the networks say
     )
+    error: float | None = None  # its squared error, see `hta.evaluation.combined`; None if it was not asked for
 
     @property
     def peak(self) -> float | None:
@@ -244,6 +248,7 @@ class Scorer:
         with_maps: bool = True,
         check: FrameCheck | None = None,
         make_maps: MakeMaps | None = None,
+        measure_errors: MeasureErrors | None = None,
     ) -> Iterator[ImageVotes]:
         """Score images one after the other; the next batch is read and resized in the meantime.
 
@@ -254,6 +259,7 @@ class Scorer:
             with_maps: whether to make anomaly maps.
             check: finds images that cannot be normal; None looks for none.
             make_maps: makes the maps instead of the votes.
+            measure_errors: measures the squared errors.
 
         Yields:
             The votes of each image, in order.
@@ -274,11 +280,13 @@ class Scorer:
                 else:
                     shares = self.shares(working, [fraction])[0]
                 faults = check.faults(working) if check else [None] * len(batch)
-                for (_, size), row, anomaly_map, fault in zip(batch, shares, maps, faults, strict=True):
+                errors = measure_errors(working).tolist() if measure_errors else [None] * len(batch)
+                rows = zip(batch, shares, maps, faults, errors, strict=True)
+                for (_, size), row, anomaly_map, fault, error in rows:
                     if fault is not None:
                         row = np.zeros_like(row)
                         anomaly_map = None if anomaly_map is None else np.ones_like(anomaly_map)
-                    yield ImageVotes(row, anomaly_map, size, fault)
+                    yield ImageVotes(row, anomaly_map, size, fault, error)
 
 
 def _shares(votes: Sequence[Tensor], fractions: Sequence[float]) -> np.ndarray:

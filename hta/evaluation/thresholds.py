@@ -11,7 +11,7 @@ of split conformal prediction: another good image of the same kind exceeds them 
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ class NormalVotes:
 
     shares: np.ndarray  # `(N, S)` vote shares in [0, 1], higher = more normal
     peaks: np.ndarray | None  # `(N,)` maxima of the anomaly maps at the working size; None without maps
+    # `(N,)` squared errors, see `hta.evaluation.combined`; None if they were not measured
+    errors: np.ndarray | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Threshold:
     target_fpr: float | None = None  # share of normal images that may be rejected, in (0, 1); None if `GIVEN`
     pixel_threshold: float | None = None  # of the anomaly map; None if there is none
     decided_by: str = "score"  # "map": an image is rejected if its map is above `pixel_threshold` anywhere
+    unit: float | None = None  # of the score "combined": the error per vote that scores 1; None for other scores
 
 
 def make_threshold(

@@ -61,6 +61,7 @@ def assert_equal(one, two):
         assert getattr(one, name) == getattr(two, name)
     np.testing.assert_array_equal(one.shares, two.shares)
     np.testing.assert_array_equal(one.peaks, two.peaks)
+    np.testing.assert_array_equal(one.errors, two.errors)
 
 
 def test_statistics_are_those_of_each_view_alone(kept):
@@ -76,6 +77,7 @@ def test_statistics_are_those_of_each_view_alone(kept):
         shares, maps = model.scorer.score(view[None], 0.2)
         np.testing.assert_allclose(statistics.shares[i], shares[0], rtol=0, atol=1e-6)
         assert statistics.peaks[i] == pytest.approx(maps.max(), abs=1e-6)
+        assert statistics.errors[i] == pytest.approx(float(((view - model.training_images) ** 2).mean()), rel=1e-5)
 
 
 def test_statistics_of_the_nearest_patches_are_those_of_each_view_alone(kept):
@@ -107,8 +109,8 @@ def test_a_model_in_memory_or_without_the_file_has_the_same_statistics_scores_an
 @pytest.mark.parametrize("score", ["nearest", "paper"])
 def test_saved_and_read_to_the_bit(models, score):
     draw, folder = np.random.default_rng(1), RunFolder(models / "wall")
-    rule, shares, peaks = ViewRule(0.1 + 0.2, mirrored=True), draw.random((9, 3)), draw.random(9)
-    statistics = Calibration(shares, peaks, 1 / 3, rule, "bfloat16", 7, score)
+    rule, shares, peaks, errors = ViewRule(0.1 + 0.2, mirrored=True), draw.random((9, 3)), *draw.random((2, 9))
+    statistics = Calibration(shares, peaks, 1 / 3, rule, "bfloat16", 7, score, errors=errors)
     save_calibration(folder, statistics)
     assert_equal(kept_calibration(folder, 3), statistics)
 
@@ -139,6 +141,16 @@ def test_statistics_without_a_score_are_of_votes(models):
     edit(models, "votes", score=None)
     marked(models, "votes")
     assert load(models, "votes").calibration().peaks[0] == 0.123456
+
+
+def test_statistics_without_errors_are_made_again_where_these_are_needed(models):
+    """They were kept before there was the score "combined"."""
+    edit(models, "votes", errors=None)
+    marked(models, "votes")
+    model = load(models, "votes")
+    assert model.calibration().errors is None
+    again = model.calibration(ScoringConfig(score="combined"))
+    assert (again.peaks[0] == 0.123456, again.errors.shape) == (False, (200,))
 
 
 @pytest.mark.parametrize(
@@ -176,10 +188,11 @@ def test_statistics_for_others_are_made_anew(models, caplog, name, scoring, task
     assert (models / name / CALIBRATION_FILE).read_bytes() == before
 
 
-PEAKS, SHARES = [0.1, 0.2], [[0.5, 0.5, 0.5], [0.4, 0.4, 0.4]]
+PEAKS, SHARES, ERRORS = [0.1, 0.2], [[0.5, 0.5, 0.5], [0.4, 0.4, 0.4]], [0.01, 0.02]
 NOT_VALUES = {
     "shares": [SHARES[:1], [[0.5, 0.5], [0.4, 0.4]], [SHARES[0], [0.5]], [[-0.1, 0.5, 0.5], SHARES[1]]],
     "peaks": [[0.1], [[0.1], [0.2]], 0.5, [0.1, math.nan], ["0.1", "0.2"], [0.1, 1.2], [0.1, 10**400]],
+    "errors": [[0.01], [[0.01], [0.02]], 0.5, [0.1, math.nan], ["a", "b"], [0.1, -1.0], [0.1, 4.1], {"a": 1}],
     "fraction": ["0.05", 0],
     "strength": [[1.0]],
     "seed": [math.inf],
@@ -187,7 +200,7 @@ NOT_VALUES = {
     "precision": ["float16", ["float32"]],
     "score": ["votes", 1, ["paper"]],
 }
-NOT_STATISTICS = [{"shares": SHARES[:1], "peaks": [0.1]}, {"shares": [], "peaks": []}]
+NOT_STATISTICS = [{"shares": SHARES[:1], "peaks": [0.1], "errors": [0.01]}, {"shares": [], "peaks": [], "errors": []}]
 NOT_STATISTICS += [{name: value} for name, values in NOT_VALUES.items() for value in values]
 
 
@@ -213,7 +226,7 @@ NOT_STATISTICS += [{name: value} for name, values in NOT_VALUES.items() for valu
 def test_a_damaged_file_is_one_line_that_names_it_and_the_remedy(models, damage, words):
     """The file gets this content or these values, or is a folder; or a file of this name is that of the other model."""
     path = models / "wall" / CALIBRATION_FILE
-    edit(models, shares=SHARES, peaks=PEAKS)
+    edit(models, shares=SHARES, peaks=PEAKS, errors=ERRORS)
     assert load(models).calibration().peaks.tolist() == PEAKS
     if isinstance(damage, dict):
         edit(models, **damage)
