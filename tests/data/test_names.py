@@ -17,7 +17,7 @@ ANOMALOUS += " 01_bad non-conforming"
         ([*ANOMALOUS.split(), "NG 3", "Defect_images", "not normal"], False),
         (["0", "False", "FALSE", "no", "N", "negative", "Neg", "none"], True),
         (["1", "True", "yes", "Y", "positive", "POS"], False),
-        (["crack", "2", "-1", "00", "no.1", "image 1", "no_label", "notch", "goods_in", "Freeze", "", "données"], None),
+        (["crack", "2", "-1", "00", "no.1", "image 1", "no_label", "notch", "kos01", "goods_in", "Freeze", "", "données"], None),
     ],
 )
 def test_words_for_normal_and_anomalous(names, expected):
