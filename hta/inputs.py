@@ -16,7 +16,7 @@ from hta.config import RuntimeConfig, ScoringConfig
 from hta.data.benchmark import Selection, select
 from hta.data.folders import find_good_images, find_test_images, refuse_copies
 from hta.data.masks import Marked, oddities
-from hta.data.sample import Sample, check_readable
+from hta.data.sample import Sample, check_readable, summary
 from hta.data.specs import DatasetOptions, InputOptions, default_model_name, default_task
 from hta.errors import UserError
 from hta.evaluation.thresholds import GOOD_IMAGES, NormalVotes, check_enough
@@ -80,8 +80,7 @@ def _of_folder(options: InputOptions) -> Source:
     test_dir = Path(options.test_dir)
     labels_csv, mask_dir = (None if path is None else Path(path) for path in (options.labels_csv, options.mask_dir))
     notes: list[str] = []
-    found = find_test_images(test_dir, labels_csv, mask_dir, notes)
-    items = [replace(item, invert_masks=options.invert_masks) for item in found]
+    items = find_test_images(test_dir, labels_csv, mask_dir, notes, invert_masks=options.invert_masks)
     located = test_dir.resolve()
     about = {name: getattr(options, name) for name in ("test_dir", "labels_csv", "mask_dir", "invert_masks")}
     about["dataset"], name = None, located.name if located.is_dir() else located.stem
@@ -96,7 +95,8 @@ def _of_dataset(model: Model, options: InputOptions, data: DatasetOptions, given
     images, available = selection.test_samples(options.test_limit), len(selection.test_samples())
     about = {"test_dir": data.data_root, "labels_csv": None, "dataset": dataset}
     doubts = _doubts(model, selection, options.task)
-    return Source(images, f"{name}_{selection.pos_class}", None, about, available, doubts)
+    notes = [summary(images)] if selection.benchmark.spec.has_defects else []
+    return Source(images, f"{name}_{selection.pos_class}", None, about, available, doubts, notes)
 
 
 def _selection_of(model: Model, options: InputOptions, data: DatasetOptions, given: Container[str]) -> Selection:

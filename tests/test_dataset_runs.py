@@ -251,7 +251,7 @@ def test_images_auroc_and_scores_are_those_of_the_runner(tmp_path, monkeypatch, 
         np.testing.assert_allclose([float(row["anomaly_score"]) for row in rows_of()], kept["scores"], atol=1e-6)
 
 
-def test_masks_are_prepared_like_their_images(tmp_path, monkeypatch):
+def test_masks_are_prepared_like_their_images(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     folder = mvtec_class(tmp_path / "data", "bottle")
     corner = np.zeros((40, 60), np.uint8)
@@ -265,7 +265,9 @@ def test_masks_are_prepared_like_their_images(tmp_path, monkeypatch):
     for dataset, root, below in (("mvtec", "data", "bottle/"), ("defects", folder, "")):
         named = [] if dataset == "mvtec" else ["--input_name", "mvtec_bottle_1shot_1"]
         protocol = ["--dataset", dataset, "--data_root", root, "--pos_class", "bottle"]
+        caplog.clear()
         assert evaluate(*named, *protocol, out=dataset) == 0
+        assert caplog.messages.count("3 images: 1 good, 2 in 2 kinds of defect, 2 masks") == 1
         document = document_of(dataset)
         assert document["metrics"]["pixels"] == expected
         assert set(document["metrics"]["auroc_by_kind"]) == {"broken_large", "contamination"}

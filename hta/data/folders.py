@@ -7,7 +7,8 @@ import logging
 import math
 import os
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from hta.data.labels import absolute, listing, parse_label, printed, read_labels
 from hta.data.masks import key_of, match_masks
 from hta.data.names import NORMAL_FOLDER, fold, image_stem, is_answer, is_normal, mask_kind
-from hta.data.sample import Sample
+from hta.data.sample import Sample, summary
 from hta.errors import UserError
 from hta.images import IMAGE_SUFFIXES, full_size, image_size, of_full_size, read_image, reduction, resize, to_tensor
 
@@ -26,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 TEST_FOLDER, TRAIN_FOLDER = "test", "train"
 
+_TEST_FOLDERS = ("test", "tests", "testing")
+_TRAIN_FOLDERS = ("train", "training")
+_NOT_TESTED = (*_TRAIN_FOLDERS, "val", "valid", "validation")
+
+_BY_MASKS = "labels: by the masks; where nothing is marked = good"
 _SUFFIXES = " ".join(sorted(IMAGE_SUFFIXES))
 
 # --- training images ------------------------------------------------------------------------------------------------
@@ -132,21 +138,28 @@ def _resize_array(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def find_test_images(
-    test_dir: Path, labels_csv: Path | None = None, mask_dir: Path | None = None, notes: list[str] | None = None
+    test_dir: Path,
+    labels_csv: Path | None = None,
+    mask_dir: Path | None = None,
+    notes: list[str] | None = None,
+    *,
+    invert_masks: bool = False,
 ) -> list[Sample]:
     """Find the images to score, sorted by relative path, with labels and masks from the folder's layout or a CSV file.
 
-    Any folder is searched recursively, but of MVTec's class folder only `test`. Labels are known where an outermost
-    folder means normal (`hta.data.names`), the others then being kinds of defect; or where a folder of each image means
-    normal or anomalous; or where all images are in folders and have masks. Masks, which are never scored, are in
-    folders named for it within or beside that of the images, or end in `_mask` beside their image.
+    Any folder is searched recursively, but of MVTec's class folder, or several of them, only `test`. Labels are known
+    where an outermost folder means normal (`hta.data.names`), the others then being kinds of defect; or where a folder
+    of each image means normal or anomalous; or where all images have masks, of which an all-black one means normal.
+    Masks, which are never scored, are in folders named for it within or beside that of the images, or end in `_mask`
+    beside their image.
 
     Args:
         test_dir: A folder, or one image file.
         labels_csv: Labels instead of those of the layout (`hta.data.labels`), one for every image, with paths relative
-            to `test_dir`, else to the CSV's folder. What it names is no mask.
-        mask_dir: The folder of the masks, laid out like that of the images.
-        notes: Receives a line on how names were understood, and one on files that were left out.
+            to `test_dir`, the CSV's folder or the folder above either. What it names is no mask.
+        mask_dir: The folder of the masks, laid out like that of the images, or that of one kind of defect.
+        notes: Receives a line on what was found, and on how names were understood and which files were left out.
+        invert_masks: Whether the masks mark the normal pixels.
 
     Raises:
         UserError: There is no image, a mask fits no image or two masks fit one, or the CSV does not fit the images.
@@ -155,10 +168,12 @@ def find_test_images(
     folder = test_dir if is_folder else test_dir.parent
     root, mask_roots, is_sure = _find_layout(folder) if is_folder else (folder, [], True)
     files, others = _walk(root) if is_folder else ([test_dir], [])
+    files = _without_training(files)
     if mask_dir is not None:
         mask_roots, is_sure = [_checked("--mask_dir", mask_dir, kind="folder")], True
         files = [path for path in files if not absolute(path).is_relative_to(absolute(mask_dir))]
-    given = {} if labels_csv is None else read_labels(labels_csv, files, [folder, labels_csv.parent])
+    given, training = ({}, set()) if labels_csv is None else read_labels(labels_csv, files, folder)
+    files = [path for path in files if path not in training]
     if mask_dir is not None:  # others do not count
         images, masks, strays = _images_and_masks(files, root, [], given)
         files, others = [*images, *strays], [*others, *chain(*masks.values())]
@@ -171,16 +186,21 @@ def find_test_images(
     if strays and labels_csv is None and is_folder:
         found, remedy = listing([str(path) for path in strays]), "--mask_dir names the masks, --labels_csv the images"
         raise UserError(f"mask without an image in {root}: {found}; remove it or add the image ({remedy})")
-    kinds = _kinds_of_folders(images, root, masks, strict=labels_csv is None) if is_folder else {}
+    names = {path: path.relative_to(folder).as_posix() for path in images}
+    samples = {path: Sample(path, names[path], masks=masks.get(path, ()), invert_masks=invert_masks) for path in images}
+    kinds = _kinds_of_folders(images, root, strict=labels_csv is None) if is_folder else {}
+    if by_masks := is_folder and not kinds and len(masks) == len(images):
+        kinds = _kinds_by_masks(samples, root)
     words = kinds if labels_csv is None else given
-    samples = {path: Sample(path, path.relative_to(folder).as_posix(), masks=masks.get(path, ())) for path in images}
     for path, word in words.items():
         samples[path] = _labelled(samples[path], kinds.get(path, NORMAL_FOLDER), word, labels_csv)
     if labels_csv and (missing := [sample.relative for sample in samples.values() if sample.label is None]):
         raise UserError(f"{labels_csv}: no row for {listing(missing)}; add the rows or take the images away")
     if notes is not None:
         others = [path for path in others if absolute(path) != absolute(labels_csv or folder)]
-        notes += filter(None, (_reading(samples, words, root), _left_out("--test_dir", [*others, *strays * is_folder])))
+        reading = _BY_MASKS if by_masks and labels_csv is None else _reading(samples, words, root)
+        left_out = _left_out("--test_dir", [*others, *strays * is_folder])
+        notes += filter(None, (summary(samples.values()), reading, left_out))
     return sorted(samples.values(), key=lambda sample: sample.relative)
 
 
@@ -244,9 +264,9 @@ def _find_layout(folder: Path) -> tuple[Path, list[Path], bool]:
     """Return the folder of the test images, the folders of masks outside of it, and whether they are surely masks."""
     children = subfolders(folder)
     masks = [child for child in children if mask_kind(child.name) == ""]
-    test = next((child for child in children if child.name.casefold() in ("test", "tests", "testing")), None)
-    names = [child.name.casefold() for child in children]
-    if test and (masks or {"train", "training"} & {*names} or any(is_normal(part.name) for part in subfolders(test))):
+    test = next((child for child in children if child.name.casefold() in _TEST_FOLDERS), None)
+    names = {child.name.casefold() for child in children}
+    if test and (masks or names & {*_TRAIN_FOLDERS} or any(is_normal(part.name) for part in subfolders(test))):
         return test, masks, True
     # Those beside the folder may belong to anything, unless it has a name like `test` or `images`.
     place = absolute(folder)
@@ -270,7 +290,11 @@ def _images_and_masks(
 
     inside = {path: key_of(path, root, is_mask=True) for path in files if is_mask(path)}
     keys = {path: key_of(path, root, is_mask=False) for path in files if path not in inside}
-    masks = inside | {path: key_of(path, place, is_mask=True) for place in mask_roots for path in _walk(place)[0]}
+    kinds, masks = {kind for *folders, _ in keys.values() for kind in folders}, dict(inside)
+    # The folder of the masks of one kind may be given: its own name tells the kind.
+    for place in mask_roots:
+        base = place.parent if fold(place.name) in kinds else place
+        masks |= {path: key_of(path, base, is_mask=True) for path in _walk(place)[0]}
     normal = {path for path in keys if any(is_normal(name) for name in _folders(path, root))}
     found, strays = match_masks(masks, keys, normal)
     # A folder named after a kind and a mask, such as `torn_mask`, may hold images.
@@ -278,7 +302,18 @@ def _images_and_masks(
     return [*keys, *ordinary], found, [path for path in strays if path not in ordinary]
 
 
-def _kinds_of_folders(images: Sequence[Path], root: Path, masked: Collection[Path], *, strict: bool) -> dict[Path, str]:
+def _without_training(files: Sequence[Path]) -> list[Path]:
+    """Leave out what is not for testing in folders that hold both `train` and `test`, as those of several classes."""
+    folders = {folder for path in files for folder in path.parents}
+    tests, trains = (
+        {folder.parent for folder in folders if folder.name.casefold() in names}
+        for names in (_TEST_FOLDERS, _TRAIN_FOLDERS)
+    )
+    unused = {path for path in folders if path.name.casefold() in _NOT_TESTED and path.parent in tests & trains}
+    return [path for path in files if unused.isdisjoint(path.parents)]
+
+
+def _kinds_of_folders(images: Sequence[Path], root: Path, *, strict: bool) -> dict[Path, str]:
     """Map each image to the folder that tells its label, if they do; `strict` refuses an image beside these."""
     first = {path: _outermost(path, root) for path in images}
     names = {*first.values(), *(child.name for child in subfolders(root))}
@@ -288,16 +323,31 @@ def _kinds_of_folders(images: Sequence[Path], root: Path, masked: Collection[Pat
             raise UserError(f"{loose}: is beside the folders that give the labels; {remedy}")
         return {path: name for path, name in first.items() if name}
     clear = {path: next((name for name in _folders(path, root) if is_normal(name) is not None), "") for path in images}
-    if all(clear.values()):
-        return clear
-    return first if len(masked) == len(images) and all(map(fold, first.values())) else {}
+    return clear if all(clear.values()) else {}
+
+
+def _kinds_by_masks(samples: Mapping[Path, Sample], root: Path) -> dict[Path, str]:
+    """Map each image that has a mask to a word that means normal if nothing is marked, else to its kind of defect.
+
+    The kind is the outermost folder if every image is in one and has a defect, else unknown and an empty word. Images
+    whose mask cannot be read, which is reported when they are checked, have no entry.
+    """
+    marked: dict[Path, bool] = {}
+    for path, sample in samples.items():
+        with suppress(UserError):
+            mask = sample.read_mask()
+            marked[path] = mask is not None and bool(mask.any())
+    first = {path: _outermost(path, root) for path in marked}
+    are_kinds = all(marked.values()) and all(map(fold, first.values()))
+    return {path: (first[path] if are_kinds else "") if has else NORMAL_FOLDER for path, has in marked.items()}
 
 
 def _labelled(sample: Sample, folder: str, word: str, labels_csv: Path | None) -> Sample:
     """Set label and kind of defect as the name of a folder has them, or the word in a CSV file if there is one."""
-    kind = None if is_normal(folder) else folder
+    normal = bool(is_normal(folder))
+    kind = None if normal else folder or None
     where = f"{labels_csv}: {printed(sample.relative)}"
-    label, defect = parse_label(word, where) if labels_csv else (int(kind is not None), kind)
+    label, defect = parse_label(word, where) if labels_csv else (int(not normal), kind)
     return replace(sample, label=label, defect=(defect or kind) if label else None)
 
 
@@ -306,17 +356,24 @@ def _folders(path: Path, root: Path) -> tuple[str, ...]:
 
 
 def _outermost(path: Path, root: Path) -> str:
-    """The outermost folder of an image whose name says something; empty for an image in `root` itself."""
+    """The outermost folder of an image whose name says something; empty for an image in `root` itself.
+
+    Of a class's folder `test`, it is the one below.
+    """
     names = _folders(path, root)
+    for number, name in enumerate(names[:-1], 1):
+        if name.casefold() in _TEST_FOLDERS and all(is_normal(above) is None for above in names[:number]):
+            names = names[number:]
+            break
     return next((name for name in names if fold(name)), names[0] if names else "")
 
 
 def _reading(samples: Mapping[Path, Sample], words: Mapping[Path, str], root: Path) -> str:
     """How the names of folders or the labels of a CSV file were understood, in a line; empty where there are none."""
     if words:
-        found = [[words[path] for path, sample in samples.items() if sample.label == label] for label in (0, 1)]
-        names = [f" ({listing(sorted(set(some)))})" if some else "" for some in found]
-        return f"labels: {len(found[0])} normal{names[0]}, {len(found[1])} anomalous{names[1]}"
+        found = [{words[path] for path, sample in samples.items() if sample.label == label} for label in (0, 1)]
+        meanings = zip(("good", "defective"), found, strict=True)
+        return f"labels: {'; '.join(f'{listing(sorted(some))} = {what}' for what, some in meanings if some)}"
     if names := sorted({name for path in samples if (name := _outermost(path, root))}):
         remedy = f"name one {NORMAL_FOLDER}, or give --labels_csv"
         return f"no labels: which folders are normal and which anomalous is not clear ({listing(names)}); {remedy}"

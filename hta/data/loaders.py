@@ -188,15 +188,11 @@ def load_mvtec(spec: BenchmarkSpec, data_root: Path) -> Benchmark:
         <class>/ground_truth/<defect>/NNN_mask.png
 
     `data_root` is the parent of `mvtec/<class>/`, `mvtec_anomaly_detection/<class>/`, `<class>/`, or of the published
-    archives. A kind of defect may have no masks at all, but not for some of its images only.
+    archives. Masks may be missing.
     """
     tree = _mvtec_tree(spec.classes, data_root)
     parts = [_object_samples(tree / name, name, f"{name}/") for name in spec.classes if (tree / name).is_dir()]
     train, test = ([sample for part in parts for sample in part[index]] for index in (0, 1))
-    with_masks = {(sample.classes, sample.defect) for sample in test if sample.masks}
-    for sample in test:
-        if not sample.masks and (sample.classes, sample.defect) in with_masks:
-            raise UserError(f"{sample.source}: its mask is missing; unpack the class again from {_MVTEC_ARCHIVE}")
     return Benchmark(spec, train, test)
 
 

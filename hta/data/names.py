@@ -15,10 +15,10 @@ _GOOD = (
     "inlier|conform(ing|ant)?"
 )
 _BAD = (
-    "bad|ng|nok|nio|ko|abnormal(ity|ities)?|anomal(y|ies|ous)|defect(ive)?|faulty?|fail(ed)?|damaged?|broken|outlier|"
-    "reject(ed)?|unhealthy"
+    "bad|ng|nok|nio|ko(?!s)|abnormal(ity|ities)?|anomal(y|ies|ous)|defect(ive)?|faulty?|fail(ed)?|damaged?|broken|"
+    "outlier|reject(ed)?|unhealthy"
 )
-# The digits are those of a second folder, `good_2`, or of an order, `00_good`.
+# Items may be numbered kos01. The digits are those of a second folder, `good_2`, or of an order, `00_good`.
 _NORMAL = re.compile(rf"\d*({_GOOD}|(no|non|not|without|zero)({_BAD})s?|({_BAD})s?free)s?\d*")
 _ANOMALOUS = re.compile(rf"\d*({_BAD}|(no|non|not)({_GOOD}))s?\d*")
 

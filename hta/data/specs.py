@@ -147,7 +147,9 @@ class InputOptions(Checked):
         "an image or a folder of images; in a folder laid out like MVTec AD, the subfolder good (or normal, ok, ...) "
         "and those named after defects provide labels, and ground_truth (or masks, gt, ...) provides masks",
     )
-    labels_csv: str | None = option(None, f"take labels from a CSV file with the header path,label: {LABELS_RULE}")
+    labels_csv: str | None = option(
+        None, f"take labels from a CSV file with the header path,label, or a list of VisA: {LABELS_RULE}"
+    )
     mask_dir: str | None = option(None, "folder of the masks, laid out like --test_dir; by default looked for there")
     invert_masks: bool = option(False, "black instead of white pixels of the masks are the anomalous ones")
     good_dir: str | None = option(

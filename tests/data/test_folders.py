@@ -178,7 +178,7 @@ class TestFindTestImages:
                 ".",
                 [("images/a.png", None, None, "masks/a.png"), ("images/b.png", None, None, None)],
             ),
-            (["images/a.png", "masks/a.png"], "images", [("a.png", None, None, "masks/a.png")]),
+            (["images/a.png", "masks/a.png"], "images", [("a.png", 1, None, "masks/a.png")]),
             (
                 ["c/a.png", "c/b.png", "gt/c/a.png"],
                 ".",
@@ -219,7 +219,7 @@ class TestFindTestImages:
         found = find_test_images(tmp_path, notes=(notes := []))
         assert [(sample.relative.removesuffix("/x.png"), sample.label) for sample in found] == labels
         assert [sample.defect for sample in found] == [name.split("/")[-1] if label else None for name, label in labels]
-        (note,) = notes
+        _, note = notes
         assert note.startswith("no labels" if labels[0][1] is None else "labels: ")
         assert all(name.split("/")[-1] in note for name, label in labels if label is not None)
 
@@ -310,7 +310,7 @@ class TestFindTestImages:
         )
         found = find_test_images(tmp_path, tmp_path / "l.csv", notes=(notes := []))
         assert len(found) == len(IMAGE_SUFFIXES) + 2
-        assert notes[1:] == ["--test_dir: 3 file(s) left out: a.dng, a.heic, notes.txt"]
+        assert notes[2:] == ["--test_dir: 3 file(s) left out: a.dng, a.heic, notes.txt"]
 
     def test_loops_of_links_are_no_traceback(self, tmp_path):
         make(tmp_path, "root/a.png")

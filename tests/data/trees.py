@@ -75,3 +75,113 @@ def smooth(size: tuple[int, int], seed: int = 0) -> np.ndarray:
     """A picture of low frequencies only, which JPEG keeps."""
     coarse = np.random.default_rng(seed).integers(40, 216, (3, 3, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+# --- trees as they are published --------------------------------------------------------------------------------------
+
+
+def save_all(root: Path, *names: str) -> Path:
+    """Write a picture at each path below `root`; returns `root`."""
+    for seed, name in enumerate(names):
+        save(root / name, seed=seed)
+    return root
+
+
+def save_marks(root: Path, *names: str, mark: tuple[int, int] | None = (4, 9), gray: int = 255) -> None:
+    """Write a mask at each path below `root`, black but for a square of pixels; `mark` None: all black."""
+    pixels = np.zeros((20, 20), np.uint8)
+    if mark:
+        pixels[slice(*mark), slice(*mark)] = gray
+    for name in names:
+        save(root / name, pixels)
+
+
+def btad_tree(root: Path) -> Path:
+    """A class of BTAD, with its own words and types of files."""
+    save_all(root, *(f"01/{name}.bmp" for name in ("train/ok/0000", "train/ok/0001", "test/ok/0000", "test/ok/0001")))
+    save_all(root, "01/test/ko/0000.bmp", "01/test/ko/0001.bmp", "01/test/ko/0002.bmp")
+    save_marks(root, *(f"01/ground_truth/ko/000{number}.png" for number in range(3)))
+    return root / "01"
+
+
+def visa_tree(root: Path, name: str = "candle") -> Path:
+    """A class of VisA as it is published: the rows of its list begin with the name of its folder."""
+    normal = [f"{name}/Data/Images/Normal/000{number}.JPG" for number in range(3)]
+    defects = {"burnt": 0, "burnt,melt": 1, "melt": 2}
+    rows = [f"{path},normal," for path in normal]
+    for label, number in defects.items():
+        image, mask = (f"{name}/Data/{part}/Anomaly/00{number}" for part in ("Images", "Masks"))
+        save_all(root, f"{image}.JPG")
+        save_marks(root, f"{mask}.png", gray=number + 1)
+        rows.append(f'{image}.JPG,"{label}",{mask}.png' if "," in label else f"{image}.JPG,{label},{mask}.png")
+    save_all(root, *normal)
+    (root / name / "image_anno.csv").write_text("\n".join(["image,label,mask", *rows]) + "\n")
+    return root / name
+
+
+def visa_split(root: Path) -> Path:
+    """The list of all classes of VisA, one of which is not there, with an image to train on; returns its path."""
+    rows = []
+    for name in ("candle", "pcb1"):
+        folder = f"{name}/Data/Images"
+        rows += [f"{name},train,{folder}/Normal/0000.JPG,normal,", f"{name},test,{folder}/Normal/0001.JPG,normal,"]
+        rows += [f"{name},test,{folder}/Normal/0002.JPG,normal,"]
+        rows += [f"{name},test,{folder}/Anomaly/00{n}.JPG,anomaly,{name}/Data/Masks/00{n}.png" for n in range(3)]
+    path = root / "split_csv" / "1cls.csv"
+    path.parent.mkdir(parents=True)
+    path.write_text("\n".join(["object,split,image,label,mask", *rows]) + "\n")
+    return path
+
+
+def toy_tree(root: Path) -> Path:
+    """The folder toy of anomalib: kinds of defect beside good images, stems alike, masks in a folder beside them."""
+    save_all(root, "good/00.jpg", "good/01.jpg", "crack/00.jpg", "crack/01.jpg", "colour/00.jpg", "LICENSE.png")
+    (root / "LICENSE.png").rename(root / "LICENSE")
+    save_marks(root, "mask/crack/00.jpg", "mask/crack/01.jpg", "mask/colour/00.jpg")
+    return root
+
+
+def loco_tree(root: Path) -> Path:
+    """A class of MVTec LOCO: the masks of an image, one for each of its defects, are in a folder of its stem."""
+    save_all(root, "train/good/000.png", "validation/good/000.png", "test/good/000.png", "test/good/001.png")
+    save_all(root, "test/logical_anomalies/000.png", "test/structural_anomalies/000.png")
+    save_marks(root, "ground_truth/logical_anomalies/000/000.png", mark=(2, 6), gray=250)
+    save_marks(root, "ground_truth/logical_anomalies/000/001.png", mark=(10, 14), gray=251)
+    save_marks(root, "ground_truth/structural_anomalies/000/000.png")
+    return root
+
+
+def mpdd_tree(root: Path) -> Path:
+    """A class of MPDD, which has MVTec's layout."""
+    save_all(root, "train/good/000.png", "test/good/000.png", "test/hole/000.png", "test/hole/001.png")
+    save_all(root, "test/scratches/000.png")
+    save_marks(root, "ground_truth/hole/000_mask.png", "ground_truth/hole/001_mask.png")
+    save_marks(root, "ground_truth/scratches/000_mask.png")
+    return root
+
+
+def ksdd_tree(root: Path) -> Path:
+    """KolektorSDD: a folder for each item, beside every image its label, which is black where there is no defect."""
+    for item in ("kos01", "kos02", "kos03"):
+        save_all(root, f"{item}/Part0.jpg", f"{item}/Part5.jpg")
+        save_marks(root, f"{item}/Part0_label.bmp", mark=None)
+        save_marks(root, f"{item}/Part5_label.bmp", mark=None if item == "kos02" else (4, 9))
+    return root
+
+
+def ksdd2_tree(root: Path) -> Path:
+    """KolektorSDD2: no folders of kinds, beside every image its mask."""
+    numbers = {"train/10000": None, "train/10001": (4, 9), "test/20000": (4, 9), "test/20001": None, "test/20002": None}
+    for name, mark in numbers.items():
+        save_all(root, f"{name}.png")
+        save_marks(root, f"{name}_GT.png", mark=mark)
+    return root
+
+
+def mvtec_part(root: Path) -> Path:
+    """Two classes of MVTec AD; of one, a kind of defect has no masks, and an image of the other kind has none."""
+    for name in ("bottle", "wood"):
+        mvtec_class(root, name)
+    (root / "wood" / "ground_truth" / "contamination" / "000_mask.png").unlink()
+    save(root / "wood" / "test" / "broken_large" / "001.png", picture(4, 40, 40))
+    return root
