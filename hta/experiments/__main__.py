@@ -1,4 +1,4 @@
-"""Rerun the paper's tables: python -m hta.experiments run | table N | summary | changes | recipes | scores | plot"""
+"""Rerun the paper's tables: python -m hta.experiments run | table N | summary | changes | recipes | classes | ..."""
 
 import sys
 from argparse import Namespace
@@ -16,7 +16,7 @@ from hta.cli import Parser, run_command
 from hta.config import RuntimeConfig
 from hta.data.loaders import load_dataset
 from hta.errors import RunError, UserError
-from hta.experiments import changes, plan, tables
+from hta.experiments import changes, classes, plan, tables
 from hta.experiments.results import FAILED_FOLDER, SHOT_TABLES, TABLES, default_folder, is_done, load_runs, make_folder
 from hta.experiments.runner import available_devices, run_missing
 from hta.files import write_atomically
@@ -41,6 +41,7 @@ def _command(argv: Sequence[str] | None) -> None:
         ("summary", _summary, "print one line for each part of tables 1 to 5"),
         ("changes", _changes, "print the effect of changed settings"),
         ("recipes", _recipes, "print the recipe views beside the paper's"),
+        ("classes", _classes, "print the score combined beside the paper's"),
         ("scores", _scores, "print the effect of other scores"),
         ("plot", _plot, "draw the results next to the paper's"),
     ):
@@ -193,6 +194,11 @@ def _changes(options: Namespace) -> None:
 def _recipes(options: Namespace) -> None:
     """Print the AUROC of the recipe views beside that of the paper's on the same training and test images."""
     print(changes.recipes_to_markdown(load_runs(options.results)))
+
+
+def _classes(options: Namespace) -> None:
+    """Print the AUROC of the score combined beside that of the paper's, of the same one-shot runs."""
+    print(classes.classes_to_markdown(load_runs(options.results)))
 
 
 def _scores(options: Namespace) -> None:

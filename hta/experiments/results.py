@@ -39,7 +39,8 @@ _COLUMNS = ["name", "key", "title", "pos_class", "shots", "draw", "variant", "pr
 _COLUMNS += ["precision", "in_order", "paper_dataset", "data_sha256", "task", "changes"]
 _WAYS = ("mean", "minmax")
 _MAX_BYTES = 2**24
-_MEASURED = ["auroc", "minmax", "by_fraction", "by_scale", "false_alarms", "seconds", "dtype"]
+_MEASURED = ["auroc", "minmax", "by_fraction", "by_scale", "false_alarms", "combined", "combined_alarms", "seconds"]
+_MEASURED += ["dtype"]
 
 
 def default_folder() -> Path:
@@ -60,7 +61,8 @@ def load_runs(folder: Path) -> pd.DataFrame:
     higher = better, with the main fraction of the patches, of scores that are means over scales as they are, or min-max
     normalised first; by_fraction ({fraction: {"mean", "minmax"}}) and by_scale (of each scale alone) in [0, 1]; all of
     them None where undefined; false_alarms: share of the normal test images, in [0, 1], that is rejected at the
-    threshold from views of the training images, whose target is 5 %, or None; seconds of training and scoring; dtype.
+    threshold from views of the training images, whose target is 5 %, or None; combined and combined_alarms: AUROC and
+    false alarms of the score "combined", or None; seconds of training and scoring; dtype.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".json") if folder.exists() else ()
     rows = [row for path in paths if (row := _read(path))]
@@ -109,7 +111,12 @@ def _measured(record: dict[str, Any], spec: RunSpec) -> dict[str, Any]:
     for auroc in of_ways + results["auroc_by_scale"]:
         _check_number("AUROC", auroc)
     rate = results["decision"]["false_positive_rate"]["value"] if "decision" in results else None
-    _check_number("false_positive_rate", rate)
+    both = results.get("combined")
+    combined = both["auroc"] if both else None
+    combined_rate = both["decision"]["false_positive_rate"]["value"] if both else None
+    for rate_of in (rate, combined_rate):
+        _check_number("false_positive_rate", rate_of)
+    _check_number("AUROC", combined)
     for part in ("training", "scoring"):
         _check_number("seconds", run[f"seconds_{part}"], 1e9)
     if run["machine"]["dtype"] not in ("float32", "bfloat16"):
@@ -121,6 +128,8 @@ def _measured(record: dict[str, Any], spec: RunSpec) -> dict[str, Any]:
         "by_fraction": fractions,
         "by_scale": results["auroc_by_scale"],
         "false_alarms": rate,
+        "combined": None if combined is None else 100 * combined,
+        "combined_alarms": combined_rate,
         "seconds": run["seconds_training"] + run["seconds_scoring"],
         "dtype": run["machine"]["dtype"],
     }

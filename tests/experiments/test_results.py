@@ -130,15 +130,19 @@ def test_what_is_no_result_at_all_is_named_once_and_left_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     "value", [5, 1.0001, -1e-9, float("nan"), float("-inf"), "0.5", True, pytest.param(10**400, id="400 digits")]
 )
-@pytest.mark.parametrize("place", ["mean", "minmax", "by_fraction", "by_scale", "value"])
+@pytest.mark.parametrize("place", ["mean", "minmax", "by_fraction", "by_scale", "value", "combined", "rate"])
 def test_a_share_out_of_range_is_not_printed(tmp_path, place, value):
-    spec = write_result(tmp_path, 0.8, false_alarms=0.1)
+    spec = write_result(tmp_path, 0.8, false_alarms=0.1, combined=0.7)
     path = tmp_path / f"{spec.name}.json"
     record = json.loads(path.read_text())
     results = record["results"]
     owner = {"by_fraction": results["auroc_by_fraction"]["1"], "value": results["decision"]["false_positive_rate"]}
     if place == "by_scale":
         results["auroc_by_scale"][1] = value
+    elif place == "combined":
+        results["combined"]["auroc"] = value
+    elif place == "rate":
+        results["combined"]["decision"]["false_positive_rate"]["value"] = value
     else:
         owner.get(place, results["auroc"])["mean" if place == "by_fraction" else place] = value
     path.write_text(json.dumps(record))
