@@ -131,7 +131,8 @@ class Model:
         place = RunFolder(Path(folder))
         check_vacant(place, overwrite=overwrite)
         record = replace(self.record, training_shares=self.traced_shares())
-        calibration = replace(self, task="").calibration()
+        own = self if self.task == self.record.config.model.task else replace(self, task="")
+        calibration = own.calibration()
         with place.created(record, self.training_images, replace=foreign_files if overwrite else None):
             for n, scale in enumerate(self.pyramid.scales):
                 place.save_scale(n, scale)
@@ -216,15 +217,20 @@ class Model:
 
     def score_good(self, images: Iterable[ImageLike], scoring: ScoringConfig, *, with_maps: bool = True) -> NormalVotes:
         """The votes on good images that the model was not trained on, for `threshold`; arguments as for `stream`."""
-        found, faults = [], []
-        for votes in self.stream(images, scoring, with_maps=with_maps):
-            found.append((votes.shares, votes.peak))
-            faults.append(votes.fault)
+        votes, faults = self.votes(images, scoring, with_maps=with_maps)
         if strange := sum(fault is not None for fault in faults):
             text = "%d of %d good images cannot show what the training images show; they may raise the threshold"
             logger.warning(text, strange, len(faults))
-        peaks = None if found[0][1] is None else np.array([peak for _, peak in found], dtype=np.float64)
-        return NormalVotes(np.array([shares for shares, _ in found]), peaks)
+        return votes
+
+    def votes(
+        self, images: Iterable[ImageLike], scoring: ScoringConfig, *, with_maps: bool = True
+    ) -> tuple[NormalVotes, list[str | None]]:
+        """The votes on images, and why some of them cannot be normal; arguments as for `stream`."""
+        found = [(votes.shares, votes.peak, votes.fault) for votes in self.stream(images, scoring, with_maps=with_maps)]
+        shares, peaks, faults = zip(*found, strict=True)
+        of_maps = None if peaks[0] is None else np.array(peaks, dtype=np.float64)
+        return NormalVotes(np.array(shares), of_maps), list(faults)
 
     def _decides_by_map(self, scoring: ScoringConfig, *, with_maps: bool) -> bool:
         """Whether maps decide: on defects, unless there are none and how scores are to decide was asked for."""
