@@ -126,7 +126,7 @@ class HTADetector(BaseEstimator, _Settings):
         state = dict(super().__getstate__())
         if "model_" in state:
             with TemporaryDirectory() as parent:
-                state["model_"].save(folder := Path(parent, "model"))
+                state["model_"].save(folder := Path(parent, "model"), scoring=self._scoring)
                 state["model_"] = {path.name: path.read_bytes() for path in folder.iterdir()}
         return state
 
@@ -138,7 +138,7 @@ class HTADetector(BaseEstimator, _Settings):
                 for name, content in state["model_"].items():
                     Path(folder, name).write_bytes(content)
                 self.model_ = load(folder, runtime=self._part(RuntimeConfig))
-                self.model_.calibration()  # is in the folder
+                self.model_.calibration(self._scoring)  # is read before the folder goes
             self.model_.folder = None
 
     def __sklearn_tags__(self):

@@ -114,7 +114,7 @@ class Model:
         return {name: value for name, value in self.__dict__.items() if name not in ("scorer", "nearest")}
 
     @parameters_named()
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+    def save(self, folder: str | Path, *, overwrite: bool = False, scoring: ScoringConfig | None = None) -> None:
         """Write the model to a run folder, from which `hta.load` and main_eval.py score as this model does.
 
         Losses, random samples and the page of a training are not part of a model: `hta.train(..., folder=...)` writes
@@ -123,6 +123,7 @@ class Model:
         Args:
             folder: the run folder.
             overwrite: replace an existing model.
+            scoring: how images will be scored, for which it keeps the statistics; by default as its task is.
 
         Raises:
             UserError: the folder is taken, or `overwrite` would lose files that hta did not write.
@@ -132,7 +133,7 @@ class Model:
         check_vacant(place, overwrite=overwrite)
         record = replace(self.record, training_shares=self.traced_shares())
         own = self if self.task == self.record.config.model.task else replace(self, task="")
-        calibration = own.calibration()
+        calibration = own.calibration(scoring)
         with place.created(record, self.training_images, replace=foreign_files if overwrite else None):
             for n, scale in enumerate(self.pyramid.scales):
                 place.save_scale(n, scale)

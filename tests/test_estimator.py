@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from PIL import Image
 from scipy.sparse import csr_array
 from sklearn.base import clone
@@ -134,7 +135,7 @@ def test_one_stack_of_four_gray_images_is_four_images(detector):
         (np.zeros((0, 20, 24)), "images: none given"),
         ([], "images: none given"),
         ("a.png", "X: one str is not accepted"),
-        (Path("a.png"), "X: one PosixPath is not accepted"),
+        (Path("a.png"), f"X: one {type(Path()).__name__} is not accepted"),
         (iter([NORMAL[0]]), "X: one list_iterator is not accepted"),
         (csr_array(np.eye(3)), "X: one csr_array is not accepted"),
         ([NORMAL], "X: has 1 entries, but 2 images"),
@@ -222,10 +223,12 @@ def test_a_pickle_holds_files_and_scores_alike(settings):
     assert pickle.loads(pickle.dumps(again)).predict(OTHERS).tolist() == decisions.tolist()  # noqa: S301
 
 
-def test_a_pickle_needs_no_new_calibration(detector, monkeypatch):
+@pytest.mark.parametrize("settings", [{}, {"fraction_defect": 0.3}, {"score": "paper", "aggregate": "calibrated"}])
+def test_a_pickle_needs_no_new_calibration(settings, monkeypatch):
+    fitted = hta.HTADetector(**SETTINGS, **settings).fit(NORMAL)
     monkeypatch.setattr(model_module, "calibrate", None)
-    again = pickle.loads(pickle.dumps(detector))  # noqa: S301
-    assert again.predict(OTHERS).tolist() == detector.predict(OTHERS).tolist()
+    again = pickle.loads(pickle.dumps(fitted))  # noqa: S301
+    assert again.decision_function(OTHERS).tolist() == fitted.decision_function(OTHERS).tolist()
 
 
 def test_it_works_in_a_pipeline(detector):
@@ -256,6 +259,7 @@ def test_two_processes_of_joblib_train_and_score(detector, tmp_path):
 
     tasks = [delayed(work)(clone(detector), detector, number) for number in (0, 1)]
     (first, scores), (second, others) = Parallel(n_jobs=2, backend="loky")(tasks)
+    get_reusable_executor().shutdown(wait=True)
     pids = {int(path.stem) for path in tmp_path.iterdir()}
     assert len(pids) == 2
     assert os.getpid() not in pids
@@ -313,7 +317,8 @@ NOT_FOR_IMAGES = {
     "check_fit2d_predict1d": WORDS,
     "check_array_api_input": "skips itself unless SciPy was started in a mode of its own",
 }
-OF_ROWS = OfRows(**SETTINGS | {"max_size": 16, "nfc": 1, "niter": 1, "num_layer": 2, "Gsteps": 1, "Dsteps": 1})
+SMALLEST = {"max_size": 16, "nfc": 1, "niter": 1, "num_layer": 2, "Gsteps": 1, "Dsteps": 1, "recipe": "paper"}
+OF_ROWS = OfRows(**SETTINGS | SMALLEST)
 CHECKS = [check for _, check in estimator_checks_generator(OF_ROWS)]
 
 
@@ -329,7 +334,7 @@ def test_checks_of_scikit_learn(check):
 
 def test_the_checks_are_those_that_make_sense():
     names = {name_of(check) for check in CHECKS}
-    assert set(NOT_FOR_IMAGES) <= names
+    assert set(NOT_FOR_IMAGES) - {"check_array_api_input"} <= names  # scikit-learn 1.6 lacks it
     assert names - set(NOT_FOR_IMAGES) >= {
         f"check_{name}"
         for name in (
