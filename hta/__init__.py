@@ -8,9 +8,15 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HOMES = {"Model": "hta.model", "default_config": "hta.config", "load": "hta.model", "train": "hta.runs"}
+_HOMES = {
+    "HTADetector": "hta.estimator",
+    "Model": "hta.model",
+    "default_config": "hta.config",
+    "load": "hta.model",
+    "train": "hta.runs",
+}
 
-__all__ = ["Model", "__version__", "default_config", "load", "train"]
+__all__ = ["HTADetector", "Model", "__version__", "default_config", "load", "train"]
 
 
 def __getattr__(name: str):

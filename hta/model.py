@@ -115,7 +115,7 @@ class Model:
         return {name: value for name, value in self.__dict__.items() if name not in ("scorer", "nearest")}
 
     @parameters_named()
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+    def save(self, folder: str | Path, *, overwrite: bool = False, scoring: ScoringConfig | None = None) -> None:
         """Write the model to a run folder, from which `hta.load` and main_eval.py score as this model does.
 
         Losses, random samples and the page of a training are not part of a model: `hta.train(..., folder=...)` writes
@@ -124,6 +124,7 @@ class Model:
         Args:
             folder: the run folder.
             overwrite: replace an existing model.
+            scoring: how images will be scored, for which it keeps the statistics; by default as its task is.
 
         Raises:
             UserError: the folder is taken, or `overwrite` would lose files that hta did not write.
@@ -132,7 +133,8 @@ class Model:
         place = RunFolder(Path(folder))
         check_vacant(place, overwrite=overwrite)
         record = replace(self.record, training_shares=self.traced_shares())
-        calibration = replace(self, task="").calibration()
+        own = self if self.task == self.record.config.model.task else replace(self, task="")
+        calibration = own.calibration(scoring)
         with place.created(record, self.training_images, replace=foreign_files if overwrite else None):
             for n, scale in enumerate(self.pyramid.scales):
                 place.save_scale(n, scale)
@@ -222,16 +224,21 @@ class Model:
 
     def score_good(self, images: Iterable[ImageLike], scoring: ScoringConfig, *, with_maps: bool = True) -> NormalVotes:
         """The votes on good images that the model was not trained on, for `threshold`; arguments as for `stream`."""
-        found, faults = [], []
-        for votes in self.stream(images, scoring, with_maps=with_maps):
-            found.append((votes.shares, votes.peak, votes.error))
-            faults.append(votes.fault)
+        votes, faults = self.votes(images, scoring, with_maps=with_maps)
         if strange := sum(fault is not None for fault in faults):
             text = "%d of %d good images cannot show what the training images show; they may raise the threshold"
             logger.warning(text, strange, len(faults))
-        shares, *other = zip(*found, strict=True)
+        return votes
+
+    def votes(
+        self, images: Iterable[ImageLike], scoring: ScoringConfig, *, with_maps: bool = True
+    ) -> tuple[NormalVotes, list[str | None]]:
+        """The votes on images, and why some of them cannot be normal; arguments as for `stream`."""
+        stream = self.stream(images, scoring, with_maps=with_maps)
+        found = [(votes.shares, votes.fault, votes.peak, votes.error) for votes in stream]
+        shares, faults, *other = zip(*found, strict=True)
         peaks, errors = (None if of[0] is None else np.array(of, dtype=np.float64) for of in other)
-        return NormalVotes(np.array(shares), peaks, errors=errors)
+        return NormalVotes(np.array(shares), peaks, errors=errors), list(faults)
 
     def _decides_by_map(self, scoring: ScoringConfig, *, with_maps: bool) -> bool:
         """Whether maps decide: on defects, unless there are none and how scores are to decide was asked for."""

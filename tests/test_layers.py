@@ -27,6 +27,7 @@ FLOORS = {
     "hta.model": 7,
     "hta.runs": 8,
     "hta.inputs": 8,
+    "hta.estimator": 9,
     "hta": 9,  # the package itself looks its names up in the modules below
     "hta.experiments": 10,
     "hta.studies": 10,

@@ -124,7 +124,7 @@ def test_channels_first_in_numpy_are_warned_of(model, caplog):
 
 
 def test_the_library_shows_what_it_has():
-    assert dir(hta) == ["Model", "__version__", "default_config", "load", "train"]
+    assert dir(hta) == ["HTADetector", "Model", "__version__", "default_config", "load", "train"]
 
 
 def test_large_images_keep_their_size_in_models_and_maps(of_votes, tmp_path, monkeypatch):

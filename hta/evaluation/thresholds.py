@@ -50,6 +50,11 @@ class Threshold:
     decided_by: str = "score"  # "map": an image is rejected if its map is above `pixel_threshold` anywhere
     unit: float | None = None  # of the score "combined": the error per vote that scores 1; None for other scores
 
+    @property
+    def limit(self) -> float | None:
+        """The limit of what decides, the map or the score; None if there is none."""
+        return self.pixel_threshold if self.decided_by == "map" else self.threshold
+
 
 def make_threshold(
     scores: np.ndarray | None,
@@ -119,9 +124,7 @@ def decide(
     Those with `faults`, of which one cannot judge by votes, are rejected in any case. Returns None if there is no
     threshold, and raises a RunError if what decides is not finite.
     """
-    by_map = threshold.decided_by == "map"
-    values = np.asarray(peaks if by_map else scores)
-    limit = threshold.pixel_threshold if by_map else threshold.threshold
+    values, limit = np.asarray(peaks if threshold.decided_by == "map" else scores), threshold.limit
     if limit is None:
         return None
     if not np.isfinite(np.append(values, limit)).all():
