@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hta.cli import add_settings, announce_torch, command_line, run_command, script_parser, take_settings
-from hta.config import NUM_SAMPLES, Config, ModelConfig, RuntimeConfig, TrainingConfig
+from hta.config import NUM_SAMPLES, Config, ModelConfig, RuntimeConfig, TrainingConfig, WatchConfig
 from hta.data.specs import DatasetOptions, default_model_name, default_task
 from hta.errors import UserError
 from hta.files import printable
 from hta.settings import Checked, option, refuse_given
+from hta.training.logs import check_installed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +100,7 @@ GROUPS = {
     "model": ModelConfig,
     "training": TrainingConfig,
     "random samples": SampleOptions,
+    "watching the training": WatchConfig,
     "machine": RuntimeConfig,
 }
 _ONLY_RANDOM_SAMPLES = {"gen_start_scale", "scale_h", "scale_v"}
@@ -132,7 +134,7 @@ def _command(argv: Sequence[str] | None) -> None:
     if draws:
         _draw_random_samples(options, samples, config)
     else:
-        _train(options, parts[DatasetOptions], samples, config, given)
+        _train(parts, config, given)
 
 
 def _default_name(options: InputOptions, data: DatasetOptions, given: dict[str, Any]) -> str:
@@ -168,10 +170,10 @@ def _read_images(
     return selection.training_images(), selection.training_ids(), resolved
 
 
-def _train(
-    options: InputOptions, data: DatasetOptions, samples: SampleOptions, config: Config, given: dict[str, Any]
-) -> None:
+def _train(parts: dict[type, Any], config: Config, given: dict[str, Any]) -> None:
     """Train, and say what was learnt."""
+    options, data, samples, watch = (parts[c] for c in (InputOptions, DatasetOptions, SampleOptions, WatchConfig))
+    check_installed(watch.log)
     announce_torch()
     from hta import runs
     from hta.models.storage import RunFolder
@@ -199,7 +201,7 @@ def _train(
         run = runs.new_run(folder, training_set, overwrite=options.overwrite)
     next_command = _next_command(folder, options, data)
     with run as training_set:
-        model, shares = runs.train_run(folder, training_set, samples.num_samples, next_command)
+        model, shares = runs.train_run(folder, training_set, samples.num_samples, next_command, watch)
     # Last: if the reader of the output is gone, the model is finished nevertheless.
     _report(model, folder, shares)
     print(f"next: {next_command}")

@@ -62,7 +62,8 @@ def add_settings(parser: argparse.ArgumentParser, title: str, cls: type, exclude
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction if f.default else "store_true"
         elif kind is tuple:
-            options.update(nargs="+", metavar="FILE")
+            options.update(nargs="+", choices=f.metadata["choices"])
+            options.update({} if f.metadata["choices"] else {"metavar": "FILE"})
         elif f.metadata["choices"]:
             options.update(type=kind, metavar=f"{{{','.join(map(str, f.metadata['choices']))}}}")
         else:

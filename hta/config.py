@@ -200,6 +200,14 @@ class ScoringConfig(Checked):
 
 
 @dataclass(frozen=True)
+class WatchConfig(Checked):
+    """What shows a training besides its page; not part of a trained model, and without effect on it."""
+
+    animate: bool = option(False, "make animations of the training and of random samples, for the page")
+    log: tuple[str, ...] = option((), "log losses and samples there, too", choices=("tensorboard", "wandb", "mlflow"))
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of a training run."""
 

@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hta.config import NUM_SAMPLES, Config, RuntimeConfig
+from hta.config import NUM_SAMPLES, Config, RuntimeConfig, WatchConfig
 from hta.errors import UserError, parameters_named
 from hta.files import recover
 from hta.images import full_size, is_gray, resize, to_array, to_tensor
 from hta.model import ImageLike, Model, as_list
 from hta.models.native import choose_kernels
-from hta.models.scales import plan_of
+from hta.models.scales import image_pyramid, plan_of
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, resolve, set_up
 from hta.training import progress
+from hta.training.animation import picture_row, write_films
+from hta.training.logs import opened
 from hta.training.report import MOST_PICTURES, PageNotes, picture_for_page, write_train_page
 from hta.training.samples import SAMPLES_FOLDER, draw_samples, write_samples
 from hta.training.trainer import train_pyramid
@@ -38,6 +40,7 @@ _MAX_IMAGES = {torch.bfloat16: 256}
 
 # Settings that a resumed run may change, since they do not affect its result.
 _CHANGEABLE = ("device", "not_cuda", "threads", "checkpoint_every")
+_UNWATCHED = WatchConfig()
 
 
 class TrainingSet(NamedTuple):
@@ -184,7 +187,11 @@ def check_same_run(folder: RunFolder, training_set: TrainingSet, given: Collecti
 
 
 def train_run(
-    folder: RunFolder, training_set: TrainingSet, num_samples: int = NUM_SAMPLES, next_command: str | None = None
+    folder: RunFolder,
+    training_set: TrainingSet,
+    num_samples: int = NUM_SAMPLES,
+    next_command: str | None = None,
+    watch: WatchConfig = _UNWATCHED,
 ) -> tuple[Model, np.ndarray]:
     """Train from the folder's checkpoint to the end, and leave everything that belongs to a finished run.
 
@@ -192,6 +199,7 @@ def train_run(
         folder, training_set: from `new_run` or `resumed_run`.
         num_samples: random samples to draw.
         next_command: scores images with the model; by default two lines of Python.
+        watch: what else shows the training.
 
     Returns:
         The model, and its vote shares on the training images, `(N, S)` in [0, 1] (chance is 1 / M).
@@ -202,12 +210,19 @@ def train_run(
     """
     record, images, pictures = training_set
     is_resumed, start = (folder.path / progress.METRICS_FILE).exists(), time.perf_counter()
-    runtime = set_up(record.config.runtime)
-    model = Model(record, train_pyramid(images, record, runtime, folder, num_samples), runtime, images, folder)
-    seconds = time.perf_counter() - start
-    pyramid, seed = model.pyramid, record.config.training.manualSeed
+    runtime, seed = set_up(record.config.runtime), record.config.training.manualSeed
+    with opened(watch.log, folder.path, record.config) as log:
+        pyramid = train_pyramid(images, record, runtime, folder, num_samples, watch.animate, log)
+        seconds = time.perf_counter() - start
+        model = Model(record, pyramid, runtime, images, folder)
+        shares = model.scorer.shares(model.training_images)[0]
+        for n, level in enumerate(image_pyramid(images, pyramid.plan.sizes) if watch.log else ()):
+            step = (n + 1) * record.config.training.niter - 1  # the last one of the scale
+            log.scalars(step, {f"vote_share/scale_{n}": float(shares[:, n].mean())})
+            log.image(step, f"samples/scale_{n}", picture_row(pyramid, level[:1], seed, n + 1))
     write_samples(folder.path / SAMPLES_FOLDER, draw_samples(pyramid, num_samples, seed), pyramid.reconstruct())
-    shares = model.scorer.shares(model.training_images)[0]
+    if watch.animate:
+        write_films(folder.path, pyramid, seed)
     in_python = f"import hta\nhta.load({str(folder.path)!r}).score(['YOUR_IMAGE.png'])"
     notes = PageNotes(pictures, seconds, is_resumed, next_command or in_python)
     write_train_page(folder.path, model.record, pyramid, model.training_images, shares, seed, notes)

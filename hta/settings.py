@@ -60,7 +60,7 @@ def field_type(owner: type, name: str) -> type:
 def _in_range(value: Any, metadata: Mapping[str, Any]) -> bool:
     """Whether a value is within the bounds and choices of its field."""
     if metadata.get("choices") is not None:
-        return value in metadata["choices"]
+        return all(one in metadata["choices"] for one in (value if isinstance(value, tuple) else [value]))
     if isinstance(value, float) and not math.isfinite(value):
         return False
     return all(metadata.get(name) is None or holds(value, metadata[name]) for name, holds in _LIMITS.items())

@@ -10,13 +10,11 @@ from hta.evaluation import calibration, results
 from hta.files import check_replaceable, foreign, printable, recover
 from hta.models import storage
 from hta.models.storage import RunFolder
-from hta.training import progress, report, samples
+from hta.training import animation, logs, progress, report, samples
 
 # Paths in a run folder that the scripts write, or desktops of their own accord; all of them may be replaced.
-_OWN_FILES = re.compile(
-    "|".join(module.OWN_FILES for module in (storage, progress, report, samples, calibration, results))
-    + rf"|(results/)?{files.OWN_FILES}"
-)
+_WRITERS = (storage, progress, report, samples, animation, logs, calibration, results)
+_OWN_FILES = re.compile("|".join(module.OWN_FILES for module in _WRITERS) + rf"|(results/)?{files.OWN_FILES}")
 
 
 def check_vacant(folder: RunFolder, *, overwrite: bool) -> None:

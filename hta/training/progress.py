@@ -17,6 +17,7 @@ from hta.errors import UserError
 from hta.files import write_atomically
 from hta.models.canvas import plan_canvases
 from hta.models.scales import ScalePlan
+from hta.training.logs import Logger
 from hta.training.scale import IterationLosses
 
 logger = logging.getLogger(__name__)
@@ -79,17 +80,18 @@ def progress_bar(items: Iterable[Any], title: str, total: int) -> Iterator[Any]:
 
 
 class Journal:
-    """Keeps the losses of a run, `niter` iterations per scale, in its folder if it has one, and shows its progress."""
+    """Keeps the losses of a run, `niter` iterations per scale, in its folder and log, if any, and shows progress."""
 
-    def __init__(self, costs: "Costs", niter: int, folder: Path | None = None):
+    def __init__(self, costs: "Costs", niter: int, folder: Path | None = None, log: Logger | None = None):
         self.rows: list[tuple] = []
         self._costs, self._niter, self._path = costs, niter, folder / METRICS_FILE if folder else None
-        self._is_estimated = False
+        self._is_estimated, self._log = False, log
 
     def resume(self, scale: int, iteration: int) -> None:
         """Keep the rows that `read_losses` finds from before a checkpoint, and drop the later ones."""
         earlier = read_losses(self._path) if self._path else []
-        self.rows = [row for row in earlier if row[:2] < (scale, iteration)]
+        for row in (row for row in earlier if row[:2] < (scale, iteration)):
+            self._keep(row)
 
     def begin_scale(self, n: int, iteration: int) -> None:
         """Show the progress of a scale that starts at an iteration."""
@@ -97,7 +99,7 @@ class Journal:
 
     def record(self, n: int, iteration: int, losses: IterationLosses) -> None:
         """Record the losses of one iteration; early in a run, say how long all of it will take."""
-        self.rows.append((n, iteration, *asdict(losses).values()))
+        self._keep((n, iteration, *asdict(losses).values()))
         self._count += 1
         if self._count <= WARM_UP:
             self._start = time.perf_counter()
@@ -109,6 +111,11 @@ class Journal:
         if self._count == WARM_UP + TIMED and not self._is_estimated:
             self._is_estimated = True
             logger.info("scale %d: %.2f s per iteration; roughly %s left in all", n, pace, format_duration(left))
+
+    def _keep(self, row: tuple) -> None:
+        self.rows.append(row)
+        if self._log:
+            self._log.scalars(row[0] * self._niter + row[1], dict(zip(LOSSES, row[2:], strict=True)))
 
     def end_scale(self) -> None:
         """Close the progress bar of a scale."""

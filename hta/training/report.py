@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import imageio.v3 as iio
 import numpy as np
 import torch
 from markupsafe import escape
@@ -22,6 +23,7 @@ from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.storage import RunRecord
 from hta.pages import COLOURS, chart_style, inline_svg, write_page
+from hta.training.animation import FILMS
 from hta.training.progress import LOSSES, METRICS_FILE, format_duration, read_losses
 from hta.training.samples import draw_samples
 
@@ -72,7 +74,7 @@ def write_train_page(
     """Write train.html and curves.png, always the same bytes for a model, seed and notes, and return the page's path.
 
     Args:
-        folder: of the run; without a metrics.csv in it the curves are empty.
+        folder: of the run; without a metrics.csv in it the curves are empty; the films in it are shown.
         record, pyramid: of the run, trained.
         images: `(N, 3, h, w)` training images at the working size, in [-1, 1].
         vote_shares: `(N, S)` shares of the votes for the correct transformation on the training images, in [0, 1].
@@ -111,6 +113,7 @@ def write_train_page(
         chance=1 / model.num_transforms,
         near_chance=NEAR_CHANCE / model.num_transforms,
         scales=list(_scales(pyramid, images, vote_shares, seed)),
+        films=[_film(folder / name, *about) for name, about in FILMS.items() if (folder / name).exists()],
     )
     return folder / PAGE_FILE
 
@@ -199,6 +202,14 @@ def _scales(pyramid: Pyramid, images: Tensor, vote_shares: np.ndarray, seed: int
             "reconstruction_error": float((rebuilt.double() - level.double()).square().mean().sqrt()),
             "pictures": [_picture(image, name, side, _SHOWN_SIDE) for name, image in named],
         }
+
+
+def _film(path: Path, caption: str, factor: int) -> dict[str, Any]:
+    """A GIF file as part of the page, with its last frame for those who do not want motion."""
+    *_, still = iio.imiter(path, mode="RGB")
+    film = _embedded(still, caption, *(factor * side for side in still.shape[:2]))
+    address = f"data:image/gif;base64,{base64.b64encode(path.read_bytes()).decode()}"
+    return film | {"address": address, "still": film["address"]}
 
 
 def _picture(image: Tensor, caption: str, side: int, shown_side: int) -> dict[str, Any]:

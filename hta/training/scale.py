@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from copy import copy, deepcopy
+from dataclasses import astuple, dataclass, replace
 from itertools import repeat
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from hta.config import TrainingConfig
 from hta.errors import RunError, UserError
 from hta.images import resize
+from hta.models.networks import Generator
 from hta.models.pyramid import Pyramid, Scale, fresh_noise
 from hta.models.storage import restore_scale, scale_tensors
 from hta.models.views import TRAINING_STRENGTH, draw_views
@@ -147,7 +149,7 @@ class ScaleTrainer:
         D.requires_grad_(False)
         loss_adversarial = transformation_loss(self._discriminate(self.canvases.render(fake)), self.targets)
         D.requires_grad_(True)
-        loss_rebuilt = F.mse_loss(self._reconstruct(), self.real)
+        loss_rebuilt = F.mse_loss(self._reconstruct(G), self.real)
         (loss_adversarial + self.config.alpha * loss_rebuilt).backward()
         self.optimizers["optimizer_g"].step()
         return torch.stack([loss_adversarial.detach(), loss_rebuilt.detach()])
@@ -172,15 +174,25 @@ class ScaleTrainer:
                 self._discriminate(real_canvases)
         if self.config.batch_statistics == "training_images":
             self.scale.generator.body.set_momentum(1.0)
-            self._reconstruct()
+            self._reconstruct(self.scale.generator)
         self.state()  # raises if a weight is not finite
         self.scale.freeze()
         return self.scale
 
-    def _reconstruct(self) -> Tensor:
+    @torch.no_grad()
+    def preview(self) -> Pyramid:
+        """The pyramid with this scale as it is now, to draw pictures; the training goes on as if nothing had been."""
+        shown, kernels = copy(self.pyramid), self.pyramid.kernels
+        generator = deepcopy(self.scale.generator, {id(kernels): kernels})  # compiled code cannot be copied
+        generator.body.set_momentum(1.0)
+        self._reconstruct(generator)
+        shown.scales = [*self.pyramid.scales, replace(self.scale, generator=generator.eval())]
+        return shown
+
+    def _reconstruct(self, generator: Generator) -> Tensor:
         """The reconstructions from the fixed noise, in training mode."""
         fixed = self._amplify(self.scale.fixed_noise.expand(len(self.real), 3, -1, -1))
-        return self.scale.generator(fixed, self.rebuilt_below, self.index, self.g_coverages)
+        return generator(fixed, self.rebuilt_below, self.index, self.g_coverages)
 
     def _discriminate(self, canvases: list[Tensor]) -> list[Tensor]:
         return self.scale.discriminator(canvases, self.d_coverages)

@@ -14,6 +14,8 @@ from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.storage import CHECKPOINT_FILE, RunFolder, RunRecord
 from hta.runtime import Runtime, full_precision
+from hta.training.animation import take_frame
+from hta.training.logs import Logger
 from hta.training.progress import TIMED, WARM_UP, Costs, Journal
 from hta.training.scale import ScaleTrainer
 
@@ -24,7 +26,13 @@ _FEW_IMAGES, _MEASURED_S = 4, 2.0  # with which the length of a run is estimated
 
 @full_precision()
 def train_pyramid(
-    images: Tensor, record: RunRecord, runtime: Runtime, folder: RunFolder | None = None, num_samples: int | None = None
+    images: Tensor,
+    record: RunRecord,
+    runtime: Runtime,
+    folder: RunFolder | None = None,
+    num_samples: int | None = None,
+    animate: bool = False,
+    log: Logger | None = None,
 ) -> Pyramid:
     """Train all scales, or continue from the checkpoint of a run folder.
 
@@ -34,6 +42,7 @@ def train_pyramid(
         runtime: device and precision.
         folder: a run folder with a checkpoint; None keeps everything in memory.
         num_samples: random samples that are drawn afterwards, for the time left; None if nothing follows.
+        animate, log: keep frames in the run folder for `write_films`; gets all losses, also those from before.
 
     Returns:
         The pyramid, with all scales frozen.
@@ -47,7 +56,7 @@ def train_pyramid(
     pyramid = Pyramid(model, record.image_size, record.num_images, runtime.device, runtime.dtype, kernels)
     plan, num_scales = pyramid.plan, pyramid.plan.num_scales
     costs = Costs(plan, model, record.num_images, num_samples)
-    journal = Journal(costs, training.niter, folder.path if folder else None)
+    journal = Journal(costs, training.niter, folder.path if folder else None, log)
     state, start, iteration = _read_position(folder, num_scales, training.niter) if folder else ({}, 0, 0)
     if folder:
         sweep(folder.path)
@@ -67,6 +76,8 @@ def train_pyramid(
         try:
             for losses in trainer.run():
                 journal.record(n, trainer.iteration - 1, losses)
+                if folder and animate:
+                    take_frame(folder.path, trainer)
                 if folder and trainer.iteration % record.config.runtime.checkpoint_every == 0:
                     # Losses first: the checkpoint must never be ahead of them.
                     journal.save()

@@ -28,7 +28,7 @@ from tests.browser import assert_quiet_and_from_disk, boxes, open_page
 SCALES, NUM_IMAGES, ITERATIONS, CHANCE = 3, 2, 3, 0.25
 SHARES = np.array([[0.9, 0.5, 0.30], [0.8, 0.6, 0.32]])
 HOSTILE = '<script>alert("1")</script>&amp;\udcff.png'
-VOID = {"meta", "img", "br", "link", "input"}
+VOID = {"meta", "img", "source", "br", "link", "input"}
 
 
 class Page(HTMLParser):

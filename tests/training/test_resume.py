@@ -94,7 +94,7 @@ def make_workspace(folder):
     [
         # The fifth of six scales is wider, and does not start from the scale before it.
         (["--precision", "float32", "--scale_factor", "0.9"], 6),
-        (["--precision", "bfloat16", "--scale_factor", "0.7", "--no-compile", "--recipe", "views"], 3),
+        (["--precision", "bfloat16", "--scale_factor", "0.7", "--no-compile", "--recipe", "views", "--animate"], 3),
     ],
 )
 def test_interrupted_killed_and_resumed_the_bits_are_the_same(tmp_path, settings, scales):

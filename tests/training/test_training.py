@@ -307,7 +307,7 @@ def test_frozen_networks_do_on_the_training_images_what_they_did_in_training(num
     trainer = ScaleTrainer(pyramid, images_for(pyramid, 1), TrainingConfig(niter=3))
     list(trainer.run())
     in_training = [logits.detach() for logits in trainer._discriminate(trainer.real_canvases)]
-    rebuilt = trainer._reconstruct().detach()
+    rebuilt = trainer._reconstruct(trainer.scale.generator).detach()
     scale = trainer.finish()
     assert not scale.discriminator.training
     # What is left of the difference is the unbiased factor of the kept variance.
