@@ -40,7 +40,9 @@ def trained(tmp_path_factory):
 
 @pytest.fixture
 def place(trained, tmp_path, monkeypatch):
-    return enter_copy(trained, tmp_path, monkeypatch)
+    before = signal.getsignal(signal.SIGTERM)
+    yield enter_copy(trained, tmp_path, monkeypatch)
+    signal.signal(signal.SIGTERM, before)
 
 
 def run(capsys, *options, model="wall", patience="0"):
@@ -240,6 +242,27 @@ def test_a_broken_file_gets_an_error_once_its_time_is_up(place, capsys):
     assert "inbox/half.png: damaged" in found["half.png"]["error"]
     assert err.splitlines()[-1] == "2 images: 0 accepted, 0 rejected, 2 could not be read"
     assert not (place / "inbox_overlays").exists()
+
+
+def test_a_file_that_changes_while_it_is_read_is_answered_as_it_is_then(place, capsys, monkeypatch):
+    path, judge, calls = place / "inbox" / "a.png", watch.Judge.__call__, []
+
+    def slowly(self, source, **options):
+        answer = judge(self, source, **options)
+        if source == Path("inbox/a.png"):
+            calls.append(source)
+            if len(calls) == 1:
+                save(path, picture(5))
+        return answer
+
+    save(path, picture(5))
+    expected, _ = run(capsys)
+    save(path, picture(1))
+    monkeypatch.setattr(watch.Judge, "__call__", slowly)
+    found, err = run(capsys)
+    assert len(calls) == 2
+    assert found["a.png"]["score"] == expected["a.png"]["score"]
+    assert err.splitlines()[-1].startswith("1 images: ")
 
 
 # --- overlays ---------------------------------------------------------------------------------------------------------
