@@ -182,9 +182,9 @@ def unstack(images: np.ndarray | torch.Tensor) -> list[np.ndarray]:
     return list(images) if is_stack else [images]
 
 
-def jpeg_of(picture: np.ndarray, quality: int) -> bytes:
+def jpeg_of(picture: np.ndarray, quality: int, comment: bytes = b"") -> bytes:
     """Encode a picture, (H, W, 3) uint8, as a JPEG file; quality from 1 to 95."""
-    return iio.imwrite("<bytes>", picture, extension=".jpg", plugin="pillow", quality=quality)
+    return iio.imwrite("<bytes>", picture, extension=".jpg", plugin="pillow", quality=quality, comment=comment)
 
 
 def png_of(array: np.ndarray) -> bytes:

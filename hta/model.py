@@ -354,6 +354,7 @@ class Model:
         scoring: ScoringConfig | None = None,
         *,
         with_maps: bool = True,
+        with_shares: bool = True,
         observe: Callable[[np.ndarray], None] | None = None,
         warn: bool = True,
     ) -> Iterator[ImageVotes]:
@@ -363,6 +364,7 @@ class Model:
             images: as `score` takes them; they are read as needed, one batch ahead, in another thread.
             scoring: fraction and batch size; the aggregate is left to `anomaly_scores`, which needs all images.
             with_maps: whether to make anomaly maps, also where they do not decide.
+            with_shares: whether patches vote, also where the score is not made of votes.
             observe: called with every image, `(H, W, 3)` float32 in [0, 1], when it is read.
             warn: whether to warn, once per model, of an image whose aspect ratio is not that of the training images.
 
@@ -386,16 +388,16 @@ class Model:
                 yield array
 
         check = None if scoring.no_frame_check else self.frame_check
-        fraction, batch_size = self.fraction(scoring), scoring.batch_size
         score = self.score_name(scoring)
         make_maps = self.nearest.maps if score == "nearest" else None
+        fraction = self.fraction(scoring) if with_shares or make_maps is None else None
         needs_maps = (
             with_maps or score == "nearest" or (score == "paper" and self._decides_by_map(scoring, with_maps=False))
         )
         return self.scorer.stream(
             read(),
             fraction,
-            batch_size,
+            scoring.batch_size,
             with_maps=needs_maps,
             check=check,
             make_maps=make_maps,

@@ -32,10 +32,11 @@ FLOORS = {
     "hta.experiments": 10,
     "hta.studies": 10,
     "hta.speed": 10,
+    "hta.watch": 10,
     "main_train": 11,
     "main_eval": 11,
 }
-SCRIPTS = ("main_train", "main_eval", "hta.experiments", "hta.speed", "hta.studies")
+SCRIPTS = ("main_train", "main_eval", "hta.experiments", "hta.speed", "hta.studies", "hta.watch")
 APART = ({"hta.training", "hta.evaluation"},)
 
 

@@ -401,6 +401,15 @@ def test_a_model_that_votes_otherwise_than_when_it_was_saved_is_refused(model, t
     assert load(folder.path).score(picture(0)).anomaly_scores == model.score(picture(0)).anomaly_scores
 
 
+def test_maps_by_the_nearest_patch_need_no_votes(model, of_votes):
+    images = [picture(2), picture(3, 40, 30), np.zeros((20, 24, 3), np.uint8)]
+    for votes, alone in zip(model.stream(images), model.stream(images, with_shares=False), strict=True):
+        assert (alone.anomaly_map == votes.anomaly_map).all()
+        assert (votes.shares.shape, alone.shares.shape, alone.fault) == ((3,), (0,), votes.fault)
+    shares = [votes.shares.tolist() for votes in of_votes.stream(images)]
+    assert [votes.shares.tolist() for votes in of_votes.stream(images, with_shares=False)] == shares
+
+
 def test_votes_that_are_not_finite_decide_nothing(model):
     broken = copy.deepcopy(replace(model))
     broken.pyramid.scales[0].discriminator.body.blocks[0].norm.running_var.fill_(-1)

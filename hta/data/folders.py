@@ -101,7 +101,7 @@ def locate(name: str, input_dir: Path) -> Path:
 
 def images_in(folder: Path) -> list[Path]:
     """Return the image files directly in a folder, sorted by name; none where there is no such folder."""
-    return [path for path in _entries(folder) if _is_image_name(path.name)]
+    return [path for path in _entries(folder) if is_image_name(path.name)]
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -112,7 +112,7 @@ def subfolders(folder: Path) -> list[Path]:
 def _images_of_folder(folder: Path, num_images: int | None) -> list[Path]:
     """List the image files directly in a folder, sorted by name and capped."""
     files = [path for path in _entries(folder) if path.is_file() and not path.name.startswith(".")]
-    paths = _images_and_masks([path for path in files if _is_image_name(path.name)], folder, [], ())[0]
+    paths = _images_and_masks([path for path in files if is_image_name(path.name)], folder, [], ())[0]
     if paths and (note := _left_out(f"--input_name {folder}", sorted({*files} - {*paths}))):
         logger.info("%s", note)
     if not paths:
@@ -402,8 +402,8 @@ def _walk(root: Path) -> tuple[list[Path], list[Path]]:
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         found += [Path(folder, name) for name in names if not name.startswith(".")]
     found.sort()
-    images = [path for path in found if _is_image_name(path.name)]
-    return images, [path for path in found if not _is_image_name(path.name)]
+    images = [path for path in found if is_image_name(path.name)]
+    return images, [path for path in found if not is_image_name(path.name)]
 
 
 def _refuse_folder(error: OSError) -> NoReturn:
@@ -436,6 +436,6 @@ def _entries(folder: Path) -> list[Path]:
         _refuse_folder(error)
 
 
-def _is_image_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Recognise an image by its suffix; hidden files (`._photo.png` of some systems) are not images."""
     return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES

@@ -167,7 +167,7 @@ def _fold(block: ConvNormLeaky) -> tuple[Tensor, Tensor]:
 class ImageVotes(NamedTuple):
     """A model's votes on one image."""
 
-    shares: np.ndarray  # `(S,)` float64 vote shares in [0, 1], higher = more normal
+    shares: np.ndarray  # `(S,)` float64 vote shares in [0, 1], higher = more normal; empty if no patch voted
     anomaly_map: np.ndarray | None  # `(h, w)` float32 in [0, 1] at the working size, higher = more anomalous
     image_size: tuple[int, int]  # (H, W) of the image itself
     fault: str | None = (
@@ -220,14 +220,16 @@ class Scorer:
 
     @torch.inference_mode()
     def score(
-        self, images: Tensor, fraction: float = 1.0, make_maps: MakeMaps | None = None
+        self, images: Tensor, fraction: float | None = 1.0, make_maps: MakeMaps | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Vote shares, like those of `shares`, `(B, S)`; and anomaly maps `(B, h, w)` float32 in [0, 1], higher = more
-        anomalous: those of the votes, or of `make_maps`.
+        anomalous: those of the votes, or of `make_maps`, for which no patch needs to vote: S is 0 without a fraction.
         """
+        if fraction is None and make_maps:
+            return np.empty((len(images), 0)), make_maps(images).float().cpu().numpy()
         votes = self.votes(images)
         maps = make_maps(images) if make_maps else anomaly_maps(votes, self.margin, self.plan.working_size)
-        return _shares(votes, [fraction])[0], maps.float().cpu().numpy()
+        return _shares(votes, [fraction or 1.0])[0], maps.float().cpu().numpy()
 
     @full_precision()
     def features(self, images: Tensor) -> list[Tensor]:
@@ -242,7 +244,7 @@ class Scorer:
     def stream(
         self,
         images: Iterable[np.ndarray],
-        fraction: float,
+        fraction: float | None,
         batch_size: int,
         *,
         with_maps: bool = True,
@@ -254,7 +256,7 @@ class Scorer:
 
         Args:
             images: `(H, W, 3)` float32 arrays in [0, 1], of any sizes.
-            fraction: part of the patches that vote, 0 < fraction <= 1.
+            fraction: part of the patches that vote, 0 < fraction <= 1; None, for `make_maps`, if none is to.
             batch_size: images per batch; memory grows with it, not with the number of images.
             with_maps: whether to make anomaly maps.
             check: finds images that cannot be normal; None looks for none.
@@ -278,7 +280,7 @@ class Scorer:
                 if with_maps:
                     shares, maps = self.score(working, fraction, make_maps)
                 else:
-                    shares = self.shares(working, [fraction])[0]
+                    shares = self.shares(working, [fraction or 1.0])[0]
                 faults = check.faults(working) if check else [None] * len(batch)
                 errors = measure_errors(working).tolist() if measure_errors else [None] * len(batch)
                 rows = zip(batch, shares, maps, faults, errors, strict=True)
