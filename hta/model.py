@@ -335,7 +335,7 @@ class Model:
         check_aggregate(aggregate, len(images))
         good = None if good_images is None else self.score_good(as_list(good_images), scoring, with_maps=with_maps)
         limits = self.threshold(scoring, with_maps=with_maps, good=good)
-        stream: Iterable[ImageVotes] = self.stream(images, scoring, with_maps=with_maps)
+        stream: Iterable[ImageVotes] = self.stream(images, scoring, with_maps=with_maps, with_shares=False)
         votes = list(stream if len(images) <= scoring.batch_size else progress_bar(stream, "scoring", len(images)))
         peaks = np.array([image.peak for image in votes]) if votes[0].anomaly_map is not None else None
         errors = None if votes[0].error is None else np.array([image.error for image in votes])

@@ -25,6 +25,7 @@ import main_train
 from hta.experiments.__main__ import main
 from hta.experiments.results import load_runs
 from hta.speed import __main__ as speed
+from hta import watch
 from hta.studies import __main__ as studies
 
 ROOT = Path(__file__).parents[1]
@@ -161,7 +162,8 @@ def test_citation_names_the_version():
 @pytest.fixture(scope="module")
 def known_options():
     """The long options of all commands, from their help."""
-    commands = [(main_train.main, []), (main_eval.main, []), (speed.main, []), (main, ["run"]), (main, ["table"])]
+    commands = [(main_train.main, []), (main_eval.main, []), (speed.main, []), (watch.main, [])]
+    commands += [(main, ["run"]), (main, ["table"])]
     commands += [(studies.main, [name]) for name in ("demo", "planted", "samples", "scores", "thresholds")]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         for command, words in commands:
@@ -200,12 +202,15 @@ def test_named_options_modules_and_files_exist(page, known_options):
 
 def test_python_example_runs(tmp_path, monkeypatch, capsys):
     (code,) = code_blocks(read(README), "python")
-    assert code_blocks(read(ROOT / "docs" / "usage.md"), "python") == [code]
+    same, detector = code_blocks(read(ROOT / "docs" / "usage.md"), "python")
+    assert same == code
     (tmp_path / "Input").symlink_to(ROOT / "Input")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hta.runtime.available_cores", lambda: 1)
     exec(compile(code, "README.md", "exec"), {})
     assert "(128, 128)" in capsys.readouterr().out
+    exec(compile(detector, "usage.md", "exec"), {})
+    assert "[" in capsys.readouterr().out
 
 
 def test_quick_start_prints_what_the_readme_shows(tmp_path, monkeypatch, capsys):
