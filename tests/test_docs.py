@@ -24,6 +24,7 @@ import main_eval
 import main_train
 from hta.experiments.__main__ import main
 from hta.experiments.results import load_runs
+from hta.export import __main__ as export
 from hta.speed import __main__ as speed
 from hta.studies import __main__ as studies
 
@@ -161,7 +162,14 @@ def test_citation_names_the_version():
 @pytest.fixture(scope="module")
 def known_options():
     """The long options of all commands, from their help."""
-    commands = [(main_train.main, []), (main_eval.main, []), (speed.main, []), (main, ["run"]), (main, ["table"])]
+    commands = [
+        (main_train.main, []),
+        (main_eval.main, []),
+        (speed.main, []),
+        (export.main, []),
+        (main, ["run"]),
+        (main, ["table"]),
+    ]
     commands += [(studies.main, [name]) for name in ("demo", "planted", "samples", "scores", "thresholds")]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         for command, words in commands:
