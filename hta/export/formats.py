@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import warnings
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -55,7 +56,8 @@ def onnx_file(graph: ScoreGraph, metadata: dict[str, Any]) -> bytes:
 def pt2_file(graph: ScoreGraph, metadata: dict[str, Any]) -> bytes:
     """A graph as `torch.export.load` reads it; the metadata is its extra file metadata.json."""
     stream = io.BytesIO()
-    torch.export.save(_traced(graph), stream, extra_files={"metadata.json": json.dumps(metadata)})
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # of weights with their channels last
+        torch.export.save(_traced(graph), stream, extra_files={"metadata.json": json.dumps(metadata)})
     return stream.getvalue()
 
 

@@ -41,10 +41,7 @@ class ScoreGraph(nn.Module):
         self._slopes = torch.tensor([other - self._offset for other in others])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Score images.
-
-        Args:
-            images: `(B, 3, H, W)` float32 in [0, 1], of any size.
+        """Score `(B, 3, H, W)` float32 images in [0, 1], of any size.
 
         Returns:
             Anomaly scores `(B,)`, higher = more anomalous; vote shares `(B, S)` in [0, 1], higher = more normal; and

@@ -51,9 +51,10 @@ def opened(path):
 
 
 def images_of(count, height, width):
-    """Pictures that the model was not trained on, and at the end one of a single colour: `(count, H, W, 3)`, [0, 1]."""
-    pictures = [picture(seed, height, width) for seed in range(1, count)] + [np.full((height, width, 3), 99, np.uint8)]
-    return np.stack(pictures).astype(np.float32) / 255
+    """Pictures that the model was not trained on; the third is of a single colour: `(count, H, W, 3)` in [0, 1]."""
+    pictures = np.stack([picture(seed, height, width) for seed in range(1, count + 1)])
+    pictures[2:] = 99
+    return pictures.astype(np.float32) / 255
 
 
 def first_axes(images):
@@ -69,13 +70,15 @@ def test_scores_shares_maps_and_decisions_are_those_of_the_model(models, name, s
     images = images_of(*shape)
     scores, shares, maps = session.run(None, {"images": first_axes(images)})
     expected, votes = model.score(images), list(model.stream(images))
-    assert votes[-1].fault
-    np.testing.assert_allclose(scores, expected.anomaly_scores, rtol=1e-6, atol=1e-4)
-    np.testing.assert_allclose(shares, [image.shares for image in votes], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(maps, [image.anomaly_map for image in votes], rtol=0, atol=1e-4)
+    assert [bool(image.fault) for image in votes] == [False, False, True][: shape[0]]
+    # Shares of two steps of training hardly differ from image to image; the score "nearest" does.
+    tolerance = 1e-4 if name == "nearest" else 2e-6
+    np.testing.assert_allclose(scores, expected.anomaly_scores, rtol=1e-6, atol=tolerance)
+    np.testing.assert_allclose(shares, [image.shares for image in votes], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(maps, [image.anomaly_map for image in votes], rtol=0, atol=1e-5)
     decides = {"anomaly_score": scores, "anomaly_map": maps.max(axis=(1, 2))}[about["decided_by"]]
     assert (decides > float(about["limit"])).tolist() == expected.decisions.tolist()
-    assert len(np.unique(scores.round(4))) == shape[0]
+    assert shape[0] == 1 or abs(scores[0] - scores[1]) > 3 * tolerance  # else they could be those of any image
 
 
 @every_model
