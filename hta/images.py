@@ -658,8 +658,11 @@ def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     images = images.clamp(-1, 1)
     if images.dtype != torch.float64:
         images = images.float()
-    if tuple(images.shape[-2:]) == tuple(size):
-        return images
+    return images if tuple(images.shape[-2:]) == tuple(size) else resample(images, size)
+
+
+def resample(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """`resize` for images in [-1, 1] of any size, whatever it is: one that differs from call to call can be traced."""
     resized = F.interpolate(images, size=tuple(size), mode="bicubic", antialias=True, align_corners=False)
     return resized.clamp(-1, 1)
 

@@ -14,11 +14,12 @@ import main_eval
 import main_train
 from hta.cli import command_line, run_command
 from hta.experiments import __main__ as experiments
+from hta.export import __main__ as export
 from hta.speed import __main__ as speed
 from hta.studies import __main__ as studies
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = pytest.mark.parametrize("script", [main_train, main_eval, experiments, studies, speed])
+SCRIPTS = pytest.mark.parametrize("script", [main_train, main_eval, experiments, export, studies, speed])
 HOSTILE = "a\n\r\x1b[31m\x07\x9b1m\u202egnp\u2028.png"
 HARMLESS = r"a\n\r\x1b[31m\x07\u009b1m\u202egnp\u2028.png"
 
@@ -145,7 +146,7 @@ def test_the_version(capsys, script):
     assert (caught.value.code, capsys.readouterr().out) == (0, f"hta {hta.__version__}\n")
 
 
-COMMANDS = [(script, ()) for script in (main_train, main_eval, experiments, studies, speed)]
+COMMANDS = [(script, ()) for script in (main_train, main_eval, experiments, export, studies, speed)]
 COMMANDS += [(experiments, (name,)) for name in ("run", "table", "summary", "changes", "scores", "plot")]
 COMMANDS += [(studies, (name,)) for name in ("demo", "planted", "samples", "thresholds")]
 

@@ -22,10 +22,11 @@ from nbclient import NotebookClient
 import hta
 import main_eval
 import main_train
+from hta import watch
 from hta.experiments.__main__ import main
 from hta.experiments.results import load_runs
+from hta.export import __main__ as export
 from hta.speed import __main__ as speed
-from hta import watch
 from hta.studies import __main__ as studies
 
 ROOT = Path(__file__).parents[1]
@@ -162,7 +163,7 @@ def test_citation_names_the_version():
 @pytest.fixture(scope="module")
 def known_options():
     """The long options of all commands, from their help."""
-    commands = [(main_train.main, []), (main_eval.main, []), (speed.main, []), (watch.main, [])]
+    commands = [(main_train.main, []), (main_eval.main, []), (speed.main, []), (watch.main, []), (export.main, [])]
     commands += [(main, ["run"]), (main, ["table"])]
     commands += [(studies.main, [name]) for name in ("demo", "planted", "samples", "scores", "thresholds")]
     with contextlib.redirect_stdout(io.StringIO()) as out:

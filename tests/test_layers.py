@@ -31,12 +31,13 @@ FLOORS = {
     "hta": 9,  # the package itself looks its names up in the modules below
     "hta.experiments": 10,
     "hta.studies": 10,
+    "hta.export": 10,
     "hta.speed": 10,
     "hta.watch": 10,
     "main_train": 11,
     "main_eval": 11,
 }
-SCRIPTS = ("main_train", "main_eval", "hta.experiments", "hta.speed", "hta.studies", "hta.watch")
+SCRIPTS = ("main_train", "main_eval", "hta.experiments", "hta.export", "hta.speed", "hta.studies", "hta.watch")
 APART = ({"hta.training", "hta.evaluation"},)
 
 

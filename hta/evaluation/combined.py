@@ -6,9 +6,10 @@ class differ in one or the other.
 """
 
 import numpy as np
+import torch
 from torch import Tensor
 
-_LEAST = 1e-4  # of shares and errors: half a gray level of 256
+LEAST = 1e-4  # of shares and errors: half a gray level of 256
 
 
 def squared_errors(images: Tensor, training_images: Tensor) -> np.ndarray:
@@ -20,11 +21,14 @@ def squared_errors(images: Tensor, training_images: Tensor) -> np.ndarray:
     Returns:
         `(B,)` float64 in [0, 4]; higher = more anomalous.
     """
-    originals = training_images.to(images)
-    errors = [(images - image).square().mean(dim=(1, 2, 3)).double().cpu().numpy() for image in originals]
-    return np.min(errors, axis=0)
+    return least_errors(images, training_images.to(images)).double().cpu().numpy()
+
+
+def least_errors(images: Tensor, training_images: Tensor) -> Tensor:
+    """The same as a tensor, of images on one device."""
+    return torch.stack([(images - image).square().mean(dim=(1, 2, 3)) for image in training_images]).amin(dim=0)
 
 
 def error_per_vote(shares: np.ndarray, errors: np.ndarray) -> np.ndarray:
     """Squared errors `(N,)` over vote shares `(N, S)`, their mean over the scales: `(N,)`, higher = more anomalous."""
-    return np.maximum(errors, _LEAST) / np.maximum(shares.mean(axis=-1), _LEAST)
+    return np.maximum(errors, LEAST) / np.maximum(shares.mean(axis=-1), LEAST)

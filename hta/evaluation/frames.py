@@ -65,7 +65,12 @@ class FrameCheck:
 
     def faults(self, images: Tensor) -> list[str | None]:
         """What is wrong with each of `(B, 3, h, w)` images in [-1, 1] at the working size; None where nothing is."""
-        own, these = self._training, _statistics(images.cpu())
+        found = self.kinds(images.cpu())
+        return [next((name for name, has in found.items() if has[i]), None) for i in range(len(images))]
+
+    def kinds(self, images: Tensor) -> dict[str, Tensor]:
+        """Which images have which fault, by its name: `(B,)` bool each."""
+        own, these = self._training, _statistics(images)
         distance = (these.bands[:, None] - own.bands).abs().amax(dim=2).amin(dim=1)
         gray, colour = own.chroma.max() <= _GRAY, own.chroma.min() >= _COLOURED
         found = {
@@ -74,17 +79,17 @@ class FrameCheck:
             "white for the most part": these.white > own.white.max() + _MORE_CLIPPED,
             "saturated": these.saturated > own.saturated.max() + _MORE_CLIPPED,
             "out of focus": these.sharpness < _LEAST_SHARPNESS * own.sharpness.min(),
-            "in colour, unlike the training images": these.chroma > (_COLOURED if gray else torch.inf),
-            "gray, unlike the training images": these.chroma < (_GRAY if colour else 0),
+            "in colour, unlike the training images": these.chroma > torch.where(gray, _COLOURED, torch.inf),
+            "gray, unlike the training images": these.chroma < torch.where(colour, _GRAY, 0.0),
             "without the black background": _lacks(these.nearly_black, own.black.min()),
             "without the white background": _lacks(these.nearly_white, own.white.min()),
             "uniform for the most part": these.detail < _LEAST_DETAIL * own.detail.min(),
             "of another texture": distance > _MOST_OCTAVES,
         }
         if self._colours is not None:
-            common = torch.minimum(_colours(images.cpu())[:, None], self._colours).sum(dim=2).amax(dim=1)
+            common = torch.minimum(_colours(images)[:, None], self._colours).sum(dim=2).amax(dim=1)
             found["of other colours"] = common < _LEAST_COMMON_COLOURS
-        return [next((name for name, has in found.items() if has[i]), None) for i in range(len(images))]
+        return found
 
 
 def fault_words(faults: Sequence[str | None], *, decided: bool = True) -> list[str]:
@@ -99,7 +104,7 @@ def _colours(images: Tensor) -> Tensor:
     """Histograms of the chroma (R and B less the luma), smoothed, of `(B, 3, h, w)` images: `(B, bins)`, sum 1."""
     axes = (images[:, [0, 2]] - to_grayscale(images)[:, :2] + 1) / 2 * _COLOUR_BINS
     red, blue = axes.floor().clamp(0, _COLOUR_BINS - 1).long().flatten(2).unbind(dim=1)
-    counts = torch.zeros(len(images), _COLOUR_BINS**2)
+    counts = images.new_zeros(images.shape[0], _COLOUR_BINS**2)
     counts.scatter_add_(1, red * _COLOUR_BINS + blue, torch.ones_like(red, dtype=counts.dtype))
     square = F.pad(counts.view(-1, 1, _COLOUR_BINS, _COLOUR_BINS), [1] * 4)
     smooth = F.avg_pool2d(square, 3, stride=1).flatten(1)
@@ -108,7 +113,7 @@ def _colours(images: Tensor) -> Tensor:
 
 def _lacks(shares: Tensor, background: Tensor) -> Tensor:
     """Whether the training images have a background that images with these shares of it lack."""
-    return shares < (_LEAST_BACKGROUND * background if background >= _BACKGROUND else 0)
+    return shares < torch.where(background >= _BACKGROUND, _LEAST_BACKGROUND * background, 0.0)
 
 
 def _statistics(images: Tensor) -> _Statistics:

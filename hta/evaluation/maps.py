@@ -32,7 +32,7 @@ def scale_map(votes: Tensor, margin: int) -> Tensor:
         `(B, h, w)` in [0, 1], mean surprise in units of -log `LEAST_PROBABILITY`; higher = more anomalous. The border
         of `margin` pixels repeats the nearest value.
     """
-    surprise = votes.clamp(LEAST_PROBABILITY, 1).log() / math.log(LEAST_PROBABILITY)
+    surprise = votes.clamp(LEAST_PROBABILITY, 1.0).log() / math.log(LEAST_PROBABILITY)
     total, count = torch.zeros_like(surprise[:, 0]), torch.zeros_like(surprise[0, 0])
     height, width = total.shape[-2:]
     # The transformations, by how far (down, right) they move the content once rotation and flip are undone.
@@ -42,9 +42,12 @@ def scale_map(votes: Tensor, margin: int) -> Tensor:
         # The translation follows the flip: undoing the flip reverses it.
         by_shift.setdefault((down, -right if t.flip else right), []).append(index)
     for (down, right), members in by_shift.items():
+        if abs(down) >= height or abs(right) >= width:  # nothing stays within
+            continue
         (target_rows, source_rows), (target_columns, source_columns) = _overlap(down, height), _overlap(right, width)
         moved = surprise[:, members].sum(dim=1)
-        total[:, target_rows, target_columns] += moved[:, source_rows, source_columns]
+        sides = [target_columns.start, width - target_columns.stop, target_rows.start, height - target_rows.stop]
+        total = total + F.pad(moved[:, source_rows, source_columns], sides)
         count[target_rows, target_columns] += len(members)
     return F.pad((total / count).unsqueeze(1), [margin] * 4, mode="replicate").squeeze(1)
 
@@ -56,7 +59,7 @@ def _overlap(shift: int, length: int) -> tuple[slice, slice]:
     mirrored pixel.
     """
     back, forth = max(shift, 0), max(-shift, 0)
-    return slice(forth, max(length - back, 0)), slice(back, max(length - forth, 0))
+    return slice(forth, length - back), slice(back, length - forth)
 
 
 def anomaly_maps(votes: Sequence[Tensor], margin: int, size: tuple[int, int]) -> Tensor:

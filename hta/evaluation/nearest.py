@@ -35,7 +35,7 @@ _STATISTICS_VIEWS = 24  # of all of them together, for the distances of normal p
 _BANK_PATCHES = 1500  # for each training image
 _REACH = 0.1
 _ALLOWANCE = 1.2, 3.0  # least and most that an image may be farther than views
-_MOST = 1000.0  # the ratio of an image that must be rejected, whose map is 1
+MOST = 1000.0  # the ratio of an image that must be rejected, whose map is 1
 _BLUR = 5  # side of the average over a map, pixels at the working size
 _CHUNK = 1024  # patches compared at once: their distances to the bank stay in the caches
 
@@ -62,18 +62,19 @@ class _Bank:
         count, _, height, width = features.shape
         rows = (features.permute(0, 2, 3, 1).flatten(0, 2) - self._mean) * self._factor
         unit = self._reach * max(height, width)
-        grid = torch.meshgrid(torch.arange(height) / unit, torch.arange(width) / unit, indexing="ij")
+        # From the centre: the products of large numbers would hide small distances.
+        rows_at, columns_at = ((torch.arange(side) - (side - 1) / 2) / unit for side in (height, width))
+        grid = torch.meshgrid(rows_at, columns_at, indexing="ij")
         places = torch.stack(grid, dim=-1).flatten(0, 1).repeat(count, 1)
         return torch.cat([rows, places.to(rows)], dim=1)
 
     def distances(self, features: Tensor) -> Tensor:
         """How far each patch of `(B, C, h, w)` features is from the nearest one of the bank: `(B, h, w)`."""
         points = self._described(features)
-        nearest = [
-            torch.addmm(self._half_norms, part, self._points.T, alpha=-1).amin(dim=1) for part in points.split(_CHUNK)
-        ]
+        parts = [points] if torch.compiler.is_exporting() else points.split(_CHUNK)  # of a batch of any size
+        nearest = [torch.addmm(self._half_norms, part, self._points.T, alpha=-1).amin(dim=1) for part in parts]
         squares = 2 * torch.cat(nearest) + points.square().sum(dim=1)
-        return squares.clamp(min=0).sqrt().unflatten(0, (len(features), *features.shape[-2:]))
+        return squares.clamp(min=0).sqrt().unflatten(0, (-1, *features.shape[-2:]))
 
 
 class NearestMaps:
@@ -96,17 +97,16 @@ class NearestMaps:
             for n, features in enumerate(describe(in_bank))
         ]
         others = draw_views(images, max(_STATISTICS_VIEWS, number), TRAINING_STRENGTH, (0, "statistics"))
-        distances = [self._of_scales(view[None]) for view in others]
+        distances = [self._of_scales(describe(view[None])) for view in others]
         self._means = [torch.cat(of_scale).mean() for of_scale in zip(*distances, strict=True)]
-        self._typical = torch.cat([typical(self._combined(of_view)) for of_view in distances]).mean()
+        self._typical = float(torch.cat([typical(self._combined(of_view)) for of_view in distances]).mean())
 
     @torch.inference_mode()
     def distances(self, images: Tensor) -> Tensor:
         """How far the patches of `(B, 3, h, w)` images are from the training images, `(B, h, w)`, 1 = as views are."""
-        return self._combined(self._of_scales(images))
+        return self._combined(self._of_scales(self._describe(images)))
 
-    def _of_scales(self, images: Tensor) -> list[Tensor]:
-        features = self._describe(images)
+    def _of_scales(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [bank.distances(of_scale) for bank, of_scale in zip(self._banks, features, strict=True)]
 
     def _combined(self, distances: list[Tensor]) -> Tensor:
@@ -122,7 +122,11 @@ class NearestMaps:
             `(B, h, w)` in [0, 1): 1/2 at the distance that `unit_of` allows the image, 2/3 at twice, 3/4 at three times
             as much; higher = more anomalous.
         """
-        distances = self.distances(images)
+        return self.maps_of(self._describe(images))
+
+    def maps_of(self, features: Sequence[Tensor]) -> Tensor:
+        """The same from what `Describe` makes of the images."""
+        distances = self._combined(self._of_scales(features))
         return distances / (distances + unit_of(distances, self._typical))
 
 
@@ -132,7 +136,7 @@ def nearest_rule(task: str, num_transforms: int) -> ViewRule:
     return RULE if rule.mirrored else rule
 
 
-def unit_of(distances: Tensor, usual: Tensor) -> Tensor:
+def unit_of(distances: Tensor, usual: float) -> Tensor:
     """The distance that normal patches of each image may have, `(B, 1, 1)`: its typical one, within limits.
 
     The limits are multiples of the `usual` typical distance of views: an image that is nearer is not judged more
@@ -143,8 +147,8 @@ def unit_of(distances: Tensor, usual: Tensor) -> Tensor:
 
 
 def ratios(values: np.ndarray) -> np.ndarray:
-    """How many times the allowed distance values of a map stand for, from 0 to `_MOST`."""
-    return values / np.maximum(1 - values, 1 / _MOST)
+    """How many times the allowed distance values of a map stand for, from 0 to `MOST`."""
+    return values / np.maximum(1 - values, 1 / MOST)
 
 
 def merged(scales: Sequence[Tensor], plan: ScalePlan) -> Tensor:

@@ -93,9 +93,9 @@ class ScaleVoter:
 
         plan = plan_canvases(*image_size, self.num_transforms)
         self._map_size = [side - 2 * margin for side in image_size]
-        self._readers = [_reader_of(group, plan, margin, self._device) for group in plan.groups]
+        self.readers = [_reader_of(group, plan, margin, self._device) for group in plan.groups]
         # The activations of a pass, before and after one layer, fit in its bytes.
-        pixels = max(reader.pixels.numel() for reader in self._readers)
+        pixels = max(reader.pixels.numel() for reader in self.readers)
         fitting = _PASS_BYTES[self._device.type] // (pixels * 2 * tail.in_channels * self._dtype.itemsize)
         self.pass_images = pass_images or max(1, fitting)
 
@@ -114,29 +114,35 @@ class ScaleVoter:
         images = images.to(self._device, statistics_dtype(self._dtype))
         votes = images.new_empty(len(images), self.num_transforms, *self._map_size)
         for part, target in zip(images.split(self.pass_images), votes.split(self.pass_images), strict=True):
-            # `(B, 2 * h * w, 3)`: the colour pixels, then the gray ones.
-            rows = torch.cat([part, to_grayscale(part)], dim=-2).permute(0, 2, 3, 1).flatten(1, 2).to(self._dtype)
-            for reader in self._readers:
-                canvases = rows.index_select(1, reader.pixels).view(-1, *reader.shape[1:], 3).permute(0, 3, 1, 2)
-                found = self._probabilities(canvases).view(len(part), -1).index_select(1, reader.votes)
-                target[:, reader.classes] = found.view(len(part), -1, *self._map_size)
+            for classes, found in self.parts(part):
+                target[:, classes] = found
         return votes
+
+    def parts(self, images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The votes of images that pass together: for each group of canvases `(K,)` classes and their votes."""
+        # `(B, 2 * h * w, 3)`: the colour pixels, then the gray ones.
+        rows = torch.cat([images, to_grayscale(images)], dim=-2).permute(0, 2, 3, 1).flatten(1, 2).to(self._dtype)
+        for reader in self.readers:
+            canvases = rows.index_select(1, reader.pixels).view(-1, *reader.shape[1:], 3).permute(0, 3, 1, 2)
+            probabilities = self._probabilities(canvases).unflatten(0, (-1, reader.shape[0])).flatten(1)
+            yield reader.classes, probabilities.index_select(1, reader.votes).unflatten(1, (-1, *self._map_size))
 
     def _probabilities(self, canvases: Tensor) -> Tensor:
         """Softmax over the M transformations at every patch: `(B, H - 2m, W - 2m, M)`, contiguous, at least float32."""
-        logits = F.conv2d(self._activations(canvases), *self._tail).permute(0, 2, 3, 1)[..., : self.num_transforms]
+        logits = F.conv2d(self.activations(canvases), *self._tail).permute(0, 2, 3, 1)[..., : self.num_transforms]
         return F.softmax(logits, dim=-1, dtype=statistics_dtype(self._dtype))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
         """The activations of the last hidden layer on `(B, 3, h, w)` images in [-1, 1]: `(B, C, h', w')`."""
-        parts = [self._activations(part) for part in images.to(self._device, self._dtype).split(self.pass_images)]
+        parts = [self.activations(part) for part in images.to(self._device, self._dtype).split(self.pass_images)]
         return torch.cat(parts).to(statistics_dtype(self._dtype))
 
-    def _activations(self, images: Tensor) -> Tensor:
+    def activations(self, images: Tensor) -> Tensor:
+        """`features` of images that pass together, in the type of the networks."""
         x = images.to(memory_format=torch.channels_last)
         for weight, bias in self._hidden:
-            if self._fused:
+            if self._fused and not torch.compiler.is_exporting():
                 x = torch.ops.mkldnn._convolution_pointwise(
                     x, weight, bias, [0, 0], [1, 1], [1, 1], 1, "leaky_relu", [LEAKY_SLOPE], ""
                 )
@@ -199,7 +205,7 @@ class Scorer:
     def __init__(self, pyramid: Pyramid, pass_images: int | None = None):
         self.plan, self.margin = pyramid.plan, pyramid.config.margin
         self.precision = str(pyramid.dtype).removeprefix("torch.")
-        self._voters = [
+        self.voters = [
             ScaleVoter(scale.discriminator, size, pass_images)
             for scale, size in zip(pyramid.scales, self.plan.sizes, strict=True)
         ]
@@ -208,7 +214,7 @@ class Scorer:
     def votes(self, images: Tensor) -> list[Tensor]:
         """The votes of the patches at each scale, see `ScaleVoter.votes`; a UserError if one is not finite."""
         levels = image_pyramid(images, self.plan.sizes)
-        votes = [voter.votes(level) for voter, level in zip(self._voters, levels, strict=True)]
+        votes = [voter.votes(level) for voter, level in zip(self.voters, levels, strict=True)]
         if not all(of_scale.sum().isfinite() for of_scale in votes):
             raise UserError("the model's votes are not finite: its weights are damaged; restore it, or train it again")
         return votes
@@ -235,11 +241,11 @@ class Scorer:
     def features(self, images: Tensor) -> list[Tensor]:
         """What the discriminators make of the untransformed images at each scale, see `ScaleVoter.features`."""
         levels = image_pyramid(images, self.plan.sizes)
-        return [voter.features(level) for voter, level in zip(self._voters, levels, strict=True)]
+        return [voter.features(level) for voter, level in zip(self.voters, levels, strict=True)]
 
     def recognition(self, images: Tensor) -> Tensor:
         """How often all patches find the right transformation: `(B,)` on the CPU, mean over the scales; 1 = chance."""
-        return torch.from_numpy(self.shares(images)[0].mean(axis=-1)) * self._voters[0].num_transforms
+        return torch.from_numpy(self.shares(images)[0].mean(axis=-1)) * self.voters[0].num_transforms
 
     def stream(
         self,

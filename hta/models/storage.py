@@ -44,8 +44,8 @@ _LARGEST = 1e12  # of any value in a trained scale; some products of larger ones
 
 _REMEDY = "restore the file or train again with --overwrite"
 
-OWN_FILES = r"config\.json|(checkpoint|training_images|scale_\d+)\.safetensors|\.lock"
-"""Pattern of the files in a run folder that this module writes."""
+OWN_FILES = r"config\.json|(checkpoint|training_images|scale_\d+)\.safetensors|\.lock|model\.(onnx|pt2)"
+"""Pattern of the files in a run folder that this module writes, and of the exported model."""
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def readings(scorer: Scorer, images: Tensor) -> dict[str, Maps]:
 
 def standardised(maps: Tensor, views: Tensor) -> dict[str, Tensor]:
     """Maps `(B, h, w)` as they are; by their own typical value, as `NearestMaps` does; by each place of the views."""
-    unit = unit_of(maps, typical(views).mean())
+    unit = unit_of(maps, float(typical(views).mean()))
     # A place that hardly varies must not count more than the others.
     spread = (views.var(dim=0) + views.std().square() / 4).sqrt()
     return {"as it is": maps, "own typical": maps / unit, "by place": (maps - views.mean(dim=0)) / spread}
