@@ -173,7 +173,8 @@ def known_options():
     return set(re.findall(r"--[A-Za-z][\w-]*", out.getvalue()))
 
 
-OPTIONS_OF_OTHERS = {"--array", "--check", "--cpus-per-task", "--dist", "--nthreads", "--nworkers", "--port", "--wrap"}
+OPTIONS_OF_OTHERS = {"--array", "--check", "--cpus-per-task", "--dist", "--logdir", "--nthreads", "--nworkers", "--port"}
+OPTIONS_OF_OTHERS |= {"--wrap"}
 
 
 def resolves(dotted):

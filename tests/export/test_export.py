@@ -93,7 +93,7 @@ def test_the_file_says_what_it_is(models, name):
     numbers = str(config.model.num_transforms)
     assert list(found.values()) == [hta.__version__, model.task, config.training.recipe, numbers, size]
     assert json.loads(about["thresholds"])["pixel_threshold"] == pytest.approx(limits.pixel_threshold, abs=1e-6)
-    assert json.loads(about["scoring"])["score"] == {"nearest": "nearest"}.get(name, "paper")
+    assert json.loads(about["scoring"])["score"] == {"nearest": "nearest", "votes": "combined"}.get(name, "paper")
     assert about["decided_by"] == {"paper": "anomaly_map"}.get(name, "anomaly_score")
     assert about["limit"] in about["decision"]
     text = (models / name / "model.onnx").read_bytes()
