@@ -57,10 +57,13 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
 def printed(package, arguments, results):
-    """What a command of the experiments prints, or a study of its own results."""
+    """What a command of the experiments prints, by default of the `results`, or a study of its own results."""
     command, folder = (main, results) if package == "experiments" else (studies.main, ROOT / "docs" / "scores")
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        assert command([*arguments.split(), "--results", str(folder)]) == 0
+    words = arguments.split()
+    if "--results" not in words:
+        words += ["--results", str(folder)]
+    with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as out:
+        assert command(words) == 0
     return out.getvalue().strip() + "\n"
 
 
@@ -173,8 +176,8 @@ def known_options():
     return set(re.findall(r"--[A-Za-z][\w-]*", out.getvalue()))
 
 
-OPTIONS_OF_OTHERS = {"--array", "--check", "--cpus-per-task", "--dist", "--logdir", "--nthreads", "--nworkers", "--port"}
-OPTIONS_OF_OTHERS |= {"--wrap"}
+OPTIONS_OF_OTHERS = {"--array", "--check", "--cpus-per-task", "--dist", "--nthreads", "--nworkers", "--port", "--wrap"}
+OPTIONS_OF_OTHERS |= {"--logdir"}
 
 
 def resolves(dotted):
