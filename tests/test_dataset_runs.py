@@ -201,7 +201,7 @@ def test_the_test_images_are_scored_as_the_protocol_prepares_and_labels_them(pla
     ]
     bicubic = Image.Resampling.BICUBIC
     images = [prepared(pictures[index], bicubic) for index in range(len(TEST_LABELS))]
-    scores = load(NAME).score(images, fraction_defect=1.0, with_maps=False).anomaly_scores
+    scores = load(NAME).score(images, fraction_defect=1.0, with_maps=False, score="paper").anomaly_scores
     assert [float(row["anomaly_score"]) for row in rows] == scores.tolist()
 
     files = {path.relative_to("out").as_posix() for path in Path("out").rglob("*.png")}

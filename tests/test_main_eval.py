@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,7 +313,7 @@ def test_fraction_task_and_aggregate(place):
     assert np.all(np.diff(shares, axis=0) > 0)  # the lowest votes come first
     assert run("--no_maps", "--overwrite", model="votes") == 0
     assert rows_of() == votes[0.05]
-    assert run("--task", "class", "--no_maps", "--overwrite", model="votes") == 0
+    assert run("--task", "class", "--score", "paper", "--no_maps", "--overwrite", model="votes") == 0
     # The decisions are by a threshold of the task's own.
     assert [list(row.values())[:-3] for row in rows_of()] == [list(row.values())[:-3] for row in votes[1.0]]
     assert document_of()["scoring"]["fraction_defect"] == 1
@@ -557,7 +558,7 @@ def test_maps_decide_by_the_maxima_of_the_good_images(good, capsys, model, decid
     assert document_of("of_good")["good_images"] is None
 
 
-@pytest.mark.parametrize("asked", [["--task", "class"], ["--aggregate", "calibrated"]])
+@pytest.mark.parametrize("asked", [["--task", "class", "--score", "paper"], ["--aggregate", "calibrated"]])
 def test_scores_decide_by_those_of_the_good_images(good, asked):
     options = ["--no_maps", *asked]
     assert run(*options, test_dir=good, out="of_good") == 0
@@ -568,6 +569,18 @@ def test_scores_decide_by_those_of_the_good_images(good, asked):
     assert (decision["source"], decision["pixel_threshold"]) == ("good images", None)
     above = [float(row["anomaly_score"]) > decision["threshold"] for row in rows_of()]
     assert [row["decision"] == "reject" for row in rows_of()] == above
+
+
+def test_another_class_is_scored_in_units_of_the_threshold(place):
+    assert run("--task", "class", model="votes") == 0
+    document, model = document_of(), load("votes")
+    assert (document["scoring"]["score"], document["decision"]["threshold"]) == ("combined", 1.0)
+    assert document["metrics"]["deciding"]["quantity"] == "score"
+    of_class = replace(model, task="class")
+    images = [row["path"] for row in rows_of()]
+    found = of_class.score([Path("parts", image) for image in images])
+    np.testing.assert_allclose(list(scores_of().values()), found.anomaly_scores, rtol=1e-5, atol=1e-5)
+    assert [row["decision"] == "reject" for row in rows_of()] == found.decisions.tolist()
 
 
 def test_a_given_threshold_and_minmax_leave_the_good_images_the_maps(good):

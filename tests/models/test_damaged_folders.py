@@ -165,7 +165,7 @@ def test_a_damaged_model_works_or_is_refused_in_one_line_and_little_memory(tmp_p
     assert result.returncode == 0, result.stderr[-3000:]
     outcomes = json.loads(result.stdout)
     assert outcomes["works"] + outcomes["refused"] == FOLDERS
-    assert outcomes["works"] > FOLDERS // 25  # not everything that is different is damaged
+    assert outcomes["works"] > FOLDERS // 32  # not everything that is different is damaged
     assert outcomes["refused"] > FOLDERS // 2
     assert outcomes["peak_mib"] < MOST_MIB
 
