@@ -282,15 +282,14 @@ def _table(title: str, rows: dict[str, tuple[list[dict[str, Any]], str]]) -> Ite
     if not sets:
         return
     yield ""
-    yield f"| {title} | AUROC | pixel AUROC | AUPRO | false alarms | recall | {' | '.join(sets)} | s |"
-    yield "| --- " + "| ---: " * (len(sets) + 6) + "|"
+    yield f"| {title} | AUROC | pixel AUROC | AUPRO | false alarms | recall | {' | '.join(sets)} |"
+    yield "| --- " + "| ---: " * (len(sets) + 5) + "|"
     for name, (records, key) in rows.items():
         if records:
             means = [_mean_over_sets(records, key, measure) for measure in _SHOWN]
             by_set = [_mean([r for r in records if _group(r) == one], key, "auroc") for one in sets]
-            seconds = float(np.median([record["seconds_training"] for record in records]))
             bold = "**" * (name in (", ".join(CHOSEN[:2]), CHOSEN[2], "views"))
-            yield f"| {bold}{name}{bold} | " + " | ".join(map(_cell, means + by_set)) + f" | {seconds:.0f} |"
+            yield f"| {bold}{name}{bold} | " + " | ".join(map(_cell, means + by_set)) + " |"
 
 
 def _group(record: dict[str, Any]) -> str:
