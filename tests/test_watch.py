@@ -187,6 +187,7 @@ def test_a_reader_may_leave(place):
         ("wall", ["--threshold", "0.3", "--no_frame_check"]),
         ("wall", ["--good_dir", "good", "--target_fpr", "0.2"]),
         ("wall", ["--score", "paper"]),
+        ("votes", ["--score", "combined"]),
         ("votes", []),
         ("votes", ["--aggregate", "calibrated", "--fraction_defect", "0.3"]),
     ],
