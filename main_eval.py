@@ -133,9 +133,8 @@ def _prepare(parts: dict[type, Any], model: "Model", source: "Source", target: P
     items, skipped, doubts = readable(source.images, skip=options.skip_unreadable)
     check_aggregate(scoring.aggregate, len(items))
     if source.folder is None:  # a data set is scored as in the paper
-        scoring = replace(scoring, no_frame_check=True)
-        if model.task == "class":
-            scoring = replace(scoring, score=scoring.score or "paper")
+        of_votes = None if model.score_name(scoring) == "nearest" else "paper"
+        scoring = replace(scoring, no_frame_check=True, score=scoring.score or of_votes)
     scoring = replace(scoring, fraction_defect=model.fraction(scoring), score=model.score_name(scoring))
     good = score_good(model, options, items, scoring, with_maps=not output.no_maps)
     threshold = model.threshold(scoring, with_maps=not output.no_maps, good=good)

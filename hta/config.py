@@ -175,8 +175,8 @@ class ScoringConfig(Checked):
         "squared error of the pixels (combined); or, with the maps, how far the patches are from those of the training "
         "images in the features of the discriminators (nearest)",
         choices=("paper", "combined", "nearest"),
-        default_note="nearest for defects if the model was trained by the recipe views, combined for the class task; "
-        "paper otherwise and for every --dataset",
+        default_note="nearest for defects if the model was trained by the recipe views; otherwise paper for defects "
+        "and every --dataset, and combined for other images of the class task",
     )
     aggregate: str = option(
         "mean",

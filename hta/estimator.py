@@ -86,7 +86,7 @@ class HTADetector(BaseEstimator, _Settings):
         config = Config(self._part(ModelConfig), self._part(TrainingConfig), self._part(RuntimeConfig))
         model = train(images, config)
         good = None if good_images is None else model.score_good(as_list(good_images), scoring, with_maps=False)
-        self._limits = model.threshold(scoring, with_maps=False, good=good)
+        self._limits, self._runtime = model.threshold(scoring, with_maps=False, good=good), config.runtime
         self.model_, self._scoring, self.threshold_ = model, scoring, self._limits.limit
         self.decision_scores_, self.labels_ = self._judge(images)
         return self
@@ -137,7 +137,7 @@ class HTADetector(BaseEstimator, _Settings):
             with TemporaryDirectory() as folder:
                 for name, content in state["model_"].items():
                     Path(folder, name).write_bytes(content)
-                self.model_ = load(folder, runtime=self._part(RuntimeConfig))
+                self.model_ = load(folder, runtime=self._runtime)
                 self.model_.calibration(self._scoring)  # is read before the folder goes
             self.model_.folder = None
 

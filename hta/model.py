@@ -190,21 +190,23 @@ class Model:
         rule = (nearest_rule if is_nearest else view_rule)(self.task, num_transforms)
         wanted = self.fraction(scoring), rule, self.scorer.precision, "nearest" if is_nearest else "paper"
 
-        def fits(kept: Calibration) -> bool:
-            return kept.fits(*wanted) and not (score == "combined" and kept.errors is None)
-
-        if self._calibration is None or not fits(self._calibration):
+        if self._calibration is None or not self._calibration.fits(*wanted):
             kept = None if self.folder is None else kept_calibration(self.folder, self.pyramid.plan.num_scales)
-            if kept is not None and not fits(kept):
+            if kept is not None and not kept.fits(*wanted):
                 text = (
                     "calibrating anew for fraction %g, this task, %s and score %s: the kept statistics are for others"
                 )
-                logger.info(text, wanted[0], *wanted[2:])
+                logger.info(text, wanted[0], wanted[2], score)
                 kept = None
             if kept is None:
                 nearest = self.nearest if is_nearest else None
                 kept = calibrate(self.scorer, self.training_images, *wanted[:2], nearest=nearest)
             self._calibration = kept
+        if score == "combined" and self._calibration.errors is None:  # they were kept before there was this score
+            views = rule.draw(
+                self.training_images, len(self._calibration.shares), self._calibration.seed, self.scorer.recognition
+            )
+            self._calibration = replace(self._calibration, errors=self.squared_errors(views))
         return self._calibration
 
     def keep_calibration(self) -> None:
@@ -411,9 +413,11 @@ class Model:
 
 def _proportional_to(score: str, votes: NormalVotes) -> np.ndarray:
     """What the score "nearest" or "combined" is proportional to, of N images: `(N,)`, higher = more anomalous."""
-    if score == "nearest":
-        return ratios(np.asarray(votes.peaks, dtype=np.float64))
-    return error_per_vote(votes.shares, np.asarray(votes.errors, dtype=np.float64))
+    measured = votes.peaks if score == "nearest" else votes.errors
+    if measured is None:
+        raise UserError(f"score {score}: these votes were made for another score; make them for this one")
+    values = np.asarray(measured, dtype=np.float64)
+    return ratios(values) if score == "nearest" else error_per_vote(votes.shares, values)
 
 
 def _differ(recorded: Sequence[float], now: Sequence[float]) -> bool:

@@ -23,7 +23,7 @@ from hta.models.scales import image_pyramid, plan_of
 from hta.models.storage import RunFolder, RunRecord
 from hta.runtime import Runtime, resolve, set_up
 from hta.training import progress
-from hta.training.animation import picture_row, write_films
+from hta.training.animation import picture_row, remove_frames, write_films
 from hta.training.logs import opened
 from hta.training.report import MOST_PICTURES, PageNotes, picture_for_page, write_train_page
 from hta.training.samples import SAMPLES_FOLDER, draw_samples, write_samples
@@ -223,6 +223,7 @@ def train_run(
     write_samples(folder.path / SAMPLES_FOLDER, draw_samples(pyramid, num_samples, seed), pyramid.reconstruct())
     if watch.animate:
         write_films(folder.path, pyramid, seed)
+    remove_frames(folder.path)
     in_python = f"import hta\nhta.load({str(folder.path)!r}).score(['YOUR_IMAGE.png'])"
     notes = PageNotes(pictures, seconds, is_resumed, next_command or in_python)
     write_train_page(folder.path, model.record, pyramid, model.training_images, shares, seed, notes)

@@ -227,3 +227,15 @@ def test_a_guess_that_fails_is_decided_by_the_user(tmp_path, evaluate):
     (tmp_path / "l.csv").write_text("path,label\n20000.png,0\n20001.png,crack\n20002.png,0\n")
     found = found_in(root / "test", tmp_path / "l.csv")
     assert found == {"20000.png": (0, None, 1), "20001.png": (1, "crack", 1), "20002.png": (0, None, 1)}
+
+
+def test_a_csv_decides_over_the_folders_of_training_images(tmp_path, evaluate):
+    """Of a folder with `train` and `test`, images are tested that the CSV names."""
+    for name in ("train/good/a.png", "train/good/b.png", "test/good/a.png", "test/hole/a.png"):
+        save(tmp_path / "class" / name, picture(len(name)))
+        save(tmp_path / "other" / name, picture(len(name)))
+    labels = tmp_path / "labels.csv"
+    rows = ["class/train/good/a.png,0", *(f"{one}/test/{kind},{label}" for one in ("class", "other")
+            for kind, label in (("good/a.png", 0), ("hole/a.png", 1)))]  # fmt: skip
+    labels.write_text("\n".join(["path,label", *rows]))
+    assert len(found_in(tmp_path, labels)) == 5

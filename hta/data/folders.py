@@ -168,12 +168,12 @@ def find_test_images(
     folder = test_dir if is_folder else test_dir.parent
     root, mask_roots, is_sure = _find_layout(folder) if is_folder else (folder, [], True)
     files, others = _walk(root) if is_folder else ([test_dir], [])
-    files = _without_training(files)
+    tested = {*_without_training(files)}
     if mask_dir is not None:
         mask_roots, is_sure = [_checked("--mask_dir", mask_dir, kind="folder")], True
         files = [path for path in files if not absolute(path).is_relative_to(absolute(mask_dir))]
     given, training = ({}, set()) if labels_csv is None else read_labels(labels_csv, files, folder)
-    files = [path for path in files if path not in training]
+    files = [path for path in files if path not in training and (path in tested or path in given)]
     if mask_dir is not None:  # others do not count
         images, masks, strays = _images_and_masks(files, root, [], given)
         files, others = [*images, *strays], [*others, *chain(*masks.values())]

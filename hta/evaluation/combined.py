@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+HIGHEST_ERROR = 4.0
+"""Of pixels in [-1, 1]."""
+
 LEAST = 1e-4  # of shares and errors: half a gray level of 256
 
 

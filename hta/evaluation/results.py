@@ -243,12 +243,15 @@ def write_scores(folder: Path, results: Sequence[ImageResult]) -> None:
     """
     votes = [f"vote_share_scale_{n}" for n in range(len(results[0].shares))]
     rows: list[list[Any]] = [["path", "label", "anomaly_score", *votes, "decision", "map_peak", "fault"]]
+    has_errors = results[0].error is not None
+    rows[0] += ["squared_error"] * has_errors
     for result in results:
         check_finite(result.item, result.score)
         path, peak = as_text(result.item.relative), result.peak
         numbers = map(float, (result.score, *result.shares))
         peak = None if peak is None else float(peak)
-        rows.append([path, result.item.label, *numbers, result.decision, peak, result.fault])
+        row = [path, result.item.label, *numbers, result.decision, peak, result.fault]
+        rows.append([*row, result.error] if has_errors else row)
     # Names that are not UTF-8 are written as they are.
     with (folder / SCORES_FILE).open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         for row in rows:

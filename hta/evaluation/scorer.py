@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hta.errors import UserError
+from hta.evaluation.combined import HIGHEST_ERROR
 from hta.evaluation.frames import FrameCheck
 from hta.evaluation.maps import anomaly_maps, upsample_map
 from hta.evaluation.scores import vote_shares
@@ -292,7 +293,7 @@ class Scorer:
                 rows = zip(batch, shares, maps, faults, errors, strict=True)
                 for (_, size), row, anomaly_map, fault, error in rows:
                     if fault is not None:
-                        row = np.zeros_like(row)
+                        row, error = np.zeros_like(row), None if error is None else HIGHEST_ERROR
                         anomaly_map = None if anomaly_map is None else np.ones_like(anomaly_map)
                     yield ImageVotes(row, anomaly_map, size, fault, error)
 

@@ -11,6 +11,8 @@ DEVELOPMENT = frozenset(["t_shirt", "trouser", "pullover", "dress", "coat", "pla
 _TITLES = ["data set", "normal class", "draws", "paper's score", "combined", "difference"]
 _TITLES += ["false alarms, paper's score", "combined"]
 
+_PART = ["title", "preset", "changes"]
+
 
 def classes_to_markdown(runs: pd.DataFrame) -> str:
     """One line per normal class, means over the draws, and one per part of a data set, means over its classes.
@@ -18,16 +20,17 @@ def classes_to_markdown(runs: pd.DataFrame) -> str:
     The false alarms, in per cent, are medians over the draws, and over the classes; their target is 5 %. The runs are
     from `load_runs`; those without the score "combined" are left out.
     """
-    runs = runs[runs["combined"].notna() & (runs["shots"] == 1)]
+    runs = runs[runs["combined"].notna() & (runs["shots"] == 1) & (runs["variant"] == "ours")]
     if runs.empty:
         return ""
     numbers = ["auroc", "combined", "false_alarms", "combined_alarms"]
-    runs = runs.astype(dict.fromkeys(numbers, float)).drop_duplicates(["title", "pos_class", "draw"], keep="last")
+    runs = runs.astype(dict.fromkeys(numbers, float)).drop_duplicates([*_PART, "pos_class", "draw"], keep="last")
     rows, means = [], []
-    for title, of_set in runs.groupby("title"):
+    for (name, preset, changes), of_set in runs.groupby(_PART):
+        title = ", ".join(filter(None, (name, preset, changes)))
         for is_development, part in of_set.groupby(of_set["pos_class"].isin(DEVELOPMENT)):
             classes = pd.DataFrame([_summary(name, of_class) for name, of_class in part.groupby("pos_class")])
-            rows += [_row(str(title), of_class) for of_class in iterate(classes)]
+            rows += [_row(title, of_class) for of_class in iterate(classes)]
             role = "development" if is_development else "held out"
             means.append(_mean(f"{title}, {role}", classes))
     return "\n".join(to_lines(_TITLES, [*rows, *means])) + "\n"

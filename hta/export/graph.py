@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hta.config import ScoringConfig
-from hta.evaluation.combined import LEAST, least_errors
+from hta.evaluation.combined import HIGHEST_ERROR, LEAST, least_errors
 from hta.evaluation.maps import anomaly_maps
 from hta.evaluation.nearest import MOST
 from hta.evaluation.scores import check_aggregate, voting_patches
@@ -61,19 +61,20 @@ class ScoreGraph(nn.Module):
             maps = self._nearest.maps_of([v.activations(x) for v, x in zip(self._voters, levels, strict=True)])
         else:
             maps = anomaly_maps(votes, self._margin, self._plan.working_size)
+        errors = least_errors(working, self._training_images)
         if self._check:
             is_strange = torch.stack(list(self._check.kinds(working).values())).any(dim=0)
             shares = torch.where(is_strange[:, None], 0.0, shares)
             maps = torch.where(is_strange[:, None, None], 1.0, maps)
-        return self._offset + (self._read(working, shares, maps) * self._slopes).sum(dim=1), shares, maps
+            errors = torch.where(is_strange, HIGHEST_ERROR, errors)
+        return self._offset + (self._read(errors, shares, maps) * self._slopes).sum(dim=1), shares, maps
 
-    def _read(self, images: Tensor, shares: Tensor, maps: Tensor) -> Tensor:
+    def _read(self, errors: Tensor, shares: Tensor, maps: Tensor) -> Tensor:
         """What a score is linear in: vote shares, the squared error per vote, or the ratio at a map's maximum."""
         if self._score == "paper":
             return shares
         if self._score == "combined":
-            errors = least_errors(images, self._training_images).clamp(min=LEAST)
-            return (errors / shares.mean(dim=1).clamp(min=LEAST))[:, None]
+            return (errors.clamp(min=LEAST) / shares.mean(dim=1).clamp(min=LEAST))[:, None]
         peaks = maps.amax(dim=(1, 2))[:, None]
         return peaks / (1 - peaks).clamp(min=1 / MOST)
 

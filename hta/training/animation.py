@@ -65,15 +65,22 @@ def take_frame(folder: Path, trainer: ScaleTrainer) -> None:
 
 
 def write_films(folder: Path, pyramid: Pyramid, seed: int) -> None:
-    """Write the files of `FILMS` into a run folder: of the frames in it, which are removed, and the trained model."""
-    paths = sorted((folder / _FRAMES_FOLDER).glob("[0-9]*_[0-9]*.png"))
-    if frames := [to_uint8(to_tensor([read_image(path)]))[0] for path in paths]:
+    """Write the files of `FILMS` into a run folder: of the frames in it, and the trained model."""
+    if frames := [to_uint8(to_tensor([read_image(path)]))[0] for path in _frames_in(folder)]:
         write_gif(folder / "training.gif", frames, [_TRAINING_MS] * (len(frames) - 1) + [_LAST_MS], _TRAINING_BYTES)
     write_gif(folder / "walk.gif", list(walk_pictures(pyramid, seed)), [_WALK_MS] * _WALK_FRAMES, _WALK_BYTES)
-    for path in paths:
+
+
+def remove_frames(folder: Path) -> None:
+    """Remove the frames in a run folder, those of an interrupted run included."""
+    for path in _frames_in(folder):
         path.unlink()
     with suppress(OSError):  # it is not there, or not empty
         (folder / _FRAMES_FOLDER).rmdir()
+
+
+def _frames_in(folder: Path) -> list[Path]:
+    return sorted((folder / _FRAMES_FOLDER).glob("[0-9]*_[0-9]*.png"))
 
 
 def walk_pictures(pyramid: Pyramid, seed: int) -> Iterator[np.ndarray]:

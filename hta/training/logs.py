@@ -97,7 +97,7 @@ def opened(names: Sequence[str], run_folder: Path, config: Config) -> Iterator[L
 
     with ExitStack() as end:
         end.push(lambda kind, *_: tell("close", kind is not None))
-        for name in names:
+        for name in dict.fromkeys(names):
             try:
                 loggers[name] = _ADAPTERS[name](run_folder, config)
             except Exception as error:

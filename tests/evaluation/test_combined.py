@@ -87,3 +87,22 @@ def test_good_images_set_the_unit(model):
     assert not found.decisions.any()
     given = model.score(good, threshold=-1e9)
     assert given.decisions.all()
+
+
+def test_a_frame_that_cannot_be_normal_scores_highest(model):
+    """Also one that is near the training images pixel by pixel, as a blank one of their brightness may be."""
+    size = model.pyramid.plan.working_size
+    blank = np.full((*size, 3), float(model.training_images.mean() + 1) / 2, np.float32)
+    (votes,) = model.stream([blank])
+    assert (votes.fault, votes.error) == ("nearly uniform", 4)
+    scores, decisions, _ = model.score([blank, 255 - picture()])
+    assert scores[0] > scores[1]
+    assert decisions[0]
+
+
+def test_votes_for_another_score_are_refused(model):
+    votes, _ = model.votes([picture(3)], ScoringConfig(score="paper"))
+    with pytest.raises(UserError, match="made for another score"):
+        model.anomaly_scores(votes, ScoringConfig())
+    with pytest.raises(UserError, match="made for another score"):
+        model.threshold(ScoringConfig(target_fpr=0.5), good=votes)

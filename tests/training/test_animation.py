@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+import shutil
 
 import numpy as np
 import pytest
@@ -184,6 +185,9 @@ def test_an_interrupted_training_keeps_its_frames_and_overwrite_knows_them(tmp_p
         assert main_train.main([*TRAIN, "--animate"]) == 130
     frames = [f"frames/00_{done:09}.png" for done in (1, 2, 3, 4)] + [f"frames/01_{done:09}.png" for done in (1, 2)]
     assert sorted(name for name in snapshot(folder) if "/" in name) == frames
+    shutil.copytree(folder, folder.with_name("still"))
+    assert main_train.main([*TRAIN, "--name", "still", "--resume"]) == 0
+    assert not {*FILMS, "frames"} & {path.name for path in folder.with_name("still").iterdir()}
     assert main_train.main([*TRAIN, "--animate", "--resume"]) == 0
     for name in FILMS:
         assert (folder / name).read_bytes() == (animated / name).read_bytes()

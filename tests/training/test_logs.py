@@ -79,7 +79,8 @@ def read_events():
 
 def test_tensorboard_gets_what_metrics_csv_has_and_overwrite_knows_its_files(workspace):
     pytest.importorskip("tensorboard")
-    assert main_train.main([*TRAIN, "--log", "tensorboard"]) == 0
+    assert main_train.main([*TRAIN, "--log", "tensorboard", "tensorboard"]) == 0
+    assert len(list((FOLDER / "log").iterdir())) == 1
     scalars, images = read_events()
     assert_all_of_it(scalars)
     model = load("photo", runtime=RuntimeConfig(not_cuda=True, precision="float32"))
