@@ -124,7 +124,7 @@ def _open(parts: dict[type, Any], given: dict[str, Any]) -> tuple["Model", "Sour
 
 def _prepare(parts: dict[type, Any], model: "Model", source: "Source", target: Path) -> Evaluation:
     """Check the images and settings, and find the threshold."""
-    from hta.evaluation.nearest import USUAL
+    from hta.evaluation.nearest import usual_value
     from hta.evaluation.overlays import ColourScale
     from hta.evaluation.scores import check_aggregate
     from hta.inputs import readable, score_good
@@ -139,8 +139,7 @@ def _prepare(parts: dict[type, Any], model: "Model", source: "Source", target: P
     good = score_good(model, options, items, scoring, with_maps=not output.no_maps)
     threshold = model.threshold(scoring, with_maps=not output.no_maps, good=good)
     limit = threshold.pixel_threshold
-    usual = USUAL if scoring.score == "nearest" else 0.0
-    scale = None if limit is None or output.no_maps else ColourScale.around(limit, usual)
+    scale = None if limit is None or output.no_maps else ColourScale.around(limit, usual_value(scoring.score))
     about = {"skipped": skipped, "good_images": good and {"dir": options.good_dir, "images": len(good.shares)}}
     source = replace(source, images=items, about=source.about | about, warnings=[*source.warnings, *doubts])
     for note in source.notes:
@@ -154,7 +153,6 @@ def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation
     Returns the evaluation, the content of metrics.json, and what the images are ranked by, `(N,)`, higher = more
     anomalous: the maxima of the maps where these decide, else the scores.
     """
-    import numpy as np
 
     from hta.evaluation import results, thresholds
     from hta.evaluation.frames import fault_words
@@ -174,9 +172,8 @@ def _evaluate(parts: dict[type, Any], given: dict[str, Any]) -> tuple[Evaluation
         stream = _scored(evaluation, traits)
         rows = results.write_pictures(stream, folder, scale, pixels, evaluation.output.full_size_maps)
         seconds = time.perf_counter() - start
-        peaks = None if rows[0].peak is None else np.array([row.peak for row in rows])
-        errors = None if rows[0].error is None else np.array([row.error for row in rows])
-        votes = thresholds.NormalVotes(np.stack([row.shares for row in rows]), peaks, errors=errors)
+        votes = thresholds.NormalVotes.of((row.shares, row.peak, row.error) for row in rows)
+        peaks = votes.peaks
         scores = model.anomaly_scores(votes, evaluation.scoring, threshold)
         faults = [row.fault for row in rows]
         rejected = thresholds.decide(scores, threshold, peaks, faults)

@@ -237,10 +237,11 @@ class Model:
     ) -> tuple[NormalVotes, list[str | None]]:
         """The votes on images, and why some of them cannot be normal; arguments as for `stream`."""
         stream = self.stream(images, scoring, with_maps=with_maps)
-        found = [(votes.shares, votes.fault, votes.peak, votes.error) for votes in stream]
-        shares, faults, *other = zip(*found, strict=True)
-        peaks, errors = (None if of[0] is None else np.array(of, dtype=np.float64) for of in other)
-        return NormalVotes(np.array(shares), peaks, errors=errors), list(faults)
+        # The maps are not kept.
+        found = [(votes.shares, votes.peak, votes.error, votes.fault) for votes in stream]
+        votes = NormalVotes.of(image[:3] for image in found)
+        peaks = None if votes.peaks is None else votes.peaks.astype(np.float64)
+        return replace(votes, peaks=peaks), [fault for *_, fault in found]
 
     def _decides_by_map(self, scoring: ScoringConfig, *, with_maps: bool) -> bool:
         """Whether maps decide: on defects, unless there are none and how scores are to decide was asked for."""
@@ -339,13 +340,11 @@ class Model:
         limits = self.threshold(scoring, with_maps=with_maps, good=good)
         stream: Iterable[ImageVotes] = self.stream(images, scoring, with_maps=with_maps, with_shares=False)
         votes = list(stream if len(images) <= scoring.batch_size else progress_bar(stream, "scoring", len(images)))
-        peaks = np.array([image.peak for image in votes]) if votes[0].anomaly_map is not None else None
-        errors = None if votes[0].error is None else np.array([image.error for image in votes])
-        found = NormalVotes(np.stack([image.shares for image in votes]), peaks, errors=errors)
+        found = NormalVotes.of((image.shares, image.peak, image.error) for image in votes)
         scores = self.anomaly_scores(found, scoring, limits)
         maps = [image.full_size_map() for image in votes] if with_maps else None
         faults = [image.fault for image in votes]
-        rejected = thresholds.decide(scores, limits, peaks, faults)
+        rejected = thresholds.decide(scores, limits, found.peaks, faults)
         for words in fault_words(faults, decided=rejected is not None):
             logger.warning("%s", words)
         return Scores(scores, rejected, maps)

@@ -139,14 +139,12 @@ class Judge:
 
     def __call__(self, source: Path | io.BytesIO, *, warn: bool = True) -> tuple[dict[str, Any], bytes | None]:
         """Score, decision and fault of an image as in scores.csv, or the error in reading it; and its overlay."""
-        import numpy as np
-
-        from hta.evaluation.nearest import USUAL
+        from hta.evaluation.nearest import usual_value
         from hta.evaluation.overlays import ColourScale, draw_overlay, picture_of
         from hta.evaluation.thresholds import NormalVotes, decide, decision_words
         from hta.images import jpeg_of
 
-        images: list[np.ndarray] = []
+        images: list[Any] = []
         try:
             (votes,) = self._model.stream(
                 [source], self._scoring, with_maps=self._draws, with_shares=False, observe=images.append, warn=warn
@@ -155,14 +153,12 @@ class Judge:
             if images:  # it is the model's fault
                 raise
             return {"error": str(error)}, None
-        peaks = None if votes.peak is None else np.array([votes.peak])
-        errors = None if votes.error is None else np.array([votes.error])
-        found = NormalVotes(votes.shares[None], peaks, errors=errors)
+        found = NormalVotes.of([(votes.shares, votes.peak, votes.error)])
         scores = self._model.anomaly_scores(found, self._scoring, self._limits)
-        (decision,) = decision_words(decide(scores, self._limits, peaks, [votes.fault]), 1)
+        (decision,) = decision_words(decide(scores, self._limits, found.peaks, [votes.fault]), 1)
         overlay, limit = None, self._limits.pixel_threshold
         if self._draws and votes.anomaly_map is not None and limit is not None:
-            scale = ColourScale.around(limit, USUAL if self._scoring.score == "nearest" else 0.0)
+            scale = ColourScale.around(limit, usual_value(self._scoring.score))
             overlay = jpeg_of(draw_overlay(picture_of(images[0]), votes.anomaly_map, scale), quality=90, comment=_MARK)
         return {"score": float(scores[0]), "decision": decision, "fault": votes.fault}, overlay
 

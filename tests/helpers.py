@@ -1,6 +1,7 @@
 """Shared by several test files: models with the oracle's random parameters, random images, and folders of files."""
 
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 
 from hta.config import ModelConfig
 from hta.models.pyramid import Pyramid
+from hta.training.progress import Journal
 from tests.oracle import random_network
 
 
@@ -58,3 +60,18 @@ def enter_copy(source, folder, monkeypatch):
 def snapshot(folder="."):
     """Everything below a folder: folders as None, files with their bytes."""
     return {p.relative_to(folder).as_posix(): None if p.is_dir() else p.read_bytes() for p in Path(folder).rglob("*")}
+
+
+@contextmanager
+def interrupted(monkeypatch, scale, iteration):
+    """Let a training be interrupted, as by Ctrl-C, once the losses of this iteration of this scale are recorded."""
+    record = Journal.record
+
+    def stop(journal, n, done, losses):
+        record(journal, n, done, losses)
+        if (n, done) == (scale, iteration):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "record", stop)
+        yield

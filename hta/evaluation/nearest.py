@@ -146,6 +146,11 @@ def unit_of(distances: Tensor, usual: float) -> Tensor:
     return typical(distances).clamp(least * usual, most * usual)[:, None, None]
 
 
+def usual_value(score: str | None) -> float:
+    """The value of the maps of a score where nothing is strange: `USUAL`, and 0 for maps of votes."""
+    return USUAL if score == "nearest" else 0.0
+
+
 def ratios(values: np.ndarray) -> np.ndarray:
     """How many times the allowed distance values of a map stand for, from 0 to `MOST`."""
     return values / np.maximum(1 - values, 1 / MOST)

@@ -10,7 +10,7 @@ of split conformal prediction: another good image of the same kind exceeds them 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -36,6 +36,13 @@ class NormalVotes:
     peaks: np.ndarray | None  # `(N,)` maxima of the anomaly maps at the working size; None without maps
     # `(N,)` squared errors, see `hta.evaluation.combined`; None if they were not measured
     errors: np.ndarray | None = field(default=None, kw_only=True)
+
+    @classmethod
+    def of(cls, images: Iterable[tuple[np.ndarray, Any, float | None]]) -> "NormalVotes":
+        """Those of N images, at least one, each with its vote shares `(S,)`, peak and squared error, or None."""
+        shares, *others = zip(*images, strict=True)
+        peaks, errors = (None if values[0] is None else np.array(values) for values in others)
+        return cls(np.stack(shares), peaks, errors=errors)
 
 
 @dataclass(frozen=True)

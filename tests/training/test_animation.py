@@ -20,11 +20,10 @@ from hta.models.scales import image_pyramid
 from hta.runtime import RuntimeConfig, resolve
 from hta.training import animation
 from hta.training.animation import FILMS, picture_row, walk_pictures, write_gif
-from hta.training.progress import Journal
 from hta.training.report import write_train_page
 from hta.training.scale import ScaleTrainer
 from tests.browser import open_page
-from tests.helpers import picture, save, snapshot
+from tests.helpers import interrupted, picture, save, snapshot
 from tests.training.test_report import Page
 
 MACHINE = ["--threads", "1", "--precision", "float32", "--not_cuda"]
@@ -173,15 +172,7 @@ def test_too_large_a_film_loses_every_other_frame_but_neither_its_end_nor_its_ti
 
 def test_an_interrupted_training_keeps_its_frames_and_overwrite_knows_them(tmp_path, monkeypatch, animated, capsys):
     folder = workspace(tmp_path, monkeypatch)
-    with monkeypatch.context() as patch:
-        record = Journal.record
-
-        def stop(journal, n, iteration, losses):
-            record(journal, n, iteration, losses)
-            if (n, iteration) == (1, 2):
-                raise KeyboardInterrupt
-
-        patch.setattr(Journal, "record", stop)
+    with interrupted(monkeypatch, *(1, 2)):
         assert main_train.main([*TRAIN, "--animate"]) == 130
     frames = [f"frames/00_{done:09}.png" for done in (1, 2, 3, 4)] + [f"frames/01_{done:09}.png" for done in (1, 2)]
     assert sorted(name for name in snapshot(folder) if "/" in name) == frames

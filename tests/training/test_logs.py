@@ -20,8 +20,8 @@ from hta.runtime import RuntimeConfig
 from hta.training import logs
 from hta.training.animation import picture_row
 from hta.training.logs import Logger, check_installed, opened
-from hta.training.progress import LOSSES, Journal
-from tests.helpers import picture, save, snapshot
+from hta.training.progress import LOSSES
+from tests.helpers import interrupted, picture, save, snapshot
 
 ROOT = Path(__file__).parents[2]
 NITER, SCALES = 3, 2
@@ -101,15 +101,7 @@ def test_tensorboard_gets_what_metrics_csv_has_and_overwrite_knows_its_files(wor
 
 def test_a_resumed_training_says_every_step_once(workspace, monkeypatch):
     pytest.importorskip("tensorboard")
-    with monkeypatch.context() as patch:
-        record = Journal.record
-
-        def stop(journal, n, iteration, losses):
-            record(journal, n, iteration, losses)
-            if (n, iteration) == (1, 1):
-                raise KeyboardInterrupt
-
-        patch.setattr(Journal, "record", stop)
+    with interrupted(monkeypatch, *(1, 1)):
         assert main_train.main([*TRAIN, "--log", "tensorboard"]) == 130
     assert len(read_events()[0]["d_real"]) == NITER + 2
     assert main_train.main([*TRAIN, "--log", "tensorboard", "--resume"]) == 0
