@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hta.models.kernels import LEAKY_SLOPE, Coverage, Kernels, Norm
+from hta.models.kernels import LEAKY_SLOPE, PLAIN_KERNELS, Coverage, Kernels, Norm
 
 # A layer's activations are kept for the backward pass up to this size; larger ones are recomputed.
 _KEPT_BYTES = 64 << 20
@@ -34,7 +34,7 @@ class _NormLeakyConv(torch.autograd.Function):
         kept = activations if sum(a.nbytes for a in activations) <= _KEPT_BYTES else []
         ctx.save_for_backward(mean, var, gamma, beta, weight, *batches, *kept)
         ctx.kernels, ctx.coverage, ctx.eps, ctx.num_batches = kernels, coverage, eps, len(batches)
-        return tuple(_convolve(activations, weight, bias))
+        return tuple(kernels.convolve(activations, weight, bias))
 
     @staticmethod
     def backward(ctx, *grads):
@@ -42,36 +42,9 @@ class _NormLeakyConv(torch.autograd.Function):
         batches, activations = rest[: ctx.num_batches], rest[ctx.num_batches :]
         norm = Norm(mean, var, gamma, beta, ctx.eps)
         activations = activations or ctx.kernels.norm_leaky(batches, norm)
-        through, grad_weight, grad_bias = _convolution_backward(grads, activations, weight, ctx.needs_input_grad[7:9])
-        into = ctx.kernels.norm_leaky_backward(through, batches, activations, ctx.coverage, norm)
-        return None, None, None, None, None, into.gamma, into.beta, grad_weight, grad_bias, *into.inputs
-
-
-def _convolution_backward(
-    grads: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor, wanted: tuple[bool, bool]
-) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-    """Gradients of a convolution's inputs (channels-last batches), and of weight and bias, None if not `wanted`."""
-    needs_weight, needs_bias = wanted
-    kernel = weight.to(inputs[0].dtype)
-    parts = [
-        torch.ops.aten.convolution_backward(
-            grad.contiguous(memory_format=torch.channels_last), x, kernel, [len(weight)],
-            [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, needs_weight, needs_bias],
-        )
-        for grad, x in zip(grads, inputs, strict=True)
-    ]  # fmt: skip
-    grad_inputs, grad_weights, grad_biases = zip(*parts, strict=True)
-    return (
-        list(grad_inputs),
-        sum(part.to(weight.dtype) for part in grad_weights) if needs_weight else None,
-        sum(part.to(weight.dtype) for part in grad_biases) if needs_bias else None,
-    )
-
-
-def _convolve(batches: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
-    """Convolve batches of one type without padding, in that type."""
-    weight, bias = weight.to(batches[0].dtype), None if bias is None else bias.to(batches[0].dtype)
-    return [F.conv2d(batch, weight, bias) for batch in batches]
+        through = ctx.kernels.convolve_backward(grads, activations, weight, ctx.needs_input_grad[7:9])
+        into = ctx.kernels.norm_leaky_backward(through.inputs, batches, activations, ctx.coverage, norm)
+        return None, None, None, None, None, into.gamma, into.beta, through.weight, through.bias, *into.inputs
 
 
 class _Convolution(nn.Conv2d):
@@ -127,7 +100,7 @@ class ConvNormLeaky(nn.Module):
         """Apply the frozen block to `(B, C, H, W)` channels-last tensors of one dtype."""
         norm = self.norm
         frozen = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-        products = _convolve(batches, self.conv.weight, self.conv.bias)
+        products = PLAIN_KERNELS.convolve(batches, self.conv.weight, self.conv.bias)
         return [F.leaky_relu(F.batch_norm(product, *frozen, eps=norm.eps), LEAKY_SLOPE) for product in products]
 
 
@@ -182,10 +155,10 @@ class ConvBody(nn.Module):
             return self._train(batches, coverages)
         for block in self.blocks:
             batches = block(batches)
-        return _convolve(batches, self.tail.weight, self.tail.bias)
+        return PLAIN_KERNELS.convolve(batches, self.tail.weight, self.tail.bias)
 
     def _train(self, batches: Sequence[Tensor], coverages: Sequence[Coverage]) -> list[Tensor]:
-        products = _convolve(batches, self.blocks[0].conv.weight)  # the norm would cancel the bias
+        products = PLAIN_KERNELS.convolve(batches, self.blocks[0].conv.weight)  # the norm would cancel the bias
         weights = [block.conv.weight for block in self.blocks[1:]] + [self.tail.weight]
         biases = [None] * (len(self.blocks) - 1) + [self.tail.bias]
         for block, coverage, weight, bias in zip(self.blocks, coverages, weights, biases, strict=True):

@@ -1,6 +1,7 @@
-"""The training operations between the convolutions: weighted batch norm, LeakyReLU and cross-entropy, with gradients.
+"""The training operations: convolution, weighted batch norm, LeakyReLU and cross-entropy, with gradients.
 
-These are limited by memory bandwidth and by the number of operator calls, so they use few passes over the data.
+Those between the convolutions are limited by memory bandwidth and by the number of calls: they use few passes over the
+data.
 `Kernels` consists of torch operators and runs on any device; `hta.models.native` implements the same in C for CPUs,
 with a single pass each. The tests compare both with the formulas.
 
@@ -75,6 +76,14 @@ class NormGradients(NamedTuple):
     beta: Tensor
 
 
+class ConvolutionGradients(NamedTuple):
+    """The gradients of a convolution, per input batch, and those of weight and bias; None where not wanted."""
+
+    inputs: list[Tensor]
+    weight: Tensor | None
+    bias: Tensor | None
+
+
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """The type in which statistics and losses are computed: float32, or float64 for float64 activations."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -84,6 +93,38 @@ class Kernels:
     """The implementation in torch operators."""
 
     description = "torch's own operators"
+
+    def convolve(self, batches: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
+        """Convolve channels-last batches of one type without padding, in that type."""
+        weight, bias = weight.to(batches[0].dtype), None if bias is None else bias.to(batches[0].dtype)
+        return [F.conv2d(batch, weight, bias) for batch in batches]
+
+    def convolve_backward(
+        self, grads: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor, wanted: tuple[bool, bool]
+    ) -> ConvolutionGradients:
+        """Backward pass of `convolve` over all batches.
+
+        Args:
+            grads: of the outputs, one `(B, C', h, w)` tensor per batch.
+            inputs: of `convolve`, channels-last.
+            weight: as in `convolve`.
+            wanted: whether the gradients of weight and bias are needed.
+        """
+        needs_weight, needs_bias = wanted
+        kernel = weight.to(inputs[0].dtype)
+        parts = [
+            torch.ops.aten.convolution_backward(
+                grad.contiguous(memory_format=torch.channels_last), x, kernel, [len(weight)],
+                [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, needs_weight, needs_bias],
+            )
+            for grad, x in zip(grads, inputs, strict=True)
+        ]  # fmt: skip
+        grad_inputs, grad_weights, grad_biases = zip(*parts, strict=True)
+        return ConvolutionGradients(
+            list(grad_inputs),
+            sum(part.to(weight.dtype) for part in grad_weights) if needs_weight else None,
+            sum(part.to(weight.dtype) for part in grad_biases) if needs_bias else None,
+        )
 
     def moments(self, batches: Sequence[Tensor], coverage: Coverage) -> tuple[Tensor, Tensor]:
         """Compute mean and biased variance of each channel over all windows.

@@ -24,6 +24,7 @@ from hta.files import printable
 from hta.models.kernels import (
     LEAKY_SLOPE,
     PLAIN_KERNELS,
+    ConvolutionGradients,
     Coverage,
     Kernels,
     Norm,
@@ -32,10 +33,11 @@ from hta.models.kernels import (
     pivot_of,
     statistics_dtype,
 )
+from hta.models.winograd import Winograd
 
 logger = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("kernels.c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "winograd.c")]
 _FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _SECONDS_TO_COMPILE = 60
 _NAMES = ("moments", "activate", "reduce", "subtract", "entropy")
@@ -93,16 +95,17 @@ def _build(compiler: Sequence[str]) -> ctypes.CDLL:
     for path in runtimes:
         ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
     with tempfile.TemporaryDirectory(prefix="hta-kernels-") as folder:
-        built, library = Path(folder, "kernels.o"), Path(folder, "kernels.so")
+        library, built = Path(folder, "kernels.so"), {source: Path(folder, f"{source.stem}.o") for source in _SOURCES}
         for command in (
-            [*compiler, *_FLAGS, "-march=native", "-c", str(_SOURCE), "-o", str(built)],
-            [*compiler, "-shared", str(built), "-o", str(library), "-lm"],
+            *([*compiler, *_FLAGS, "-march=native", "-c", str(source), "-o", str(to)] for source, to in built.items()),
+            [*compiler, "-shared", *map(str, built.values()), "-o", str(library), "-lm"],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS_TO_COMPILE)
         _try_to_load([*runtimes, str(library)])
         loaded = ctypes.CDLL(str(library))  # resolves all symbols at once
     for name, kind in product(_NAMES, _STATISTIC):
         getattr(loaded, _symbol(name, kind))
+    loaded.winograd_lanes.restype = ctypes.c_int
     return loaded
 
 
@@ -130,10 +133,31 @@ class NativeKernels(Kernels):
 
     def __init__(self, library: ctypes.CDLL, description: str):
         self._library, self.description = library, description
+        self._winograd = Winograd(library)
 
     def __reduce__(self):
         """A copy, maybe in another process, uses torch's operators: what is trained already needs no kernels."""
         return Kernels, ()
+
+    def convolve(self, batches: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
+        """See `Kernels.convolve`."""
+        if not self._winograd.suits(batches[0], weight):
+            return super().convolve(batches, weight, bias)
+        filters = self._winograd.filters(weight)
+        return [self._winograd.convolve(batch, filters, bias, len(weight)) for batch in batches]
+
+    def convolve_backward(
+        self, grads: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor, wanted: tuple[bool, bool]
+    ) -> ConvolutionGradients:
+        """See `Kernels.convolve_backward`."""
+        if not self._winograd.suits(inputs[0], weight):
+            return super().convolve_backward(grads, inputs, weight, wanted)
+        needs_weight, needs_bias = wanted
+        turned, channels = self._winograd.filters(weight, turned=True), weight.shape[1]
+        through = [self._winograd.convolve(grad, turned, None, channels, pad=2) for grad in grads]
+        grad_weight = self._winograd.weight_gradient(grads, inputs) if needs_weight else None
+        grad_bias = sum(grad.sum(dim=(0, 2, 3)) for grad in grads) if needs_bias else None
+        return ConvolutionGradients(through, grad_weight, grad_bias)
 
     def moments(self, batches: Sequence[Tensor], coverage: Coverage) -> tuple[Tensor, Tensor]:
         """See `Kernels.moments`."""
