@@ -4,6 +4,7 @@
   planted     counts how often the anomaly map peaks on a planted defect
   samples     measures the reconstructions and random samples of a model
   scores      compares what anomaly maps and scores can be made of
+  shots       measures what more iterations bring with several training images
   thresholds  compares ways of choosing a threshold from the training images
 
 `python -m hta.studies NAME --help` describes a study and its options.
@@ -21,13 +22,14 @@ from hta.config import RuntimeConfig
 from hta.model import load
 from hta.runtime import own_process
 from hta.settings import Checked
-from hta.studies import demo, planted, samples, scores, thresholds
+from hta.studies import demo, planted, samples, scores, shots, thresholds
 
 _STUDIES: dict[str, tuple[str | None, type[Checked], Callable[..., Iterator[str]]]] = {
     "demo": (demo.__doc__, demo.DemoOptions, demo.run),
     "planted": (planted.__doc__, planted.PlantedOptions, planted.run),
     "samples": (samples.__doc__, samples.SampleOptions, samples.run),
     "scores": (scores.__doc__, scores.ScoreOptions, scores.run),
+    "shots": (shots.__doc__, shots.ShotsOptions, shots.run),
     "thresholds": (thresholds.__doc__, thresholds.ThresholdOptions, thresholds.run),
 }
 
