@@ -6,10 +6,8 @@ the class "fake" is never computed, and drawing the canvases and reading the win
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +22,7 @@ from hta.evaluation.maps import anomaly_maps, upsample_map
 from hta.evaluation.scores import vote_shares
 from hta.images import full_size, resize, to_tensor
 from hta.models.blocks import ConvNormLeaky
-from hta.models.canvas import CanvasGroup, CanvasPlan, plan_canvases
+from hta.models.canvas import CanvasGroup, plan_canvases
 from hta.models.kernels import LEAKY_SLOPE, statistics_dtype
 from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid
@@ -52,20 +50,19 @@ class _GroupReader(NamedTuple):
     classes: Tensor  # `(K,)` transformations of the windows
 
 
-def _reader_of(group: CanvasGroup, plan: CanvasPlan, margin: int, device: torch.device) -> _GroupReader:
+def _reader_of(
+    group: CanvasGroup, sources: Tensor, num_transforms: int, margin: int, device: torch.device
+) -> _GroupReader:
     shape = (len(group.canvases), *group.size)
-    numbers = torch.arange(math.prod(plan.image_size)).view(1, 1, *plan.image_size)
     height, width = (side - 2 * margin for side in group.size)
-    places = torch.arange(len(group.canvases) * height * width).view(-1, height, width) * plan.num_transforms
-    pixels, votes, classes = [], [], []
+    places = torch.arange(len(group.canvases) * height * width).view(-1, height, width) * num_transforms
+    votes, classes = [], []
     for canvas, place in zip(group.canvases, places, strict=True):
-        drawn = replace(canvas, grayscale=False).render(numbers)
-        pixels.append(drawn.flatten() + canvas.grayscale * numbers.numel())
         for window in canvas.windows:
             upright = torch.rot90(place[window.valid(margin)] + window.index, -canvas.rotation)
             votes.append((upright.flip(-1) if canvas.flip else upright).flatten())
             classes.append(window.index)
-    return _GroupReader(shape, *(x.to(device) for x in (torch.cat(pixels), torch.cat(votes), torch.tensor(classes))))
+    return _GroupReader(shape, *(x.to(device) for x in (sources.flatten(), torch.cat(votes), torch.tensor(classes))))
 
 
 class ScaleVoter:
@@ -94,7 +91,10 @@ class ScaleVoter:
 
         plan = plan_canvases(*image_size, self.num_transforms)
         self._map_size = [side - 2 * margin for side in image_size]
-        self.readers = [_reader_of(group, plan, margin, self._device) for group in plan.groups]
+        self.readers = [
+            _reader_of(group, sources, self.num_transforms, margin, self._device)
+            for group, sources in zip(plan.groups, plan.sources, strict=True)
+        ]
         # The activations of a pass, before and after one layer, fit in its bytes.
         pixels = max(reader.pixels.numel() for reader in self.readers)
         fitting = _PASS_BYTES[self._device.type] // (pixels * 2 * tail.in_channels * self._dtype.itemsize)

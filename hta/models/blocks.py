@@ -22,29 +22,31 @@ _KEPT_BYTES = 64 << 20
 class _NormLeakyConv(torch.autograd.Function):
     """Batch norm with weighted statistics, LeakyReLU and the next convolution, applied to several batches.
 
-    The statistics are passed in, but the backward pass differentiates through them. With many images, the activations
-    between norm and convolution are recomputed in the backward pass: this is cheap compared with the convolutions and
-    halves the memory needed for training.
+    The statistics are passed in, but the backward pass differentiates through them. `unused`, the bias of the
+    convolution before the norm, gets a gradient of zero. With many images, the activations between norm and convolution
+    are recomputed in the backward pass: this is cheap compared with the convolutions and halves the memory needed for
+    training.
     """
 
     @staticmethod
-    def forward(ctx, kernels, coverage, eps, mean, var, gamma, beta, weight, bias, *batches):
+    def forward(ctx, kernels, coverage, eps, mean, var, gamma, beta, unused, weight, bias, *batches):
         norm = Norm(mean, var, gamma, beta, eps)
         activations = kernels.norm_leaky(batches, norm)
         kept = activations if sum(a.nbytes for a in activations) <= _KEPT_BYTES else []
-        ctx.save_for_backward(mean, var, gamma, beta, weight, *batches, *kept)
+        ctx.save_for_backward(mean, var, gamma, beta, unused, weight, *batches, *kept)
         ctx.kernels, ctx.coverage, ctx.eps, ctx.num_batches = kernels, coverage, eps, len(batches)
         return tuple(kernels.convolve(activations, weight, bias))
 
     @staticmethod
     def backward(ctx, *grads):
-        mean, var, gamma, beta, weight, *rest = ctx.saved_tensors
+        mean, var, gamma, beta, unused, weight, *rest = ctx.saved_tensors
         batches, activations = rest[: ctx.num_batches], rest[ctx.num_batches :]
         norm = Norm(mean, var, gamma, beta, ctx.eps)
         activations = activations or ctx.kernels.norm_leaky(batches, norm)
-        through = ctx.kernels.convolve_backward(grads, activations, weight, ctx.needs_input_grad[7:9])
+        through = ctx.kernels.convolve_backward(grads, activations, weight, ctx.needs_input_grad[8:10])
         into = ctx.kernels.norm_leaky_backward(through.inputs, batches, activations, ctx.coverage, norm)
-        return None, None, None, None, None, into.gamma, into.beta, through.weight, through.bias, *into.inputs
+        of_norm = into.gamma, into.beta, torch.zeros_like(unused)
+        return None, None, None, None, None, *of_norm, through.weight, through.bias, *into.inputs
 
 
 class _Convolution(nn.Conv2d):
@@ -92,8 +94,7 @@ class ConvNormLeaky(nn.Module):
             norm.running_mean.lerp_(mean + self.conv.bias, norm.momentum)
             norm.running_var.lerp_(var * (total / (total - 1)), norm.momentum)
             norm.num_batches_tracked += 1
-        beta = norm.bias + 0 * self.conv.bias  # gives the bias a gradient of exactly zero
-        constants = (self.kernels, coverage, norm.eps, mean, var, norm.weight, beta)
+        constants = (self.kernels, coverage, norm.eps, mean, var, norm.weight, norm.bias, self.conv.bias)
         return list(_NormLeakyConv.apply(*constants, weight, bias, *products))
 
     def forward(self, batches: Sequence[Tensor]) -> list[Tensor]:

@@ -8,9 +8,10 @@ number of windows that cover each position. The tests compare all of this with t
 transformed image.
 """
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -114,6 +115,17 @@ class CanvasPlan:
         """
         batches = (torch.cat([canvas.render(images) for canvas in group.canvases]) for group in self.groups)
         return [batch.contiguous(memory_format=torch.channels_last) for batch in batches]
+
+    @cached_property
+    def sources(self) -> list[Tensor]:
+        """The pixel behind every place of the canvases, `(G, H' * W')` int64 per group: first those in colour, then
+        those in gray, row by row."""
+        numbers = torch.arange(math.prod(self.image_size)).view(1, 1, *self.image_size)
+
+        def pixels(canvas: Canvas) -> Tensor:
+            return replace(canvas, grayscale=False).render(numbers).flatten() + canvas.grayscale * numbers.numel()
+
+        return [torch.stack([pixels(canvas) for canvas in group.canvases]) for group in self.groups]
 
 
 def _lay_out(members: Sequence[tuple[int, Transformation]], height: int, width: int) -> Canvas:

@@ -1,7 +1,8 @@
 /* What is computed between convolutions in training, one pass over memory each: see kernels.py, which says it in torch.
 
-   All tensors are channels-last: `rows` positions of `channels` values. `counts` says how often a position counts.
-   Sums come piece by piece, PIECE positions each, for the caller to add up: so they do not depend on the threads.
+   All tensors are channels-last: `rows` positions of `channels` values, of several batches in one call. `counts` says how
+   often a position counts. Sums are of pieces of PIECE positions, added up in their order: so they do not depend on the
+   threads. `sums` is room for (pieces, 2, channels) of them.
    The file includes itself once a type of the activations: bfloat16 with float statistics, float, and double. */
 
 #ifndef VALUE
@@ -15,11 +16,31 @@
 #define PIECE 512
 
 #define VECTOR 32
-#define PIECES ((rows + PIECE - 1) / PIECE)
-#define FIRST_ROW (piece * PIECE)
-#define LAST_ROW (FIRST_ROW + PIECE < rows ? FIRST_ROW + PIECE : rows)
+#define PIVOT_ROWS 16
 /* Below this many values the threads cost more than they bring. */
 #define SERIAL 32768
+
+/* Rows first to last of a batch. */
+typedef struct {
+    int64_t batch, first, last;
+} Piece;
+
+static inline int64_t pieces_of(int64_t rows) {
+    return (rows + PIECE - 1) / PIECE;
+}
+
+static int64_t all_pieces(int64_t batches, const int64_t *rows) {
+    int64_t pieces = 0;
+    for (int64_t batch = 0; batch < batches; batch++) pieces += pieces_of(rows[batch]);
+    return pieces;
+}
+
+static inline Piece piece_at(int64_t number, const int64_t *rows) {
+    int64_t batch = 0;
+    for (; number >= pieces_of(rows[batch]); batch++) number -= pieces_of(rows[batch]);
+    int64_t first = number * PIECE, last = first + PIECE;
+    return (Piece){batch, first, last < rows[batch] ? last : rows[batch]};
+}
 
 static inline float from_bfloat16(uint16_t bits) {
     uint32_t word = (uint32_t)bits << 16;
@@ -60,6 +81,7 @@ static inline float exp_float(float x) {
 #define STORE to_bfloat16
 #define EXP exp_float
 #define LOG logf
+#define SQRT sqrtf
 #define NAME(name) name##_bfloat16
 #include "kernels.c"
 
@@ -69,6 +91,7 @@ static inline float exp_float(float x) {
 #define STORE(x) (x)
 #define EXP exp_float
 #define LOG logf
+#define SQRT sqrtf
 #define NAME(name) name##_float32
 #include "kernels.c"
 
@@ -78,72 +101,148 @@ static inline float exp_float(float x) {
 #define STORE(x) (x)
 #define EXP exp
 #define LOG log
+#define SQRT sqrt
 #define NAME(name) name##_float64
 #include "kernels.c"
 
 #else
 
-/* Weighted sums of the first and second powers of x - pivot: `sums` is (pieces, 2, channels). */
-void NAME(moments)(const VALUE *restrict x, const STATISTIC *restrict counts, const STATISTIC *restrict pivot,
-                   int64_t rows, int64_t channels, STATISTIC *restrict sums) {
-    #pragma omp parallel for schedule(static) if (rows * channels > SERIAL)
-    for (int64_t piece = 0; piece < PIECES; piece++) {
+/* One channel of all sums of pieces, the `part`-th of the two. */
+static double NAME(total)(const STATISTIC *sums, int64_t pieces, int64_t channels, int64_t part, int64_t channel) {
+    double total = 0;
+    for (int64_t piece = 0; piece < pieces; piece++) total += sums[(2 * piece + part) * channels + channel];
+    return total;
+}
+
+/* Mean and variance of each channel, `moments` is (2, channels): of powers of x - pivot, lest large means cancel. */
+void NAME(moments)(int64_t batches, const VALUE *const *x, const STATISTIC *const *counts, const int64_t *rows,
+                   int64_t channels, int64_t total, STATISTIC *restrict sums, STATISTIC *restrict moments) {
+    STATISTIC pivot[MOST_CHANNELS] = {0};
+    int64_t few = rows[0] < PIVOT_ROWS ? rows[0] : PIVOT_ROWS, pieces = all_pieces(batches, rows);
+    for (int64_t p = 0; p < few; p++)
+        for (int64_t c = 0; c < channels; c++) pivot[c] += LOAD(x[0][p * channels + c]) / few;
+    #pragma omp parallel for schedule(static) if (pieces * PIECE * channels > SERIAL)
+    for (int64_t number = 0; number < pieces; number++) {
         STATISTIC first[MOST_CHANNELS] = {0}, second[MOST_CHANNELS] = {0};
-        for (int64_t p = FIRST_ROW; p < LAST_ROW; p++)
+        Piece piece = piece_at(number, rows);
+        const VALUE *restrict values = x[piece.batch];
+        for (int64_t p = piece.first; p < piece.last; p++) {
+            STATISTIC count = counts[piece.batch][p];
             for (int64_t c = 0; c < channels; c++) {
-                STATISTIC offset = LOAD(x[p * channels + c]) - pivot[c];
-                first[c] += counts[p] * offset;
-                second[c] += counts[p] * offset * offset;
+                STATISTIC offset = LOAD(values[p * channels + c]) - pivot[c];
+                first[c] += count * offset;
+                second[c] += count * offset * offset;
             }
-        memcpy(sums + 2 * piece * channels, first, channels * sizeof(STATISTIC));
-        memcpy(sums + (2 * piece + 1) * channels, second, channels * sizeof(STATISTIC));
+        }
+        memcpy(sums + 2 * number * channels, first, channels * sizeof(STATISTIC));
+        memcpy(sums + (2 * number + 1) * channels, second, channels * sizeof(STATISTIC));
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        double offset = NAME(total)(sums, pieces, channels, 0, c) / total;
+        double variance = NAME(total)(sums, pieces, channels, 1, c) / total - offset * offset;
+        moments[c] = pivot[c] + offset;
+        moments[channels + c] = variance < 0 ? 0 : variance;
     }
 }
 
-/* y = leaky(factor * x + offset) */
-void NAME(activate)(const VALUE *restrict x, const STATISTIC *restrict factor, const STATISTIC *restrict offset,
-                    STATISTIC negative_slope, int64_t rows, int64_t channels, VALUE *restrict y) {
-    #pragma omp parallel for schedule(static) if (rows * channels > SERIAL)
-    for (int64_t piece = 0; piece < PIECES; piece++)
-        for (int64_t p = FIRST_ROW; p < LAST_ROW; p++)
-            for (int64_t c = 0; c < channels; c++) {
-            STATISTIC normed = factor[c] * LOAD(x[p * channels + c]) + offset[c];
-            y[p * channels + c] = STORE(normed > 0 ? normed : negative_slope * normed);
-        }
+/* norm(x) = factor * x + offset */
+static void NAME(affine)(const STATISTIC *mean, const STATISTIC *variance, const STATISTIC *gamma, const STATISTIC *beta,
+                         STATISTIC eps, int64_t channels, STATISTIC *factor, STATISTIC *offset) {
+    for (int64_t c = 0; c < channels; c++) {
+        factor[c] = gamma[c] / SQRT(variance[c] + eps);
+        offset[c] = beta[c] - factor[c] * mean[c];
+    }
 }
 
-/* Sums of g and of g * (x - mean), g the gradient before LeakyReLU: `sums` is (pieces, 2, channels). */
-void NAME(reduce)(const VALUE *restrict grad, const VALUE *restrict x, const STATISTIC *restrict factor,
-                  const STATISTIC *restrict offset, const STATISTIC *restrict mean, STATISTIC negative_slope,
-                  int64_t rows, int64_t channels, STATISTIC *restrict sums) {
-    #pragma omp parallel for schedule(static) if (rows * channels > SERIAL)
-    for (int64_t piece = 0; piece < PIECES; piece++) {
-        STATISTIC plain[MOST_CHANNELS] = {0}, centred[MOST_CHANNELS] = {0};
-        for (int64_t p = FIRST_ROW; p < LAST_ROW; p++)
+/* y = leaky(norm(x)) */
+void NAME(activate)(int64_t batches, const VALUE *const *x, const int64_t *rows, int64_t channels,
+                    const STATISTIC *mean, const STATISTIC *variance, const STATISTIC *gamma, const STATISTIC *beta,
+                    STATISTIC eps, STATISTIC negative_slope, VALUE *const *y) {
+    STATISTIC factor[MOST_CHANNELS], offset[MOST_CHANNELS];
+    NAME(affine)(mean, variance, gamma, beta, eps, channels, factor, offset);
+    int64_t pieces = all_pieces(batches, rows);
+    #pragma omp parallel for schedule(static) if (pieces * PIECE * channels > SERIAL)
+    for (int64_t number = 0; number < pieces; number++) {
+        Piece piece = piece_at(number, rows);
+        const VALUE *restrict from = x[piece.batch];
+        VALUE *restrict to = y[piece.batch];
+        for (int64_t p = piece.first; p < piece.last; p++)
             for (int64_t c = 0; c < channels; c++) {
-                STATISTIC value = LOAD(x[p * channels + c]), through = LOAD(grad[p * channels + c]);
+                STATISTIC normed = factor[c] * LOAD(from[p * channels + c]) + offset[c];
+                to[p * channels + c] = STORE(normed > 0 ? normed : negative_slope * normed);
+            }
+    }
+}
+
+/* From the gradients of `activate` those of x, in place, and of gamma and beta, `gradients` is (2, channels). With g the
+   gradient before LeakyReLU: factor * g - counts / total * factor * (sum of g + xhat * sum of g * xhat). */
+void NAME(activate_backward)(int64_t batches, VALUE *const *grads, const VALUE *const *x, const STATISTIC *const *counts,
+                             const int64_t *rows, int64_t channels, int64_t total, const STATISTIC *restrict mean,
+                             const STATISTIC *variance, const STATISTIC *gamma, const STATISTIC *beta, STATISTIC eps,
+                             STATISTIC negative_slope, STATISTIC *restrict sums, STATISTIC *restrict gradients) {
+    STATISTIC factor[MOST_CHANNELS], offset[MOST_CHANNELS], at_zero[MOST_CHANNELS], slope[MOST_CHANNELS];
+    NAME(affine)(mean, variance, gamma, beta, eps, channels, factor, offset);
+    int64_t pieces = all_pieces(batches, rows);
+    #pragma omp parallel for schedule(static) if (pieces * PIECE * channels > SERIAL)
+    for (int64_t number = 0; number < pieces; number++) {
+        STATISTIC plain[MOST_CHANNELS] = {0}, centred[MOST_CHANNELS] = {0};
+        Piece piece = piece_at(number, rows);
+        const VALUE *restrict values = x[piece.batch], *restrict grad = grads[piece.batch];
+        for (int64_t p = piece.first; p < piece.last; p++)
+            for (int64_t c = 0; c < channels; c++) {
+                STATISTIC value = LOAD(values[p * channels + c]), through = LOAD(grad[p * channels + c]);
                 through *= factor[c] * value + offset[c] > 0 ? 1 : negative_slope;
                 plain[c] += through;
                 centred[c] += through * (value - mean[c]);
             }
-        memcpy(sums + 2 * piece * channels, plain, channels * sizeof(STATISTIC));
-        memcpy(sums + (2 * piece + 1) * channels, centred, channels * sizeof(STATISTIC));
+        memcpy(sums + 2 * number * channels, plain, channels * sizeof(STATISTIC));
+        memcpy(sums + (2 * number + 1) * channels, centred, channels * sizeof(STATISTIC));
+    }
+    for (int64_t c = 0; c < channels; c++) {
+        double scale = 1 / sqrt((double)variance[c] + eps), to_beta = NAME(total)(sums, pieces, channels, 0, c);
+        double to_gamma = NAME(total)(sums, pieces, channels, 1, c) * scale;
+        gradients[c] = to_gamma;
+        gradients[channels + c] = to_beta;
+        slope[c] = factor[c] * to_gamma * scale / total;
+        at_zero[c] = factor[c] * to_beta / total - slope[c] * mean[c];
+    }
+    #pragma omp parallel for schedule(static) if (pieces * PIECE * channels > SERIAL)
+    for (int64_t number = 0; number < pieces; number++) {
+        Piece piece = piece_at(number, rows);
+        const VALUE *restrict values = x[piece.batch];
+        VALUE *restrict grad = grads[piece.batch];
+        for (int64_t p = piece.first; p < piece.last; p++) {
+            STATISTIC count = counts[piece.batch][p];
+            for (int64_t c = 0; c < channels; c++) {
+                STATISTIC value = LOAD(values[p * channels + c]), through = LOAD(grad[p * channels + c]);
+                through *= factor[c] * value + offset[c] > 0 ? 1 : negative_slope;
+                grad[p * channels + c] = STORE(factor[c] * through - count * (at_zero[c] + slope[c] * value));
+            }
+        }
     }
 }
 
-/* grad = factor * g - counts * (at_zero + slope * x), in place, g as in `reduce` */
-void NAME(subtract)(VALUE *restrict grad, const VALUE *restrict x, const STATISTIC *restrict counts,
-                    const STATISTIC *restrict factor, const STATISTIC *restrict offset,
-                    const STATISTIC *restrict at_zero, const STATISTIC *restrict slope, STATISTIC negative_slope,
-                    int64_t rows, int64_t channels) {
-    #pragma omp parallel for schedule(static) if (rows * channels > SERIAL)
-    for (int64_t piece = 0; piece < PIECES; piece++)
-        for (int64_t p = FIRST_ROW; p < LAST_ROW; p++)
-            for (int64_t c = 0; c < channels; c++) {
-            STATISTIC value = LOAD(x[p * channels + c]);
-            STATISTIC through = LOAD(grad[p * channels + c]);
-            through *= factor[c] * value + offset[c] > 0 ? 1 : negative_slope;
-            grad[p * channels + c] = STORE(factor[c] * through - counts[p] * (at_zero[c] + slope[c] * value));
+/* Draws canvases of images, given as `pixels` rows of 3 colours each: `to` is (canvases, images, places, 3), and
+   `sources`, (canvases, places), says which pixel each place shows. */
+void NAME(render)(const STATISTIC *restrict from, const int64_t *restrict sources, int64_t canvases, int64_t places,
+                  int64_t images, int64_t pixels, VALUE *restrict to) {
+    #pragma omp parallel for schedule(static) if (canvases * images * places > SERIAL)
+    for (int64_t number = 0; number < canvases * images; number++)
+        for (int64_t place = 0; place < places; place++) {
+            const STATISTIC *pixel = from + 3 * (number % images * pixels + sources[number / images * places + place]);
+            for (int c = 0; c < 3; c++) to[3 * (number * places + place) + c] = STORE(pixel[c]);
+        }
+}
+
+/* Adds the gradients of the canvases to those of the pixels. */
+void NAME(render_backward)(const VALUE *restrict grad, const int64_t *restrict sources, int64_t canvases, int64_t places,
+                           int64_t images, int64_t pixels, STATISTIC *restrict to) {
+    #pragma omp parallel for schedule(static) if (canvases * images * places > SERIAL)
+    for (int64_t image = 0; image < images; image++)
+        for (int64_t place = 0; place < canvases * places; place++) {
+            STATISTIC *pixel = to + 3 * (image * pixels + sources[place]);
+            const VALUE *from = grad + 3 * ((place / places * images + image) * places + place % places);
+            for (int c = 0; c < 3; c++) pixel[c] += LOAD(from[c]);
         }
 }
 
@@ -155,11 +254,12 @@ void NAME(entropy)(const VALUE *restrict logits, const uint8_t *restrict hits, c
     /* Rows are worked on in whole vectors, filled up with logits that count for nothing: remainders cost far more. */
     int64_t padded = (classes + VECTOR - 1) / VECTOR * VECTOR;
     #pragma omp parallel for schedule(static) if (rows * classes > SERIAL)
-    for (int64_t piece = 0; piece < PIECES; piece++) {
+    for (int64_t number = 0; number < pieces_of(rows); number++) {
         VALUE row[MOST_CHANNELS];
         uint8_t hit[MOST_CHANNELS] = {0};
         double total = 0;
-        for (int64_t p = FIRST_ROW; p < LAST_ROW; p++) {
+        Piece piece = piece_at(number, &rows);
+        for (int64_t p = piece.first; p < piece.last; p++) {
             int64_t place = p / (images * patches) * patches + p % patches;
             STATISTIC values[MOST_CHANNELS], powers[MOST_CHANNELS], most = -INFINITY, sum = 0, right = 0;
             memcpy(row, logits + p * classes, classes * sizeof(VALUE));
@@ -181,7 +281,7 @@ void NAME(entropy)(const VALUE *restrict logits, const uint8_t *restrict hits, c
             for (int64_t k = 0; k < padded; k++) row[k] = STORE(share * powers[k] - hit[k]);
             memcpy(grad + p * classes, row, classes * sizeof(VALUE));
         }
-        sums[piece] = total;
+        sums[number] = total;
     }
 }
 
@@ -191,6 +291,7 @@ void NAME(entropy)(const VALUE *restrict logits, const uint8_t *restrict hits, c
 #undef STORE
 #undef EXP
 #undef LOG
+#undef SQRT
 #undef NAME
 
 #endif

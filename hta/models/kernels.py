@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hta.models.canvas import CanvasPlan
+
 LEAKY_SLOPE = 0.2
 
 
@@ -94,6 +96,10 @@ class Kernels:
 
     description = "torch's own operators"
 
+    def render(self, plan: CanvasPlan, images: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """Draw the canvases of `(N, 3, h, w)` images as `CanvasPlan.render` does, in a type."""
+        return [batch.to(dtype) for batch in plan.render(images)]
+
     def convolve(self, batches: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
         """Convolve channels-last batches of one type without padding, in that type."""
         weight, bias = weight.to(batches[0].dtype), None if bias is None else bias.to(batches[0].dtype)
@@ -137,13 +143,13 @@ class Kernels:
             Two `(C,)` tensors in the type of the statistics.
         """
         dtype = statistics_dtype(batches[0].dtype)
-        pivot = pivot_of(batches)
+        pivot = _pivot_of(batches)
         first, second = pivot.new_zeros(pivot.shape, dtype=dtype), pivot.new_zeros(pivot.shape, dtype=dtype)
         for batch, counts in zip(batches, coverage.maps, strict=True):
             offsets = batch.permute(0, 2, 3, 1) - pivot
             first += _weighted_sum(offsets, counts, dtype)
             second += _weighted_sum(offsets.square_(), counts, dtype)
-        return mean_and_variance(pivot, first, second, coverage.total)
+        return _mean_and_variance(pivot, first, second, coverage.total)
 
     def norm_leaky(self, batches: Sequence[Tensor], norm: Norm) -> list[Tensor]:
         """Apply batch norm with given statistics, then LeakyReLU, to `(B, C, h, w)` channels-last tensors."""
@@ -202,7 +208,7 @@ class Kernels:
         return value, log_p.exp_().mul_(counts).sub_(hits).to(logits.dtype)
 
 
-def pivot_of(batches: Sequence[Tensor]) -> Tensor:
+def _pivot_of(batches: Sequence[Tensor]) -> Tensor:
     """A rough mean of every channel, `(C,)`, as the origin of moments: avoids cancellation on nearly flat features."""
     return batches[0][0].mean(dim=(1, 2))
 
@@ -214,7 +220,7 @@ def _weighted_sum(rows: Tensor, counts: Tensor, dtype: torch.dtype) -> Tensor:
     return sums.sum(dim=(0, 1), dtype=dtype)
 
 
-def mean_and_variance(pivot: Tensor, first: Tensor, second: Tensor, total: int) -> tuple[Tensor, Tensor]:
+def _mean_and_variance(pivot: Tensor, first: Tensor, second: Tensor, total: int) -> tuple[Tensor, Tensor]:
     """Mean and variance from the weighted sums of (x - pivot) and (x - pivot)^2."""
     offset = first / total
     return pivot + offset, (second / total - offset.square()).clamp_(min=0)

@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hta.files import printable
+from hta.models.canvas import CanvasPlan
 from hta.models.kernels import (
     LEAKY_SLOPE,
     PLAIN_KERNELS,
@@ -29,24 +31,22 @@ from hta.models.kernels import (
     Kernels,
     Norm,
     NormGradients,
-    mean_and_variance,
-    pivot_of,
     statistics_dtype,
 )
-from hta.models.winograd import Winograd
+from hta.models.transforms import to_grayscale
+from hta.models.winograd import Winograd, call, channels_last
 
 logger = logging.getLogger(__name__)
 
 _SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "winograd.c")]
 _FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _SECONDS_TO_COMPILE = 60
-_NAMES = ("moments", "activate", "reduce", "subtract", "entropy")
+_NAMES = ("moments", "activate", "activate_backward", "entropy", "render", "render_backward")
 # The same values as in kernels.c.
 _MOST_CHANNELS = 256
 _PIECE = 512
 
 _STATISTIC = {torch.bfloat16: ctypes.c_float, torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
-_TENSOR, _INT = ctypes.c_void_p, ctypes.c_int64
 
 
 def choose_kernels(device: torch.device, compiled: bool) -> Kernels:
@@ -159,25 +159,34 @@ class NativeKernels(Kernels):
         grad_bias = sum(grad.sum(dim=(0, 2, 3)) for grad in grads) if needs_bias else None
         return ConvolutionGradients(through, grad_weight, grad_bias)
 
+    def render(self, plan: CanvasPlan, images: Tensor, dtype: torch.dtype) -> list[Tensor]:
+        """See `Kernels.render`."""
+        colours = torch.cat([images, to_grayscale(images)], dim=-2).permute(0, 2, 3, 1).contiguous()
+        colours = colours.to(statistics_dtype(dtype))
+        return [
+            _Render.apply(self, sources, group.size, colours, dtype)
+            for group, sources in zip(plan.groups, plan.sources, strict=True)
+        ]
+
     def moments(self, batches: Sequence[Tensor], coverage: Coverage) -> tuple[Tensor, Tensor]:
         """See `Kernels.moments`."""
         if batches[0].shape[1] > _MOST_CHANNELS:
             return super().moments(batches, coverage)
-        pivot = pivot_of(batches).to(statistics_dtype(batches[0].dtype))
-        groups = [[_rows(batch), weights] for batch, weights in zip(batches, coverage.weights, strict=True)]
-        first, second = self._sums("moments", groups, [pivot], [])
-        return mean_and_variance(pivot, first, second, coverage.total)
+        x = [channels_last(batch) for batch in batches]
+        shape, sums = _shape(x), _room_for_sums(x)
+        moments = torch.empty_like(sums[0])
+        self.call("moments", x[0].dtype, len(x), x, list(coverage.weights), *shape, coverage.total, sums, moments)
+        mean, var = moments
+        return mean, var
 
     def norm_leaky(self, batches: Sequence[Tensor], norm: Norm) -> list[Tensor]:
         """See `Kernels.norm_leaky`."""
-        affine = norm.affine()
-        results = []
-        for batch in batches:
-            x = _rows(batch)
-            result = torch.empty_like(x)
-            self._call("activate", x, [x, *affine], [LEAKY_SLOPE, *x.shape], [result])
-            results.append(_like(result, batch))
-        return results
+        if batches[0].shape[1] > _MOST_CHANNELS:
+            return super().norm_leaky(batches, norm)
+        x = [channels_last(batch) for batch in batches]
+        y = [torch.empty_like(batch) for batch in x]
+        self.call("activate", x[0].dtype, len(x), x, *_shape(x), *norm, LEAKY_SLOPE, y)
+        return y
 
     def norm_leaky_backward(
         self,
@@ -190,19 +199,13 @@ class NativeKernels(Kernels):
         """See `Kernels.norm_leaky_backward`."""
         if batches[0].shape[1] > _MOST_CHANNELS:
             return super().norm_leaky_backward(grads, batches, activations, coverage, norm)
-        factor, offset = norm.affine()
-        pairs = [[_rows(grad), _rows(batch)] for grad, batch in zip(grads, batches, strict=True)]
-        grad_beta, centred = self._sums("reduce", pairs, [factor, offset, norm.mean], [LEAKY_SLOPE])
-        rsqrt = torch.rsqrt(norm.var + norm.eps)
-        grad_gamma = centred * rsqrt
-        # dL/dx = factor * g - counts * (at_zero + slope * x)
-        slope = factor * grad_gamma * rsqrt / coverage.total
-        at_zero = factor * grad_beta / coverage.total - slope * norm.mean
-        for (grad, x), weights in zip(pairs, coverage.weights, strict=True):
-            constants = [weights, factor, offset, at_zero, slope]
-            self._call("subtract", x, [grad, x, *constants], [LEAKY_SLOPE, *x.shape], [])
-        inputs = [_like(grad, batch) for (grad, _), batch in zip(pairs, batches, strict=True)]
-        return NormGradients(inputs, grad_gamma, grad_beta)
+        x, inputs = ([channels_last(batch) for batch in several] for several in (batches, grads))
+        shape, sums = _shape(x), _room_for_sums(x)
+        gradients = torch.empty_like(sums[0])
+        constants = coverage.total, *norm, LEAKY_SLOPE
+        weights = list(coverage.weights)
+        self.call("activate_backward", x[0].dtype, len(x), inputs, x, weights, *shape, *constants, sums, gradients)
+        return NormGradients(inputs, *gradients)
 
     def cross_entropy(self, logits: Tensor, hits: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         """See `Kernels.cross_entropy`."""
@@ -212,36 +215,45 @@ class NativeKernels(Kernels):
         logits, hits, rows = logits.contiguous(), hits.contiguous(), logits.numel() // classes
         grad = torch.empty_like(logits)
         sums = counts.new_empty(-(-rows // _PIECE))
-        self._call("entropy", logits, [logits, hits, counts], [images, patches, rows, classes], [grad, sums])
+        self.call("entropy", logits.dtype, logits, hits, counts, images, patches, rows, classes, grad, sums)
         return sums.sum(dtype=torch.float64).to(counts.dtype), grad
 
-    def _sums(self, name: str, groups: Sequence[list[Tensor]], constants: list[Tensor], numbers: list[float]) -> Tensor:
-        """Two sums per channel, `(2, C)`, by a kernel that adds up pieces of the `(rows, C)` first in each group."""
-        pieces = [-(-len(inputs[0]) // _PIECE) for inputs in groups]
-        channels, dtype = groups[0][0].shape[1], statistics_dtype(groups[0][0].dtype)
-        partial = torch.empty(sum(pieces), 2, channels, dtype=dtype)
-        for inputs, room in zip(groups, partial.split(pieces), strict=True):
-            self._call(name, inputs[0], [*inputs, *constants], [*numbers, *inputs[0].shape], [room])
-        return partial.sum(dim=0, dtype=torch.float64).to(dtype)
-
-    def _call(self, name: str, like: Tensor, inputs: list[Tensor], numbers: list[float], outputs: list[Tensor]) -> None:
-        """Call the variant of a kernel for the activation type of `like`."""
-        function = getattr(self._library, _symbol(name, like.dtype))
-        statistic = _STATISTIC[like.dtype]
-        function.restype = None
-        function(
-            *(_TENSOR(tensor.data_ptr()) for tensor in inputs),
-            *(statistic(number) if isinstance(number, float) else _INT(number) for number in numbers),
-            *(_TENSOR(tensor.data_ptr()) for tensor in outputs),
-        )
+    def call(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
+        """Call the variant of a kernel for activations of a type."""
+        call(getattr(self._library, _symbol(name, dtype)), *arguments, real=_STATISTIC[dtype])
 
 
-def _rows(batch: Tensor) -> Tensor:
-    """A `(B, C, h, w)` channels-last tensor as `(B * h * w, C)`."""
-    return batch.permute(0, 2, 3, 1).reshape(-1, batch.shape[1]).contiguous()
+class _Render(torch.autograd.Function):
+    """Draws a group of canvases of `(N, 2 h, w, 3)` images, whose lower half is gray: `(G * N, 3, H, W)`."""
+
+    @staticmethod
+    def forward(ctx, kernels, sources, size, colours, dtype):
+        ctx.kernels, ctx.sources, ctx.shape = kernels, sources, colours.shape
+        canvases = torch.empty(len(sources) * len(colours), *size, 3, dtype=dtype)
+        kernels.call("render", dtype, colours, sources, *_layout(sources, colours.shape), canvases)
+        return canvases.permute(0, 3, 1, 2)
+
+    @staticmethod
+    def backward(ctx, grad):
+        into = torch.zeros(ctx.shape, dtype=statistics_dtype(grad.dtype))
+        grad = channels_last(grad)
+        ctx.kernels.call("render_backward", grad.dtype, grad, ctx.sources, *_layout(ctx.sources, ctx.shape), into)
+        return None, None, None, into, None
 
 
-def _like(rows: Tensor, batch: Tensor) -> Tensor:
-    """The inverse of `_rows`."""
-    count, channels, height, width = batch.shape
-    return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
+def _layout(sources: Tensor, shape: Sequence[int]) -> tuple[int, int, int, int]:
+    """Numbers of canvases and their places, and of images and their pixels."""
+    return *sources.shape, shape[0], shape[1] * shape[2]
+
+
+def _shape(batches: Sequence[Tensor]) -> tuple[list[int], int]:
+    """The number of positions of each batch, and that of channels."""
+    channels = batches[0].shape[1]
+    return [batch.numel() // channels for batch in batches], channels
+
+
+def _room_for_sums(batches: Sequence[Tensor]) -> Tensor:
+    """Two sums per channel for each piece of the batches."""
+    rows, channels = _shape(batches)
+    pieces = sum(-(-count // _PIECE) for count in rows)
+    return torch.empty(pieces, 2, channels, dtype=statistics_dtype(batches[0].dtype))

@@ -4,19 +4,40 @@ They equal torch's to a few units of the sixth digit, and take 1.3 to 3 times le
 """
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-NAMES = ("winograd_filters", "winograd_convolve", "winograd_filter_gradient")
 # The same value as in winograd.c.
 _MOST_CHANNELS = 256
 _LEAST_CHANNELS = 16  # below, the work on tiles costs more than the products that it saves
 _PARTS = 8  # at most, of the sums over tiles: for several threads
 _PIXELS = 1024  # of a part, at least
 
-_TENSOR, _INT = ctypes.c_void_p, ctypes.c_int64
+
+def call(function: Any, *arguments: Any, real: type = ctypes.c_float) -> None:
+    """Call a function in C with tensors, as pointers to their values; integers; `real` numbers; and lists of these.
+
+    Tensors must be kept until it returns, and be laid out as the function expects.
+    """
+    function.restype = None
+    function(*(_in_c(argument, real) for argument in arguments))
+
+
+def _in_c(argument: Any, real: type) -> Any:
+    if isinstance(argument, list):
+        values = [_in_c(one, real) for one in argument]
+        return (type(values[0]) * len(values))(*values)
+    if argument is None or isinstance(argument, Tensor):
+        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+    return real(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
+
+
+def channels_last(batch: Tensor) -> Tensor:
+    """The same values with the channels of a pixel side by side."""
+    return batch.contiguous(memory_format=torch.channels_last)
 
 
 class Winograd:
@@ -28,8 +49,6 @@ class Winograd:
 
     def __init__(self, library: ctypes.CDLL):
         self._library, self._lanes = library, library.winograd_lanes()
-        for name in NAMES:
-            getattr(library, name).restype = None
 
     @staticmethod
     def suits(batch: Tensor, weight: Tensor) -> bool:
@@ -45,21 +64,20 @@ class Winograd:
 
     def convolve(self, batch: Tensor, filters: Tensor, bias: Tensor | None, outputs: int, pad: int = 0) -> Tensor:
         """Convolve a batch, surrounded by `pad` zeros, with `filters` of so many output channels."""
-        x = _channels_last(batch)
+        x = channels_last(batch)
         count, inputs, height, width = x.shape
         shape = count, outputs, height - 2 + 2 * pad, width - 2 + 2 * pad
         y = torch.empty(shape, memory_format=torch.channels_last)
-        numbers = count, height, width, inputs, outputs, pad
-        self._call("winograd_convolve", [x, filters, bias], numbers, y)
+        call(self._library.winograd_convolve, x, filters, bias, count, height, width, inputs, outputs, pad, y)
         return y
 
     def filters(self, weight: Tensor, *, turned: bool = False) -> Tensor:
         """The filters `(16, C, C')` of a weight `(C', C, 3, 3)`; `turned`, of the convolution back from C' to C."""
-        weight = _channels_last(weight.detach())
+        weight = channels_last(weight.detach())
         outputs, inputs = weight.shape[:2]
         filled = self._filled(inputs), self._filled(outputs)
         to = torch.empty(16, *(reversed(filled) if turned else filled))
-        self._call("winograd_filters", [weight], (inputs, outputs, int(turned)), to)
+        call(self._library.winograd_filters, weight, inputs, outputs, int(turned), to)
         return to
 
     def weight_gradient(self, grads: Sequence[Tensor], batches: Sequence[Tensor]) -> Tensor:
@@ -68,20 +86,11 @@ class Winograd:
         total = torch.zeros(3, 3, inputs, self._filled(outputs))
         for grad, batch in zip(grads, batches, strict=True):
             count, _, height, width = batch.shape
-            tensors: list[Tensor | None] = [_channels_last(batch), _channels_last(grad)]
+            x, g = channels_last(batch), channels_last(grad)
             parts = min(_PARTS, 1 + count * height * width // _PIXELS)
             numbers = count, height, width, inputs, outputs, parts
-            self._call("winograd_filter_gradient", tensors, numbers, total)
+            call(self._library.winograd_filter_gradient, x, g, *numbers, total)
         return total[..., :outputs].permute(3, 2, 0, 1)
 
     def _filled(self, channels: int) -> int:
         return -(-channels // self._lanes) * self._lanes
-
-    def _call(self, name: str, inputs: list[Tensor | None], numbers: tuple[int, ...], output: Tensor) -> None:
-        function: Callable[..., None] = getattr(self._library, name)
-        tensors = [_TENSOR(None if tensor is None else tensor.data_ptr()) for tensor in inputs]
-        function(*tensors, *map(_INT, numbers), _TENSOR(output.data_ptr()))
-
-
-def _channels_last(batch: Tensor) -> Tensor:
-    return batch.contiguous(memory_format=torch.channels_last)

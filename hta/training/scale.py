@@ -118,7 +118,7 @@ class ScaleTrainer:
             yield self._render(resize(views.to(self.pyramid.device), self.size))
 
     def _render(self, images: Tensor) -> list[Tensor]:
-        return [batch.to(self.pyramid.dtype) for batch in self.canvases.render(images)]
+        return self.pyramid.kernels.render(self.canvases, images, self.pyramid.dtype)
 
     def _step_discriminator(self, real_canvases: list[Tensor], noise: Tensor, below: Tensor) -> Tensor:
         """One step of D on real and generated patches; returns both losses, `(2,)`, detached.
@@ -136,7 +136,7 @@ class ScaleTrainer:
         if not self._without_fakes:
             with torch.no_grad():
                 fake = self.scale.generator(noise, below, self.index, self.g_coverages)
-            loss_fake = fake_loss(self._discriminate(self.canvases.render(fake)), self.targets)
+            loss_fake = fake_loss(self._discriminate(self._render(fake)), self.targets)
             loss_fake.backward()
         self.optimizers["optimizer_d"].step()
         return torch.stack([loss_real.detach(), loss_fake.detach()])
@@ -147,7 +147,7 @@ class ScaleTrainer:
         self.optimizers["optimizer_g"].zero_grad(set_to_none=True)
         fake = G(noise, below, self.index, self.g_coverages)
         D.requires_grad_(False)
-        loss_adversarial = transformation_loss(self._discriminate(self.canvases.render(fake)), self.targets)
+        loss_adversarial = transformation_loss(self._discriminate(self._render(fake)), self.targets)
         D.requires_grad_(True)
         loss_rebuilt = F.mse_loss(self._reconstruct(G), self.real)
         (loss_adversarial + self.config.alpha * loss_rebuilt).backward()

@@ -223,3 +223,25 @@ def test_the_compiler_is_known_and_a_copy_needs_none():
     assert NATIVE_KERNELS.description[:3].lower() in ("cc ", "gcc", "cla")
     assert PLAIN_KERNELS.description == "torch's own operators"
     assert type(pickle.loads(pickle.dumps(NATIVE_KERNELS))) is type(copy.deepcopy(NATIVE_KERNELS)) is Kernels  # noqa: S301
+
+
+@pytest.mark.parametrize("num_transforms", [4, 42, 54])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_canvases_and_their_gradients_are_those_of_the_plan(num_transforms, dtype):
+    draw, results = torch.Generator().manual_seed(0), []
+    plan = plan_canvases(13, 17, num_transforms)
+    kind = torch.float64 if dtype == torch.float64 else torch.float32
+    images = torch.rand(3, 3, 13, 17, generator=draw, dtype=kind)
+    factors = [torch.rand(batch.shape, generator=draw) for batch in plan.render(images)]
+    for kernels in (PLAIN_KERNELS, NATIVE_KERNELS):
+        leaf = images.clone().requires_grad_()
+        canvases = kernels.render(plan, leaf, dtype)
+        sum((canvas * factor.to(dtype)).sum() for canvas, factor in zip(canvases, factors, strict=True)).backward()
+        results.append((canvases, leaf.grad))
+    (plain, plain_grad), (native, native_grad) = results
+    for one, other in zip(plain, native, strict=True):
+        assert one.dtype == other.dtype == dtype
+        assert other.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(other, one, rtol=0, atol=1e-6)
+    # In bfloat16, torch adds up the gradients of a pixel in that type.
+    torch.testing.assert_close(native_grad, plain_grad, rtol=2e-2 if dtype == torch.bfloat16 else 1e-6, atol=1e-6)
