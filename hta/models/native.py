@@ -143,8 +143,7 @@ class NativeKernels(Kernels):
         """See `Kernels.convolve`."""
         if not self._winograd.suits(batches[0], weight):
             return super().convolve(batches, weight, bias)
-        filters = self._winograd.filters(weight)
-        return [self._winograd.convolve(batch, filters, bias, len(weight)) for batch in batches]
+        return self._winograd.convolve(batches, self._winograd.filters(weight), bias, len(weight))
 
     def convolve_backward(
         self, grads: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor, wanted: tuple[bool, bool]
@@ -153,8 +152,8 @@ class NativeKernels(Kernels):
         if not self._winograd.suits(inputs[0], weight):
             return super().convolve_backward(grads, inputs, weight, wanted)
         needs_weight, needs_bias = wanted
-        turned, channels = self._winograd.filters(weight, turned=True), weight.shape[1]
-        through = [self._winograd.convolve(grad, turned, None, channels, pad=2) for grad in grads]
+        turned = self._winograd.filters(weight, turned=True)
+        through = self._winograd.convolve(grads, turned, None, weight.shape[1], pad=2)
         grad_weight = self._winograd.weight_gradient(grads, inputs) if needs_weight else None
         grad_bias = sum(grad.sum(dim=(0, 2, 3)) for grad in grads) if needs_bias else None
         return ConvolutionGradients(through, grad_weight, grad_bias)

@@ -36,11 +36,42 @@ typedef float vector __attribute__((vector_size(4 * LANES), aligned(4)));
 
 static const float nothing[MOST_CHANNELS + LANES];
 
-/* The images of a call, and how their outputs are cut into tiles. */
+/* A batch of images, and how the outputs of their convolution are cut into tiles. */
 typedef struct {
     int64_t images, height, width, channels; /* of the images that are read or written here */
     int64_t down, across;                    /* tiles of an image */
 } Grid;
+
+/* The number and the shape, (images, height, width), of the batches of a call, and by how much outputs are larger. */
+typedef struct {
+    int64_t batches;
+    const int64_t *shapes;
+    int64_t growth;
+} Batches;
+
+static Grid grid_of(const Batches *all, int64_t batch, int64_t channels, int64_t growth) {
+    const int64_t *shape = all->shapes + 3 * batch;
+    int64_t down = (shape[1] + all->growth + 1) / 2, across = (shape[2] + all->growth + 1) / 2;
+    return (Grid){shape[0], shape[1] + growth, shape[2] + growth, channels, down, across};
+}
+
+static int64_t blocks_of(const Batches *all, int64_t batch) {
+    Grid grid = grid_of(all, batch, 0, 0);
+    return (grid.images * grid.down * grid.across + TILES - 1) / TILES;
+}
+
+static int64_t all_blocks(const Batches *all) {
+    int64_t blocks = 0;
+    for (int64_t batch = 0; batch < all->batches; batch++) blocks += blocks_of(all, batch);
+    return blocks;
+}
+
+/* The batch of a block, which is then counted within the batch. */
+static int64_t batch_of(const Batches *all, int64_t *block) {
+    int64_t batch = 0;
+    for (; *block >= blocks_of(all, batch); batch++) *block -= blocks_of(all, batch);
+    return batch;
+}
 
 typedef struct {
     int64_t image, row, column;
@@ -219,23 +250,24 @@ void winograd_filters(const float *w, int64_t inputs, int64_t outputs, int64_t t
         }
 }
 
-/* y, padded by `pad` zeros on each side, of images x; `filters` are from winograd_filters, a bias may be missing. */
-void winograd_convolve(const float *x, const float *filters, const float *bias, int64_t images, int64_t height,
-                       int64_t width, int64_t inputs, int64_t outputs, int64_t pad, float *y) {
-    int64_t out_height = height - 2 + 2 * pad, out_width = width - 2 + 2 * pad;
-    int64_t down = (out_height + 1) / 2, across = (out_width + 1) / 2;
-    Grid from = {images, height, width, inputs, down, across}, to = {images, out_height, out_width, outputs, down, across};
-    int64_t blocks = (images * down * across + TILES - 1) / TILES, depth = FILLED(inputs), filled = FILLED(outputs);
+/* y of images x, which are padded by `pad` zeros on each side, for batches of these shapes (images, height, width);
+   `filters` are from winograd_filters, a bias may be missing. */
+void winograd_convolve(int64_t batches, const float *const *x, const int64_t *shapes, const float *filters,
+                       const float *bias, int64_t inputs, int64_t outputs, int64_t pad, float *const *y) {
+    Batches all = {batches, shapes, 2 * pad - 2};
+    int64_t blocks = all_blocks(&all), depth = FILLED(inputs), filled = FILLED(outputs);
     #pragma omp parallel if (blocks > 1)
     {
         float *a = aligned_alloc(64, BYTES(depth)), *c = aligned_alloc(64, BYTES(filled));
         #pragma omp for schedule(static)
-        for (int64_t block = 0; block < blocks; block++) {
-            inputs_of_tiles(x, &from, pad, block * TILES, a);
+        for (int64_t number = 0; number < blocks; number++) {
+            int64_t block = number, batch = batch_of(&all, &block);
+            Grid from = grid_of(&all, batch, inputs, 0), to = grid_of(&all, batch, outputs, all.growth);
+            inputs_of_tiles(x[batch], &from, pad, block * TILES, a);
             for (int64_t i = 0; i < 16; i++)
                 product(a + i * STEP(depth), depth, 1, filters + i * depth * filled, TILES, depth, filled,
                         c + i * STEP(filled), 0);
-            outputs_of_tiles(c, &to, bias, block * TILES, y);
+            outputs_of_tiles(c, &to, bias, block * TILES, y[batch]);
         }
         free(a);
         free(c);
@@ -243,10 +275,9 @@ void winograd_convolve(const float *x, const float *filters, const float *bias, 
 }
 
 /* Sums over tiles of (B' x B)'(A g A'), (parts, 16, filled inputs, filled outputs). */
-static void sums_over_tiles(const float *x, const float *g, const Grid *of_x, const Grid *of_g, int64_t parts,
-                            float *sums) {
-    int64_t blocks = (of_x->images * of_x->down * of_x->across + TILES - 1) / TILES;
-    int64_t depth = FILLED(of_x->channels), filled = FILLED(of_g->channels), step = depth * filled;
+static void sums_over_tiles(const Batches *all, const float *const *x, const float *const *g, int64_t inputs,
+                            int64_t outputs, int64_t parts, float *sums) {
+    int64_t blocks = all_blocks(all), depth = FILLED(inputs), filled = FILLED(outputs), step = depth * filled;
     #pragma omp parallel if (parts > 1)
     {
         float *a = aligned_alloc(64, BYTES(depth)), *b = aligned_alloc(64, BYTES(filled));
@@ -254,9 +285,11 @@ static void sums_over_tiles(const float *x, const float *g, const Grid *of_x, co
         for (int64_t part = 0; part < parts; part++) {
             float *sum = sums + part * 16 * step;
             memset(sum, 0, 16 * step * sizeof(float));
-            for (int64_t block = blocks * part / parts; block < blocks * (part + 1) / parts; block++) {
-                inputs_of_tiles(x, of_x, 0, block * TILES, a);
-                gradients_of_tiles(g, of_g, block * TILES, b);
+            for (int64_t number = blocks * part / parts; number < blocks * (part + 1) / parts; number++) {
+                int64_t block = number, batch = batch_of(all, &block);
+                Grid of_x = grid_of(all, batch, inputs, 0), of_g = grid_of(all, batch, outputs, all->growth);
+                inputs_of_tiles(x[batch], &of_x, 0, block * TILES, a);
+                gradients_of_tiles(g[batch], &of_g, block * TILES, b);
                 for (int64_t i = 0; i < 16; i++)
                     product(a + i * STEP(depth), 1, depth, b + i * STEP(filled), depth, TILES, filled, sum + i * step, 1);
             }
@@ -266,16 +299,15 @@ static void sums_over_tiles(const float *x, const float *g, const Grid *of_x, co
     }
 }
 
-/* Adds the gradient of the weights, (3, 3, inputs, filled outputs), of a convolution of images x, given that of its
-   output. */
-void winograd_filter_gradient(const float *x, const float *g, int64_t images, int64_t height, int64_t width,
+/* The gradient of the weights, (3, 3, inputs, filled outputs), of a convolution of images x without padding, given g, that
+   of its outputs, for batches of x of these shapes. */
+void winograd_filter_gradient(int64_t batches, const float *const *x, const int64_t *shapes, const float *const *g,
                               int64_t inputs, int64_t outputs, int64_t parts, float *to) {
-    int64_t down = (height - 1) / 2, across = (width - 1) / 2;
-    Grid of_x = {images, height, width, inputs, down, across}, of_g = {images, height - 2, width - 2, outputs, down, across};
-    int64_t filled = FILLED(outputs), step = FILLED(inputs) * filled;
+    Batches all = {batches, shapes, -2};
+    int64_t filled = FILLED(outputs), step = FILLED(inputs) * filled, plane = inputs * filled;
     float *sums = aligned_alloc(64, parts * 16 * step * sizeof(float));
-    sums_over_tiles(x, g, &of_x, &of_g, parts, sums);
-    for (int64_t at = 0; at < inputs * filled; at += LANES) {
+    sums_over_tiles(&all, x, g, inputs, outputs, parts, sums);
+    for (int64_t at = 0; at < plane; at += LANES) {
         vector s[16] = {0}, half[12];
         for (int64_t part = 0; part < parts; part++)
             for (int i = 0; i < 16; i++) s[i] += *(const vector *)(sums + (16 * part + i) * step + at);
@@ -286,10 +318,10 @@ void winograd_filter_gradient(const float *x, const float *g, int64_t images, in
         for (int i = 0; i < 3; i++) {
             const vector *h = half + 4 * i;
             vector sum = 0.5f * (h[1] + h[2]);
-            float *place = to + 3 * i * inputs * filled + at;
-            *(vector *)place += h[0] + sum;
-            *(vector *)(place + inputs * filled) += 0.5f * (h[1] - h[2]);
-            *(vector *)(place + 2 * inputs * filled) += sum + h[3];
+            float *place = to + 3 * i * plane + at;
+            *(vector *)place = h[0] + sum;
+            *(vector *)(place + plane) = 0.5f * (h[1] - h[2]);
+            *(vector *)(place + 2 * plane) = sum + h[3];
         }
     }
     free(sums);

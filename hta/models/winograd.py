@@ -62,13 +62,15 @@ class Winograd:
             and max(inputs, outputs) <= _MOST_CHANNELS
         )
 
-    def convolve(self, batch: Tensor, filters: Tensor, bias: Tensor | None, outputs: int, pad: int = 0) -> Tensor:
-        """Convolve a batch, surrounded by `pad` zeros, with `filters` of so many output channels."""
-        x = channels_last(batch)
-        count, inputs, height, width = x.shape
-        shape = count, outputs, height - 2 + 2 * pad, width - 2 + 2 * pad
-        y = torch.empty(shape, memory_format=torch.channels_last)
-        call(self._library.winograd_convolve, x, filters, bias, count, height, width, inputs, outputs, pad, y)
+    def convolve(
+        self, batches: Sequence[Tensor], filters: Tensor, bias: Tensor | None, outputs: int, pad: int = 0
+    ) -> list[Tensor]:
+        """Convolve batches, surrounded by `pad` zeros, with `filters` of so many output channels."""
+        x, growth = [channels_last(batch) for batch in batches], 2 * pad - 2
+        shapes = [(len(one), outputs, one.shape[2] + growth, one.shape[3] + growth) for one in x]
+        y = [torch.empty(shape, memory_format=torch.channels_last) for shape in shapes]
+        inputs = x[0].shape[1]
+        call(self._library.winograd_convolve, len(x), x, _sizes(x), filters, bias, inputs, outputs, pad, y)
         return y
 
     def filters(self, weight: Tensor, *, turned: bool = False) -> Tensor:
@@ -82,15 +84,17 @@ class Winograd:
 
     def weight_gradient(self, grads: Sequence[Tensor], batches: Sequence[Tensor]) -> Tensor:
         """The gradient `(C', C, 3, 3)` of a weight, given those of the outputs for some inputs."""
-        outputs, inputs = grads[0].shape[1], batches[0].shape[1]
-        total = torch.zeros(3, 3, inputs, self._filled(outputs))
-        for grad, batch in zip(grads, batches, strict=True):
-            count, _, height, width = batch.shape
-            x, g = channels_last(batch), channels_last(grad)
-            parts = min(_PARTS, 1 + count * height * width // _PIXELS)
-            numbers = count, height, width, inputs, outputs, parts
-            call(self._library.winograd_filter_gradient, x, g, *numbers, total)
-        return total[..., :outputs].permute(3, 2, 0, 1)
+        x, g = ([channels_last(batch) for batch in several] for several in (batches, grads))
+        outputs, inputs = g[0].shape[1], x[0].shape[1]
+        pixels = sum(one.numel() // inputs for one in x)
+        parts = min(_PARTS, 1 + pixels // _PIXELS)
+        to = torch.empty(3, 3, inputs, self._filled(outputs))
+        call(self._library.winograd_filter_gradient, len(x), x, _sizes(x), g, inputs, outputs, parts, to)
+        return to[..., :outputs].permute(3, 2, 0, 1)
 
     def _filled(self, channels: int) -> int:
         return -(-channels // self._lanes) * self._lanes
+
+
+def _sizes(batches: Sequence[Tensor]) -> list[int]:
+    return [size for batch in batches for size in (len(batch), *batch.shape[2:])]
