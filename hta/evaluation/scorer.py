@@ -23,7 +23,7 @@ from hta.evaluation.scores import vote_shares
 from hta.images import full_size, resize, to_tensor
 from hta.models.blocks import ConvNormLeaky
 from hta.models.canvas import CanvasGroup, plan_canvases
-from hta.models.kernels import LEAKY_SLOPE, statistics_dtype
+from hta.models.kernels import LEAKY_SLOPE, PLAIN_KERNELS, Kernels, statistics_dtype
 from hta.models.networks import Discriminator
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
@@ -72,9 +72,16 @@ class ScaleVoter:
         discriminator: trained; its parameters are copied, its running statistics are folded in.
         image_size: (h, w) of the images, pixels.
         pass_images: images that pass through the network together; by default as many as fit in the caches.
+        kernels: whose convolutions are used.
     """
 
-    def __init__(self, discriminator: Discriminator, image_size: tuple[int, int], pass_images: int | None = None):
+    def __init__(
+        self,
+        discriminator: Discriminator,
+        image_size: tuple[int, int],
+        pass_images: int | None = None,
+        kernels: Kernels = PLAIN_KERNELS,
+    ):
         tail, margin = discriminator.body.tail, discriminator.margin
         self._dtype, self._device = discriminator.compute_dtype, tail.weight.device
         self._fused = has_fused_kernel(self._device, self._dtype)
@@ -88,6 +95,11 @@ class ScaleVoter:
             (weight.to(self._dtype).contiguous(memory_format=torch.channels_last), bias.to(self._dtype))
             for weight, bias in layers
         )
+        self._winograd = kernels.winograd
+        self._filters = [
+            self._winograd.filters(weight) if self._winograd and self._winograd.suits(weight, self._dtype) else None
+            for weight, _ in (*self._hidden, self._tail)
+        ]
 
         plan = plan_canvases(*image_size, self.num_transforms)
         self._map_size = [side - 2 * margin for side in image_size]
@@ -130,7 +142,8 @@ class ScaleVoter:
 
     def _probabilities(self, canvases: Tensor) -> Tensor:
         """Softmax over the M transformations at every patch: `(B, H - 2m, W - 2m, M)`, contiguous, at least float32."""
-        logits = F.conv2d(self.activations(canvases), *self._tail).permute(0, 2, 3, 1)[..., : self.num_transforms]
+        logits = self._convolve(self.activations(canvases), *self._tail, self._filters[-1], negative_slope=1.0)
+        logits = logits.permute(0, 2, 3, 1)[..., : self.num_transforms]
         return F.softmax(logits, dim=-1, dtype=statistics_dtype(self._dtype))
 
     @torch.no_grad()
@@ -142,14 +155,25 @@ class ScaleVoter:
     def activations(self, images: Tensor) -> Tensor:
         """`features` of images that pass together, in the type of the networks."""
         x = images.to(memory_format=torch.channels_last)
-        for weight, bias in self._hidden:
-            if self._fused and not torch.compiler.is_exporting():
-                x = torch.ops.mkldnn._convolution_pointwise(
-                    x, weight, bias, [0, 0], [1, 1], [1, 1], 1, "leaky_relu", [LEAKY_SLOPE], ""
-                )
-            else:
-                x = F.leaky_relu_(F.conv2d(x, weight, bias), LEAKY_SLOPE)
+        for layer, filters in zip(self._hidden, self._filters[:-1], strict=True):
+            x = self._convolve(x, *layer, filters, LEAKY_SLOPE)
         return x
+
+    def _convolve(
+        self, x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor | None, negative_slope: float
+    ) -> Tensor:
+        """Convolution and LeakyReLU, by the fastest way that there is."""
+        if torch.compiler.is_exporting():
+            return F.leaky_relu(F.conv2d(x, weight, bias), negative_slope)
+        if self._winograd and filters is not None:
+            return self._winograd.convolve([x], filters, bias, len(bias), negative_slope=negative_slope)[0]
+        if negative_slope == 1.0:
+            return F.conv2d(x, weight, bias)
+        if not self._fused:
+            return F.leaky_relu_(F.conv2d(x, weight, bias), negative_slope)
+        return torch.ops.mkldnn._convolution_pointwise(
+            x, weight, bias, [0, 0], [1, 1], [1, 1], 1, "leaky_relu", [negative_slope], ""
+        )
 
 
 def has_fused_kernel(device: torch.device, dtype: torch.dtype) -> bool:
@@ -207,7 +231,7 @@ class Scorer:
         self.plan, self.margin = pyramid.plan, pyramid.config.margin
         self.precision = str(pyramid.dtype).removeprefix("torch.")
         self.voters = [
-            ScaleVoter(scale.discriminator, size, pass_images)
+            ScaleVoter(scale.discriminator, size, pass_images, pyramid.kernels)
             for scale, size in zip(pyramid.scales, self.plan.sizes, strict=True)
         ]
 

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hta.models.canvas import CanvasPlan
+from hta.models.winograd import Winograd
 
 LEAKY_SLOPE = 0.2
 
@@ -95,6 +96,7 @@ class Kernels:
     """The implementation in torch operators."""
 
     description = "torch's own operators"
+    winograd: Winograd | None = None
 
     def render(self, plan: CanvasPlan, images: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """Draw the canvases of `(N, 3, h, w)` images as `CanvasPlan.render` does, in a type."""

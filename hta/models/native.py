@@ -38,34 +38,52 @@ from hta.models.winograd import Winograd, call, channels_last
 
 logger = logging.getLogger(__name__)
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("kernels.c", "winograd.c")]
+_KERNELS, _WINOGRAD = (Path(__file__).with_name(name) for name in ("kernels.c", "winograd.c"))
 _FLAGS = ("-O3", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 _SECONDS_TO_COMPILE = 60
-_NAMES = ("moments", "activate", "activate_backward", "entropy", "render", "render_backward")
 # The same values as in kernels.c.
 _MOST_CHANNELS = 256
 _PIECE = 512
 
 _STATISTIC = {torch.bfloat16: ctypes.c_float, torch.float32: ctypes.c_float, torch.float64: ctypes.c_double}
+_SYMBOLS = {
+    _KERNELS: [
+        f"{name}_{str(kind).removeprefix('torch.')}"
+        for name, kind in product(
+            ("moments", "activate", "activate_backward", "entropy", "render", "render_backward"), _STATISTIC
+        )
+    ],
+    _WINOGRAD: ["winograd_lanes", "winograd_filters", "winograd_convolve", "winograd_filter_gradient"],
+}
 
 
 def choose_kernels(device: torch.device, compiled: bool) -> Kernels:
     """Choose the kernels to train with; `compiled` ones only on a CPU, with a working C compiler."""
-    built = _library() if compiled and device.type == "cpu" else None
-    return PLAIN_KERNELS if built is None else NativeKernels(*built)
+    if not compiled or device.type != "cpu":
+        return PLAIN_KERNELS
+    winograd = _library(_WINOGRAD)
+    others = winograd and _library(_KERNELS)
+    return NativeKernels(Winograd(winograd[0]), *others) if winograd and others else PLAIN_KERNELS
 
 
-@lru_cache(maxsize=1)
-def _library() -> tuple[ctypes.CDLL, str] | None:
-    """The compiled kernels, and with what they were compiled; None, with a notice, if they cannot be built."""
+def choose_convolutions(device: torch.device, dtype: torch.dtype, compiled: bool) -> Kernels:
+    """Choose the kernels of frozen networks: `compiled` convolutions on a CPU in float32, with a working C compiler."""
+    fits = compiled and device.type == "cpu" and dtype == torch.float32
+    library = _library(_WINOGRAD) if fits else None
+    return WinogradKernels(Winograd(library[0])) if library else PLAIN_KERNELS
+
+
+@lru_cache(maxsize=2)
+def _library(source: Path) -> tuple[ctypes.CDLL, str] | None:
+    """A compiled source, and with what it was compiled; None, with a notice, if it cannot be built."""
     compiler = _compiler()
     if not compiler:
-        logger.info("no C compiler found: training with torch's own operators, which takes longer")
+        logger.info("no C compiler found: using torch's own operators, which takes longer")
         return None
     try:
-        return _build(compiler), printable(" ".join([_version(compiler), *compiler[1:], *_FLAGS]))
+        return _build(compiler, source), printable(" ".join([_version(compiler), *compiler[1:], *_FLAGS]))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
-        text = "the C compiler %r cannot make the kernels (%s): training with torch's own operators"
+        text = "the C compiler %r cannot make the kernels (%s): using torch's own operators, which takes longer"
         logger.info(text, compiler[0], error)
         return None
 
@@ -88,24 +106,23 @@ def _version(compiler: Sequence[str]) -> str:
     return (said.splitlines() or [compiler[0]])[0][:200]
 
 
-def _build(compiler: Sequence[str]) -> ctypes.CDLL:
-    """Compile and load the library; raises OSError, SubprocessError or AttributeError if either fails."""
+def _build(compiler: Sequence[str], source: Path) -> ctypes.CDLL:
+    """Compile and load a library; raises OSError, SubprocessError or AttributeError if either fails."""
     # Use the OpenMP runtime that torch has loaded: a second pool of threads would compete with its own.
     runtimes = sorted(map(str, Path(torch.__file__).parent.glob("lib/libgomp*.so*")))
     for path in runtimes:
         ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
     with tempfile.TemporaryDirectory(prefix="hta-kernels-") as folder:
-        library, built = Path(folder, "kernels.so"), {source: Path(folder, f"{source.stem}.o") for source in _SOURCES}
+        built, library = Path(folder, "kernels.o"), Path(folder, "kernels.so")
         for command in (
-            *([*compiler, *_FLAGS, "-march=native", "-c", str(source), "-o", str(to)] for source, to in built.items()),
-            [*compiler, "-shared", *map(str, built.values()), "-o", str(library), "-lm"],
+            [*compiler, *_FLAGS, "-march=native", "-c", str(source), "-o", str(built)],
+            [*compiler, "-shared", str(built), "-o", str(library), "-lm"],
         ):
             subprocess.run(command, check=True, capture_output=True, timeout=_SECONDS_TO_COMPILE)
         _try_to_load([*runtimes, str(library)])
         loaded = ctypes.CDLL(str(library))  # resolves all symbols at once
-    for name, kind in product(_NAMES, _STATISTIC):
-        getattr(loaded, _symbol(name, kind))
-    loaded.winograd_lanes.restype = ctypes.c_int
+    for name in _SYMBOLS[source]:
+        getattr(loaded, name)
     return loaded
 
 
@@ -119,44 +136,50 @@ def _try_to_load(libraries: list[str]) -> None:
         raise OSError("it leaves a damaged library")
 
 
-def _symbol(name: str, kind: torch.dtype) -> str:
-    return f"{name}_{str(kind).removeprefix('torch.')}"
+class WinogradKernels(Kernels):
+    """Convolutions by Winograd's algorithm where it fits, otherwise torch's operators; see `Kernels`."""
 
+    description = "torch's own operators, convolutions in C"
 
-class NativeKernels(Kernels):
-    """The implementation in C; see `Kernels`.
-
-    Args:
-        library: the compiled kernels.
-        description: the compiler and its flags.
-    """
-
-    def __init__(self, library: ctypes.CDLL, description: str):
-        self._library, self.description = library, description
-        self._winograd = Winograd(library)
+    def __init__(self, winograd: Winograd):
+        self.winograd = winograd
 
     def __reduce__(self):
-        """A copy, maybe in another process, uses torch's operators: what is trained already needs no kernels."""
+        """A copy, maybe in another process, uses torch's operators: compiled code cannot be copied."""
         return Kernels, ()
 
     def convolve(self, batches: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
         """See `Kernels.convolve`."""
-        if not self._winograd.suits(batches[0], weight):
+        if not self.winograd.suits(weight, batches[0].dtype):
             return super().convolve(batches, weight, bias)
-        return self._winograd.convolve(batches, self._winograd.filters(weight), bias, len(weight))
+        return self.winograd.convolve(batches, self.winograd.filters(weight), bias, len(weight))
 
     def convolve_backward(
         self, grads: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor, wanted: tuple[bool, bool]
     ) -> ConvolutionGradients:
         """See `Kernels.convolve_backward`."""
-        if not self._winograd.suits(inputs[0], weight):
+        if not self.winograd.suits(weight, inputs[0].dtype):
             return super().convolve_backward(grads, inputs, weight, wanted)
         needs_weight, needs_bias = wanted
-        turned = self._winograd.filters(weight, turned=True)
-        through = self._winograd.convolve(grads, turned, None, weight.shape[1], pad=2)
-        grad_weight = self._winograd.weight_gradient(grads, inputs) if needs_weight else None
+        turned = self.winograd.filters(weight, turned=True)
+        through = self.winograd.convolve(grads, turned, None, weight.shape[1], pad=2)
+        grad_weight = self.winograd.weight_gradient(grads, inputs) if needs_weight else None
         grad_bias = sum(grad.sum(dim=(0, 2, 3)) for grad in grads) if needs_bias else None
         return ConvolutionGradients(through, grad_weight, grad_bias)
+
+
+class NativeKernels(WinogradKernels):
+    """The implementation in C; see `Kernels`.
+
+    Args:
+        winograd: the compiled convolutions.
+        library: the other compiled kernels.
+        description: the compiler and its flags.
+    """
+
+    def __init__(self, winograd: Winograd, library: ctypes.CDLL, description: str):
+        super().__init__(winograd)
+        self._library, self.description = library, description
 
     def render(self, plan: CanvasPlan, images: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """See `Kernels.render`."""
@@ -219,7 +242,8 @@ class NativeKernels(Kernels):
 
     def call(self, name: str, dtype: torch.dtype, *arguments: Any) -> None:
         """Call the variant of a kernel for activations of a type."""
-        call(getattr(self._library, _symbol(name, dtype)), *arguments, real=_STATISTIC[dtype])
+        function = getattr(self._library, f"{name}_{str(dtype).removeprefix('torch.')}")
+        call(function, *arguments, real=_STATISTIC[dtype])
 
 
 class _Render(torch.autograd.Function):

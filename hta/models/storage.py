@@ -26,6 +26,7 @@ from hta import __version__
 from hta.config import Config
 from hta.errors import UserError
 from hta.files import Foreign, check_plain, locked, new_folder, sweep, write_atomically
+from hta.models.native import choose_convolutions
 from hta.models.pyramid import Pyramid, Scale
 from hta.models.scales import plan_of
 from hta.runtime import Runtime, seeded_generator
@@ -265,7 +266,8 @@ class RunFolder:
             remedy = "finish it with main_train.py --resume"
             raise UserError(f"{self.path}: the training of this model is unfinished; {remedy}")
         model = record.config.model
-        pyramid = Pyramid(model, record.image_size, record.num_images, runtime.device, runtime.dtype)
+        kernels = choose_convolutions(runtime.device, runtime.dtype, runtime.compile)
+        pyramid = Pyramid(model, record.image_size, record.num_images, runtime.device, runtime.dtype, kernels)
         self.load_scales(pyramid, pyramid.plan.num_scales)
         return record, pyramid
 

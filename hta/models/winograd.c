@@ -102,6 +102,14 @@ INLINE void store(float *to, vector values, int64_t k, int64_t channels) {
         memcpy(to + k, &values, (channels - k) * sizeof(float));
 }
 
+typedef int32_t mask __attribute__((vector_size(4 * LANES), aligned(4)));
+
+/* LeakyReLU; a slope of 1 leaves all as it is. */
+INLINE vector leaky(vector values, float negative_slope) {
+    mask positive = values > 0;
+    return (vector)((positive & (mask)values) | (~positive & (mask)(negative_slope * values)));
+}
+
 /* c[m][n] (+)= sum over k of a[m * row + k * column] * b[k][n], for a few rows and vectors of n. */
 INLINE void product_of_rows(const float *a, int64_t row, int64_t column, const float *b, int64_t depth, int64_t filled,
                             float *c, const int rows, const int vectors, const int adds) {
@@ -195,8 +203,9 @@ static void gradients_of_tiles(const float *g, const Grid *grid, int64_t first, 
     }
 }
 
-/* A' m A of a block of tiles, plus the bias, into the images. */
-static void outputs_of_tiles(const float *from, const Grid *grid, const float *bias, int64_t first, float *y) {
+/* LeakyReLU of A' m A plus the bias, of a block of tiles, into the images. */
+static void outputs_of_tiles(const float *from, const Grid *grid, const float *bias, float negative_slope, int64_t first,
+                             float *y) {
     int64_t channels = grid->channels, filled = FILLED(channels), step = STEP(filled);
     for (int64_t tile = 0; tile < TILES; tile++, from += filled) {
         Place at = place_of(grid, first + tile);
@@ -212,7 +221,7 @@ static void outputs_of_tiles(const float *from, const Grid *grid, const float *b
                 const vector *h = half + i / 2 * 4;
                 float *to = (float *)pixel(y, grid, at.image, 2 * at.row + i / 2, 2 * at.column + i % 2);
                 vector value = i % 2 ? h[1] - h[2] - h[3] : h[0] + h[1] + h[2];
-                if (to != nothing) store(to, value + shift, k, channels);
+                if (to != nothing) store(to, leaky(value + shift, negative_slope), k, channels);
             }
         }
     }
@@ -250,10 +259,11 @@ void winograd_filters(const float *w, int64_t inputs, int64_t outputs, int64_t t
         }
 }
 
-/* y of images x, which are padded by `pad` zeros on each side, for batches of these shapes (images, height, width);
+/* y, after LeakyReLU, of images x, which are padded by `pad` zeros on each side, for batches of these shapes (images, height, width);
    `filters` are from winograd_filters, a bias may be missing. */
 void winograd_convolve(int64_t batches, const float *const *x, const int64_t *shapes, const float *filters,
-                       const float *bias, int64_t inputs, int64_t outputs, int64_t pad, float *const *y) {
+                       const float *bias, int64_t inputs, int64_t outputs, int64_t pad, float negative_slope,
+                       float *const *y) {
     Batches all = {batches, shapes, 2 * pad - 2};
     int64_t blocks = all_blocks(&all), depth = FILLED(inputs), filled = FILLED(outputs);
     #pragma omp parallel if (blocks > 1)
@@ -267,7 +277,7 @@ void winograd_convolve(int64_t batches, const float *const *x, const int64_t *sh
             for (int64_t i = 0; i < 16; i++)
                 product(a + i * STEP(depth), depth, 1, filters + i * depth * filled, TILES, depth, filled,
                         c + i * STEP(filled), 0);
-            outputs_of_tiles(c, &to, bias, block * TILES, y[batch]);
+            outputs_of_tiles(c, &to, bias, negative_slope, block * TILES, y[batch]);
         }
         free(a);
         free(c);

@@ -51,26 +51,28 @@ class Winograd:
         self._library, self._lanes = library, library.winograd_lanes()
 
     @staticmethod
-    def suits(batch: Tensor, weight: Tensor) -> bool:
-        """Whether a batch and a weight are of this kind, and large enough to gain from it."""
+    def suits(weight: Tensor, dtype: torch.dtype) -> bool:
+        """Whether a convolution in a type, with this weight, is of this kind, and large enough to gain from it."""
         outputs, inputs, *sides = weight.shape
-        return (
-            batch.dtype == torch.float32
-            and batch.device.type == "cpu"
-            and sides == [3, 3]
-            and min(inputs, outputs) >= _LEAST_CHANNELS
-            and max(inputs, outputs) <= _MOST_CHANNELS
-        )
+        fewest, most = min(inputs, outputs), max(inputs, outputs)
+        return dtype == torch.float32 and sides == [3, 3] and fewest >= _LEAST_CHANNELS and most <= _MOST_CHANNELS
 
     def convolve(
-        self, batches: Sequence[Tensor], filters: Tensor, bias: Tensor | None, outputs: int, pad: int = 0
+        self,
+        batches: Sequence[Tensor],
+        filters: Tensor,
+        bias: Tensor | None,
+        outputs: int,
+        pad: int = 0,
+        negative_slope: float = 1.0,
     ) -> list[Tensor]:
-        """Convolve batches, surrounded by `pad` zeros, with `filters` of so many output channels."""
+        """Convolve batches, surrounded by `pad` zeros, with `filters` of so many output channels; then LeakyReLU."""
         x, growth = [channels_last(batch) for batch in batches], 2 * pad - 2
         shapes = [(len(one), outputs, one.shape[2] + growth, one.shape[3] + growth) for one in x]
         y = [torch.empty(shape, memory_format=torch.channels_last) for shape in shapes]
         inputs = x[0].shape[1]
-        call(self._library.winograd_convolve, len(x), x, _sizes(x), filters, bias, inputs, outputs, pad, y)
+        numbers = inputs, outputs, pad, negative_slope
+        call(self._library.winograd_convolve, len(x), x, _sizes(x), filters, bias, *numbers, y)
         return y
 
     def filters(self, weight: Tensor, *, turned: bool = False) -> Tensor:

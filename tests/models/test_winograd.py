@@ -1,4 +1,4 @@
-"""Convolutions by Winograd's algorithm in C: against torch's in float64, for every shape of a block that is not full."""
+"""Convolutions by Winograd's algorithm in C: against torch's in float64, for every way a block can be partly filled."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def problem(inputs, outputs, shapes, seed=0):
 @pytest.mark.parametrize("shapes", SHAPES)
 def test_convolutions_and_their_gradients_equal_torchs_in_float64(channels, shapes):
     batches, grads, weight, bias = problem(*channels, shapes)
-    assert Winograd.suits(batches[0], weight)
+    assert Winograd.suits(weight, torch.float32)
     leaves = [batch.double().requires_grad_() for batch in batches]
     kernel, shift = weight.double().requires_grad_(), bias.double().requires_grad_()
     expected = [F.conv2d(leaf, kernel, shift) for leaf in leaves]
@@ -72,18 +72,29 @@ def test_the_bits_do_not_depend_on_the_threads():
 @pytest.mark.parametrize("weight", [(8, 32, 3, 3), (32, 3, 3, 3), (32, 32, 5, 5), (300, 32, 3, 3)])
 def test_other_convolutions_are_left_to_torch(weight):
     batch = torch.zeros(1, weight[1], 12, 12)
-    assert not Winograd.suits(batch, torch.zeros(weight))
+    assert not Winograd.suits(torch.zeros(weight), torch.float32)
     assert NATIVE_KERNELS.convolve([batch], torch.zeros(weight))[0].shape[1] == weight[0]
 
 
 def test_other_types_are_left_to_torch():
     batch, weight = torch.zeros(1, 32, 12, 12), torch.zeros(32, 32, 3, 3)
-    assert not Winograd.suits(batch.double(), weight)
-    assert not Winograd.suits(batch.bfloat16(), weight)
+    assert not any(Winograd.suits(weight, dtype) for dtype in (torch.float64, torch.bfloat16))
     assert NATIVE_KERNELS.convolve([batch.bfloat16()], weight)[0].dtype == torch.bfloat16
 
 
 def test_images_and_weights_of_any_layout_are_accepted():
     batches, _, weight, bias = problem(32, 32, [(2, 9, 12)])
-    same = NATIVE_KERNELS.convolve([batches[0].contiguous()], weight.contiguous(memory_format=torch.channels_last), bias)
+    same = NATIVE_KERNELS.convolve(
+        [batches[0].contiguous()], weight.contiguous(memory_format=torch.channels_last), bias
+    )
     assert torch.equal(same[0], NATIVE_KERNELS.convolve(batches, weight, bias)[0])
+
+
+@pytest.mark.parametrize("slope", [0.2, 1.0])
+def test_leaky_relu_follows_if_asked_for(slope):
+    batches, _, weight, bias = problem(32, 43, SHAPES[2])
+    winograd = NATIVE_KERNELS.winograd
+    found = winograd.convolve(batches, winograd.filters(weight), bias, 43, negative_slope=slope)
+    for actual, batch in zip(found, batches, strict=True):
+        expected = F.leaky_relu(F.conv2d(batch.double(), weight.double(), bias.double()), slope)
+        torch.testing.assert_close(actual.double(), expected, **NEAR)
