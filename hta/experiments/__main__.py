@@ -84,8 +84,10 @@ def _add_run_options(run: Parser) -> None:
     what("--num_transforms", type=int, choices=plan.NUM_TRANSFORMS, help=text)
     what("--fractions", **several, type=_fraction, metavar="F", help="fractions of the patches that vote, from 0 to 1")
     what("--test_limit", type=_count, metavar="N", help="only N test images, each class in proportion (default all)")
-    what("--seed", type=int, default=0, help="random seed of draws, test images and training (default 0)")
-    what("--set", **several, metavar="NAME=VALUE", help="changed settings of model and training, such as niter=500")
+    text = "random seed of draws and test images, and, with the number of the draw added, of the training (default 0)"
+    what("--seed", type=int, default=0, help=text)
+    text = "changed settings of model and training, such as niter=500; manualSeed=3 is the seed of the training alone"
+    what("--set", **several, metavar="NAME=VALUE", help=text)
     what("--prepare", **several, metavar="NAME=VALUE", help="changed preparation of images, such as train_clahe=false")
     data = run.add_argument_group("data").add_argument
     data("--data_root", default="data", metavar="DIR", help="folder that holds the data sets (default data)")
