@@ -156,6 +156,11 @@ class RunSpec:
         return ", ".join(changes)
 
     @property
+    def changes_but_seed(self) -> str:
+        """The changes without that of the seed of the training alone."""
+        return replace(self, settings=tuple(pair for pair in self.settings if pair[0] != "manualSeed")).changes
+
+    @property
     def training_seed(self) -> int:
         """The seed of weights and noise. Draws differ in it too, so that their spread covers all randomness."""
         return dict(self.settings).get("manualSeed", self.seed + self.draw)
