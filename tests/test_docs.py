@@ -168,7 +168,7 @@ def known_options():
     """The long options of all commands, from their help."""
     commands = [(main_train.main, []), (main_eval.main, []), (speed.main, []), (watch.main, []), (export.main, [])]
     commands += [(main, ["run"]), (main, ["table"])]
-    commands += [(studies.main, [name]) for name in ("demo", "planted", "samples", "scores", "thresholds")]
+    commands += [(studies.main, [name]) for name in ("demo", "planted", "samples", "scores", "shots", "thresholds")]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         for command, words in commands:
             with contextlib.suppress(SystemExit):

@@ -1,4 +1,4 @@
-"""Rerun the paper's tables: python -m hta.experiments run | table N | summary | changes | recipes | classes | ..."""
+"""Rerun the paper's tables: python -m hta.experiments run|table N|summary|changes|recipes|classes|seeds|scores|plot"""
 
 import sys
 from argparse import Namespace
@@ -16,7 +16,7 @@ from hta.cli import Parser, run_command
 from hta.config import RuntimeConfig
 from hta.data.loaders import load_dataset
 from hta.errors import RunError, UserError
-from hta.experiments import changes, classes, plan, tables
+from hta.experiments import changes, classes, plan, seeds, tables
 from hta.experiments.results import FAILED_FOLDER, SHOT_TABLES, TABLES, default_folder, is_done, load_runs, make_folder
 from hta.experiments.runner import available_devices, run_missing
 from hta.files import write_atomically
@@ -42,6 +42,7 @@ def _command(argv: Sequence[str] | None) -> None:
         ("changes", _changes, "print the effect of changed settings"),
         ("recipes", _recipes, "print the recipe views beside the paper's"),
         ("classes", _classes, "print the score combined beside the paper's"),
+        ("seeds", _seeds, "print what the seed and the image move"),
         ("scores", _scores, "print the effect of other scores"),
         ("plot", _plot, "draw the results next to the paper's"),
     ):
@@ -84,8 +85,10 @@ def _add_run_options(run: Parser) -> None:
     what("--num_transforms", type=int, choices=plan.NUM_TRANSFORMS, help=text)
     what("--fractions", **several, type=_fraction, metavar="F", help="fractions of the patches that vote, from 0 to 1")
     what("--test_limit", type=_count, metavar="N", help="only N test images, each class in proportion (default all)")
-    what("--seed", type=int, default=0, help="random seed of draws, test images and training (default 0)")
-    what("--set", **several, metavar="NAME=VALUE", help="changed settings of model and training, such as niter=500")
+    text = "random seed of draws and test images, and, with the number of the draw added, of the training (default 0)"
+    what("--seed", type=int, default=0, help=text)
+    text = "changed settings of model and training, such as niter=500; manualSeed=3 is the seed of the training alone"
+    what("--set", **several, metavar="NAME=VALUE", help=text)
     what("--prepare", **several, metavar="NAME=VALUE", help="changed preparation of images, such as train_clahe=false")
     data = run.add_argument_group("data").add_argument
     data("--data_root", default="data", metavar="DIR", help="folder that holds the data sets (default data)")
@@ -199,6 +202,11 @@ def _recipes(options: Namespace) -> None:
 def _classes(options: Namespace) -> None:
     """Print the AUROC of the score combined beside that of the paper's, of the same one-shot runs."""
     print(classes.classes_to_markdown(load_runs(options.results)))
+
+
+def _seeds(options: Namespace) -> None:
+    """Print how far the AUROC moves with the seed of the training and with the image, and what several seeds gain."""
+    print(seeds.seeds_to_markdown(options.results))
 
 
 def _scores(options: Namespace) -> None:

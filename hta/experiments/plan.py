@@ -41,7 +41,6 @@ Pairs = tuple[tuple[str, Any], ...]
 
 _SET_ELSEWHERE = {
     "num_transforms": "give --num_transforms instead",
-    "manualSeed": "give --seed instead, to which each run adds its draw",
     "task": "it follows from the data set, give another of --datasets instead",
 }
 _OVERRIDES: Mapping[str, dict[str, type]] = {
@@ -131,7 +130,7 @@ class RunSpec:
     data_sha256: str  # digest of the training images and of the test images' names
     fractions: tuple[float, ...] = (1.0,)  # of the patches that vote, ascending; scored in one pass
     test_limit: int | None = None  # number of test images; None for all
-    seed: int = 0  # of draws and test images; with the draw, of the training
+    seed: int = 0  # of draws and test images; with the draw, of the training, unless the settings have its own
     precision: str = "auto"  # as requested; "auto" depends on the machine
     settings: Pairs = ()  # overridden settings of model and training
     preparation: Pairs = ()  # overridden preparation of the images (fields of `BenchmarkSpec`)
@@ -156,13 +155,22 @@ class RunSpec:
         changes += [f"seed {self.seed}"] * (self.seed != 0) + [self.precision] * (self.precision != "auto")
         return ", ".join(changes)
 
+    @property
+    def changes_but_seed(self) -> str:
+        """The changes without that of the seed of the training alone."""
+        return replace(self, settings=tuple(pair for pair in self.settings if pair[0] != "manualSeed")).changes
+
+    @property
+    def training_seed(self) -> int:
+        """The seed of weights and noise. Draws differ in it too, so that their spread covers all randomness."""
+        return dict(self.settings).get("manualSeed", self.seed + self.draw)
+
     def config(self) -> Config:
         """The resolved settings of model and training; a UserError refuses an unknown one, or one out of range."""
         preset, variant = PRESETS[self.preset], VARIANTS[self.variant]
         flat: dict[str, Any] = {"min_size": preset.min_size, "max_size": preset.max_size, "niter": preset.niter}
         flat["recipe"] = variant.recipe
-        # Draws differ in weights and noise too, so that their spread covers all randomness.
-        flat |= {"task": self.task, "num_transforms": self.num_transforms, "manualSeed": self.seed + self.draw}
+        flat |= {"task": self.task, "num_transforms": self.num_transforms, "manualSeed": self.training_seed}
         flat |= dict(self.settings)
         if variant.one_scale:
             flat |= {"min_size": variant.one_scale, "max_size": variant.one_scale}

@@ -14,14 +14,18 @@ import logging
 import os
 import reprlib
 import textwrap
-from collections.abc import Iterator, Mapping
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from tokenize import TokenError
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
 
 from hta.errors import RunError, UserError
+from hta.evaluation.metrics import image_auroc
 from hta.experiments.plan import METHOD_VERSION, RunSpec
 from hta.files import printable, write_atomically
 
@@ -36,11 +40,20 @@ SHOT_TABLES = range(1, 6)
 
 _CHECKOUT = Path(__file__).parents[2] / "docs" / "results"
 _COLUMNS = ["name", "key", "title", "pos_class", "shots", "draw", "variant", "preset", "num_transforms", "test_limit"]
-_COLUMNS += ["precision", "in_order", "paper_dataset", "data_sha256", "task", "changes"]
+_COLUMNS += ["precision", "in_order", "paper_dataset", "data_sha256", "task", "changes", "changes_but_seed"]
+_COLUMNS += ["training_seed"]
 _WAYS = ("mean", "minmax")
 _MAX_BYTES = 2**24
 _MEASURED = ["auroc", "minmax", "by_fraction", "by_scale", "false_alarms", "combined", "combined_alarms", "seconds"]
 _MEASURED += ["dtype"]
+_SCORES = ("scores", "labels", "names")
+_ROUNDING = 1e-4  # of an AUROC in per cent, of which six digits are kept
+
+# What files cause that hold no results: JSON, archives, and the headers of arrays, which NumPy parses as Python.
+_OF_ARRAYS = (zipfile.BadZipFile, zlib.error, EOFError, MemoryError, RuntimeError, SyntaxError, TokenError)
+_NONSENSE = (OSError, ValueError, ArithmeticError, RecursionError, UserError, *_OF_ARRAYS)
+
+_Value = TypeVar("_Value")
 
 
 def default_folder() -> Path:
@@ -50,7 +63,7 @@ def default_folder() -> Path:
 
 def is_done(folder: Path, spec: RunSpec) -> bool:
     """Whether a folder holds a run's result, whole and from this version of the method."""
-    row = _read(folder / f"{spec.name}.json")
+    row = _read(folder / f"{spec.name}.json", _row, "a result of this version")
     return row is not None and row["key"] == spec.key
 
 
@@ -65,31 +78,39 @@ def load_runs(folder: Path) -> pd.DataFrame:
     false alarms of the score "combined", or None; seconds of training and scoring; dtype.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".json") if folder.exists() else ()
-    rows = [row for path in paths if (row := _read(path))]
+    rows = [row for path in paths if (row := _read(path, _row, "a result of this version"))]
     return pd.DataFrame(rows, columns=[*_COLUMNS, *_MEASURED], dtype=object)
 
 
-def _read(path: Path) -> dict[str, Any] | None:
-    """A row of `load_runs`; None if there is no result, or, with a line that names it, one that cannot be used."""
+def load_scores(folder: Path, run: Any) -> dict[str, np.ndarray] | None:
+    """The anomaly scores (higher = more anomalous), labels and names of the test images of a run, each `(N,)`.
+
+    The run is a row of `load_runs`. None if its scores were not kept, or, with a line that names them, if they cannot
+    be used or are not those of its result.
+    """
+    return _read(folder / f"{run.name}.npz", lambda path: _arrays(path, run.auroc), "the scores of its result")
+
+
+def _read(path: Path, parse: Callable[[Path], _Value], what: str) -> _Value | None:
+    """What a file holds; None if there is none, or, with a line that says what it is not, if it cannot be used."""
     if not os.path.lexists(path):
         return None
     try:
-        return _row(path)
+        return parse(path)
     except KeyError as error:
         reason = f"the key {error} is missing"
     except (TypeError, AttributeError):
         reason = "a value is of another type"
-    except (OSError, ValueError, ArithmeticError, RecursionError, UserError) as error:
+    except _NONSENSE as error:
         reason = str(error)
     short = textwrap.shorten(printable(reason), 300)
-    logger.warning("%s: left out, not a result of this version (%s)", printable(str(path)), short)
+    logger.warning("%s: left out, not %s (%s)", printable(str(path)), what, short)
     return None
 
 
 def _row(path: Path) -> dict[str, Any]:
     """A row from a file; a UserError, or whatever nonsense causes, if it cannot be used."""
-    if not path.is_file() or path.stat().st_size > _MAX_BYTES:  # a pipe would be waited for
-        raise UserError("no plain file of a sane size")
+    _check_file(path)
     record = json.loads(path.read_text(encoding="utf-8"))
     if (record["format_version"], record["method_version"]) != (FORMAT_VERSION, METHOD_VERSION):
         raise UserError("another version of the method")
@@ -99,6 +120,27 @@ def _row(path: Path) -> dict[str, Any]:
     columns = ((name, getattr(spec, name)) for name in _COLUMNS)
     named = {name: printable(value) if isinstance(value, str) else value for name, value in columns}
     return named | _measured(record, spec)
+
+
+def _arrays(path: Path, auroc: float) -> dict[str, np.ndarray]:
+    """The arrays `_SCORES` from a file; a UserError, or whatever nonsense causes, if they do not give the AUROC."""
+    _check_file(path)
+    with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > _MAX_BYTES:  # a few bytes can be unpacked to many
+            raise UserError("no arrays of a sane size")
+    with np.load(path, allow_pickle=False) as file:
+        found = {name: file[name] for name in _SCORES if name in file}
+    if [array.dtype.kind for array in found.values()] != ["f", "i", "U"] or len({a.shape for a in found.values()}) > 1:
+        raise UserError(f"it does not have {', '.join(_SCORES)} of the same images")
+    value = image_auroc(found["labels"], found["scores"])["value"]
+    if value is None or abs(100 * value - auroc) > _ROUNDING:
+        raise UserError("another AUROC")
+    return found
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:  # a pipe would be waited for
+        raise UserError("no plain file of a sane size")
 
 
 def _measured(record: dict[str, Any], spec: RunSpec) -> dict[str, Any]:

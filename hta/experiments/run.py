@@ -134,7 +134,7 @@ def train_variant(spec: RunSpec, training_set: TrainingSet, runtime: Runtime) ->
     if score == "real_probability":
         return lambda images: real_probabilities(pyramid, images)
     if score == "geom":
-        return Geom(pyramid, PRESETS[spec.preset].geom_steps, spec.seed + spec.draw, runtime).shares
+        return Geom(pyramid, PRESETS[spec.preset].geom_steps, spec.training_seed, runtime).shares
     scorer = Scorer(pyramid)
     if score == "nearest":
         return Nearest(scorer, training_set.images)

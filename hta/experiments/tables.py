@@ -96,7 +96,8 @@ def _runs_of_table(number: int, runs: pd.DataFrame) -> pd.DataFrame:
 
 def with_setup(runs: pd.DataFrame) -> pd.DataFrame:
     """Runs with their `SETUP` in one column of strings, to group and sort by."""
-    return runs.assign(setup=[str(values) for values in runs[SETUP].itertuples(index=False, name=None)])
+    texts = [str(values) for values in runs[SETUP].itertuples(index=False, name=None)]
+    return runs.assign(setup=pd.Series(texts, index=runs.index, dtype=str))  # of strings even without runs
 
 
 def _part_rows(number: int, setup: dict[str, Any], runs: pd.DataFrame) -> pd.DataFrame:

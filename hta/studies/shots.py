@@ -28,6 +28,7 @@ from hta.files import write_atomically
 from hta.models.native import choose_kernels
 from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
+from hta.models.storage import restore_scale, scale_tensors
 from hta.runs import TrainingSet, prepare
 from hta.runtime import Runtime, describe_machine, full_precision, own_process, set_up
 from hta.settings import Checked, option
@@ -150,17 +151,16 @@ def trained(
         (level,) = image_pyramid(training_set.images, pyramid.plan.sizes)
         return cls(pyramid, level, replace(training, batch_statistics=statistics))
 
-    def frozen(statistics: str, state: dict[str, Tensor], iteration: int) -> Scorer:
+    def frozen(statistics: str) -> Scorer:
         finished = trainer(statistics)
-        finished.restore({name: value.clone() for name, value in state.items()}, iteration, "the training")
+        restore_scale(finished.scale, scale_tensors(in_training.scale), "the training")
         finished.pyramid.scales.append(finished.finish())
         return Scorer(finished.pyramid)
 
     in_training = trainer(STATISTICS[0])
     for _ in in_training.run():
         if in_training.iteration in marks:
-            state = in_training.state()
-            yield in_training.iteration, {name: frozen(name, state, in_training.iteration) for name in STATISTICS}
+            yield in_training.iteration, {name: frozen(name) for name in STATISTICS}
 
 
 # --- the tables ---------------------------------------------------------------------------------------------------

@@ -66,8 +66,9 @@ def test_runs_of_other_images_are_not_compared(tmp_path):
     assert compare_changes(load_runs(tmp_path)).empty
 
 
-def test_without_a_changed_run_nothing_is_printed(tmp_path, capsys):
-    write_result(tmp_path, 0.8)
+@pytest.mark.parametrize("settings", [(), (("niter", 500),)], ids=["plain", "changed"])
+def test_without_a_plain_and_a_changed_run_nothing_is_printed(tmp_path, capsys, settings):
+    write_result(tmp_path, 0.8, settings=settings)
     assert main(["changes", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == ""
 

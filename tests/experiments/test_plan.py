@@ -38,6 +38,19 @@ def test_the_key_covers_everything_that_matters(tree, monkeypatch):
     assert plan_runs([replace(request, paper_dataset="cifar10")])[0].key == keys[0]
 
 
+def test_the_seed_of_the_training_can_be_set_alone(tree):
+    request = Request(datasets=["folder"], data_root=str(tree), num_transforms=4, classes=["ant"], draws=[1, 2])
+    plain = plan_runs([request])
+    other = plan_runs([replace(request, settings=plan.parse_overrides("--set", ["manualSeed=3"]))])
+    assert [run.config().training.manualSeed for run in plain + other] == [1, 2, 3, 3]
+    assert [run.training_seed for run in plain + other] == [1, 2, 3, 3]
+    assert [run.data_sha256 for run in plain] == [run.data_sha256 for run in other]
+    assert plain[0].data_sha256 != plain[1].data_sha256
+    assert len({run.key for run in plain + other}) == 4
+    assert [replace(run, settings=()) for run in other] == plain
+    assert other[0].changes == "manualSeed=3"
+
+
 def test_stored_results_have_the_keys_and_names_of_their_runs():
     paths = list(RESULTS.glob("*.json"))
     assert len(paths) > 100
@@ -61,7 +74,7 @@ def test_stored_results_have_the_keys_and_names_of_their_runs():
         (("--set", "niter=0"), "--niter 0"),
         (("--set", "num_transforms=42"), "--set num_transforms=42: not a setting to override; give --num_transforms"),
         (("--set", "niter=3", "task=defect"), "give another of --datasets"),
-        (("--set", "manualSeed=3"), "give --seed"),
+        (("--set", "manualSeed=-1"), "--manualSeed -1"),
         (("--test_limit", "0"), "--test_limit"),
         (("--paper_dataset", "cifar"), "--paper_dataset cifar: not in the paper's tables; give one of"),
         (("--tables", "1", "--shots", "5"), "--shots: contradicts --tables"),

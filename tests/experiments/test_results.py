@@ -73,7 +73,7 @@ def printed(capsys, folder, expected=0):
     """What all commands print, and the lines about files that were left out."""
     capsys.readouterr()
     texts = []
-    for command in (["summary"], ["table", "1"], ["table", "7"], ["changes"], ["scores"], ["plot"]):
+    for command in (["summary"], ["table", "1"], ["table", "7"], ["changes"], ["scores"], ["seeds"], ["plot"]):
         assert main([*command, "--results", str(folder)]) == 0
         captured = capsys.readouterr()
         texts.append(captured.out.replace(str(folder), ""))

@@ -214,9 +214,10 @@ def test_geom_is_trained_for_the_steps_of_the_preset_and_by_the_seed_of_the_draw
     seen = []
     monkeypatch.setattr(run, "train_pyramid", lambda *_: None)
     monkeypatch.setattr(run, "Geom", lambda _, *numbers: seen.append(numbers[:2]) or SimpleNamespace(shares=None))
-    spec = spec_of("g", "fast", settings=TINY, seed=7)
-    train_variant(spec, prepare([tiny_image()], ["image"], spec.config()), RUNTIME)
-    assert seen == [(1_000, 8)]
+    for changed in (TINY, (*TINY, ("manualSeed", 3))):
+        spec = spec_of("g", "fast", settings=changed, seed=7)
+        train_variant(spec, prepare([tiny_image()], ["image"], spec.config()), RUNTIME)
+    assert seen == [(1_000, 8), (1_000, 3)]
 
 
 def test_auroc_by_aggregate_fraction_and_scale():
