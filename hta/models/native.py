@@ -140,6 +140,7 @@ class WinogradKernels(Kernels):
     """Convolutions by Winograd's algorithm where it fits, otherwise torch's operators; see `Kernels`."""
 
     description = "torch's own operators, convolutions in C"
+    winograd: Winograd
 
     def __init__(self, winograd: Winograd):
         self.winograd = winograd
@@ -164,8 +165,8 @@ class WinogradKernels(Kernels):
         turned = self.winograd.filters(weight, turned=True)
         through = self.winograd.convolve(grads, turned, None, weight.shape[1], pad=2)
         grad_weight = self.winograd.weight_gradient(grads, inputs) if needs_weight else None
-        grad_bias = sum(grad.sum(dim=(0, 2, 3)) for grad in grads) if needs_bias else None
-        return ConvolutionGradients(through, grad_weight, grad_bias)
+        of_batches = [grad.sum(dim=(0, 2, 3)) for grad in grads] if needs_bias else []
+        return ConvolutionGradients(through, grad_weight, torch.stack(of_batches).sum(dim=0) if of_batches else None)
 
 
 class NativeKernels(WinogradKernels):
