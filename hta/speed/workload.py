@@ -1,4 +1,4 @@
-"""The work that is measured: one photograph, the default scales with 54 transformations, and their arithmetic."""
+"""The work that is measured: one photograph, the default scales with 54 or 4 transformations, and their arithmetic."""
 
 from itertools import pairwise
 
@@ -16,14 +16,16 @@ from hta.speed.explicit import ExplicitScale, FrozenScale, PlainNetwork, transfo
 from hta.training.scale import ScaleTrainer
 
 IMAGE_SIDE = 128
-NUM_TRANSFORMS = 54
+NUM_TRANSFORMS, FEW_TRANSFORMS = 54, 4
 _CROP_SIDE = 256
 
 
-def benchmark_config(threads: int, precision: str, compiled: bool = True) -> Config:
+def benchmark_config(
+    threads: int, precision: str, compiled: bool = True, num_transforms: int = NUM_TRANSFORMS
+) -> Config:
     """The settings of all measurements; the plain method takes the number of threads only."""
     return Config(
-        ModelConfig(task="class", num_transforms=NUM_TRANSFORMS),
+        ModelConfig(task="class", num_transforms=num_transforms),
         TrainingConfig(niter=1_000_000),
         RuntimeConfig(not_cuda=True, threads=threads, precision=precision, compile=compiled),
     ).resolved(is_gray=False)
