@@ -25,6 +25,9 @@ EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141
 NOT_FOR_SCORING = ("checkpoint_every", "compile")
 """Runtime settings that do not apply to a trained model."""
 
+SPIN_VARIABLE, _SPIN_COUNT = "GOMP_SPINCOUNT", "1000"
+"""How often a thread of GNU OpenMP looks for the others before it sleeps: read when torch is loaded."""
+
 # Errors of the operating system that a wrong argument causes.
 _BAD_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 
@@ -109,8 +112,14 @@ def command_line(name: str, **options: str) -> str:
 
 
 def announce_torch() -> None:
-    """Say, before it happens, that torch is imported, which takes seconds."""
+    """Say, before it happens, that torch is imported, which takes seconds; and let its threads sleep soon.
+
+    A thread that waits busily for another, as is the default for milliseconds, keeps it from its core if there is other
+    work, and an iteration then takes many times longer. To sleep at once would cost time where the cores are idle.
+    """
     if "torch" not in sys.modules:
+        if "OMP_WAIT_POLICY" not in os.environ:
+            os.environ.setdefault(SPIN_VARIABLE, _SPIN_COUNT)
         _open_streams()
         _say("loading torch ...")
 

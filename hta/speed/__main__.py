@@ -1,4 +1,4 @@
-"""How fast hta is: python -m hta.speed [--quick] [--json FILE] [--chart FILE], or --growth
+"""How fast hta is: python -m hta.speed [--quick] [--json FILE] [--chart FILE], or --growth, or --profile
 
 A run compares two implementations on one machine, in turns: `explicit`, the method written plainly
 (hta/speed/explicit.py), in float32 and in a separate process, and hta with compiled kernels if there is a C compiler.
@@ -9,7 +9,7 @@ on the machine and the day. The discriminator's arithmetic is compared with torc
 of several layouts and batch shapes, measured in the same run.
 
 `--growth` measures hta alone, for several sizes of the image and numbers of training images, transformations and test
-images.
+images. `--profile` shows in which kernels an iteration spends its time.
 """
 
 import json
@@ -30,6 +30,7 @@ from hta.errors import UserError
 from hta.files import write_atomically, write_figure
 from hta.settings import Checked, option
 from hta.speed.measure import measure_growth, run_benchmark
+from hta.speed.profile import format_profile, measure_profile
 from hta.speed.workload import NUM_TRANSFORMS
 
 
@@ -39,8 +40,9 @@ class BenchmarkOptions(Checked):
 
     quick: bool = option(False, "54 transformations, all threads and one precision only: about a minute and a half")
     growth: bool = option(False, "measure how time and memory grow instead")
+    profile: bool = option(False, "measure in which kernels an iteration spends its time instead")
     json: str | None = option(None, "write all figures to this file")
-    chart: str | None = option(None, "write a bar chart to this PNG (not with --growth)")
+    chart: str | None = option(None, "write a bar chart to this PNG (not with --growth or --profile)")
     threads: int = option(0, "CPU threads; 0 means one per core, and in the full run also one alone", low=0, high=1024)
     precision: str = option(
         "auto",
@@ -57,11 +59,13 @@ def _command(argv: Sequence[str] | None) -> None:
         path = getattr(options, flag)
         if path is not None and not Path(path).resolve().parent.is_dir():
             raise UserError(f"--{flag} {path}: its folder does not exist; create it first")
-    if options.growth and options.chart is not None:
-        raise UserError(f"--chart {options.chart}: there is no chart of --growth; leave it out")
-    if options.growth:
-        figures = {"growth": list(measure_growth(options.threads, options.precision))}
-        print(format_growth(figures["growth"]))
+    alone = "growth" if options.growth else "profile" if options.profile else None
+    if alone and options.chart is not None:
+        raise UserError(f"--chart {options.chart}: there is no chart of --{alone}; leave it out")
+    if alone:
+        measure, show = (measure_growth, format_growth) if options.growth else (measure_profile, format_profile)
+        figures = {alone: list(measure(options.threads, options.precision))}
+        print(show(figures[alone]))
     else:
         figures = run_benchmark(options.threads, options.precision, options.quick)
         print(format_report(figures))

@@ -1,7 +1,8 @@
 """Measures hta against the plain method in turns on one machine, its arithmetic, and how its time and memory grow.
 
 The plain method runs in a separate process, with the settings of an ordinary program: hta makes the memory allocator of
-its process keep freed memory, and in the same process the plain method would benefit from this too.
+its process keep freed memory and its threads sleep soon, and in the same process the plain method would benefit from
+this too.
 
 Per number of threads and of transformations, the plain method is measured once, whatever the precisions of hta. Every
 scale takes up to five rounds, fewer if they are slow (`time_in_turns`), each with one iteration of the plain method
@@ -11,6 +12,7 @@ coarsest scale only, since it is slow: with 54 transformations, one thread needs
 
 import itertools
 import multiprocessing
+import os
 import resource
 import statistics
 import time
@@ -25,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from skimage import data
 
+from hta.cli import SPIN_VARIABLE
 from hta.config import Config, ScoringConfig
 from hta.evaluation.scorer import Scorer
 from hta.images import resize
@@ -70,7 +73,12 @@ def new_process(threads: int | None = None) -> ProcessPoolExecutor:
     context = multiprocessing.get_context("spawn")
     if threads is None:
         return ProcessPoolExecutor(1, context)
-    return ProcessPoolExecutor(1, context, torch.set_num_threads, (threads or available_cores(),))
+    waiting = os.environ.pop(SPIN_VARIABLE, None)  # an ordinary program does not set it
+    process = ProcessPoolExecutor(1, context, torch.set_num_threads, (threads or available_cores(),))
+    run_in(process, int)  # starts it
+    if waiting is not None:
+        os.environ[SPIN_VARIABLE] = waiting
+    return process
 
 
 def run_in(process: ProcessPoolExecutor, work: Callable[..., Any], *arguments) -> Any:
