@@ -22,7 +22,7 @@ from hta.files import printable
 from hta.settings import describe_range, field_type
 
 EXIT_INTERRUPTED, EXIT_UNREAD = 130, 141
-NOT_FOR_SCORING = ("checkpoint_every", "compile")
+NOT_FOR_SCORING = ("checkpoint_every",)
 """Runtime settings that do not apply to a trained model."""
 
 SPIN_VARIABLE, _SPIN_COUNT = "GOMP_SPINCOUNT", "1000"

@@ -147,8 +147,8 @@ class RuntimeConfig(Checked):
     )
     compile: bool = option(
         True,
-        "on a CPU with a C compiler, train with C kernels that are compiled when training starts; otherwise torch's "
-        "operators are used",
+        "on a CPU with a C compiler, train with C kernels that are compiled when training starts, and in float32 score "
+        "with such convolutions; otherwise torch's operators are used",
     )
     deterministic: bool = option(
         False, "use deterministic kernels only, which give the same bits on every run but are slower on a GPU"

@@ -95,9 +95,9 @@ class ScaleVoter:
             (weight.to(self._dtype).contiguous(memory_format=torch.channels_last), bias.to(self._dtype))
             for weight, bias in layers
         )
-        self._winograd = kernels.winograd
+        self._kernels, winograd = kernels, kernels.winograd
         self._filters = [
-            self._winograd.filters(weight) if self._winograd and self._winograd.suits(weight, self._dtype) else None
+            winograd.filters(weight) if winograd and winograd.suits(weight, self._dtype) else None
             for weight, _ in (*self._hidden, self._tail)
         ]
 
@@ -163,13 +163,12 @@ class ScaleVoter:
         self, x: Tensor, weight: Tensor, bias: Tensor, filters: Tensor | None, negative_slope: float
     ) -> Tensor:
         """Convolution and LeakyReLU, by the fastest way that there is."""
-        if torch.compiler.is_exporting():
-            return F.leaky_relu(F.conv2d(x, weight, bias), negative_slope)
-        if self._winograd and filters is not None:
-            return self._winograd.convolve([x], filters, bias, len(bias), negative_slope=negative_slope)[0]
+        exports = torch.compiler.is_exporting()
+        if self._kernels.winograd and filters is not None and not exports:
+            return self._kernels.winograd.convolve([x], filters, bias, len(bias), negative_slope=negative_slope)[0]
         if negative_slope == 1.0:
             return F.conv2d(x, weight, bias)
-        if not self._fused:
+        if exports or not self._fused:
             return F.leaky_relu_(F.conv2d(x, weight, bias), negative_slope)
         return torch.ops.mkldnn._convolution_pointwise(
             x, weight, bias, [0, 0], [1, 1], [1, 1], 1, "leaky_relu", [negative_slope], ""

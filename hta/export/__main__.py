@@ -32,7 +32,7 @@ class ExportOptions(Checked):
 
 
 GROUPS = {"model": ExportOptions, "scoring": ScoringConfig, "machine": RuntimeConfig}
-_UNUSED = (*NOT_FOR_SCORING, "batch_size", "device", "not_cuda", "precision", "deterministic")
+_UNUSED = (*NOT_FOR_SCORING, "compile", "batch_size", "device", "not_cuda", "precision", "deterministic")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

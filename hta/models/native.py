@@ -5,6 +5,7 @@ package's source in a private temporary folder and loaded once per process.
 """
 
 import ctypes
+import hashlib
 import logging
 import os
 import shlex
@@ -81,7 +82,9 @@ def _library(source: Path) -> tuple[ctypes.CDLL, str] | None:
         logger.info("no C compiler found: using torch's own operators, which takes longer")
         return None
     try:
-        return _build(compiler, source), printable(" ".join([_version(compiler), *compiler[1:], *_FLAGS]))
+        digest = hashlib.sha256(b"".join(path.read_bytes() for path in (_KERNELS, _WINOGRAD))).hexdigest()[:8]
+        built = _build(compiler, source)
+        return built, printable(" ".join([_version(compiler), *compiler[1:], *_FLAGS, f"({digest})"]))
     except (OSError, AttributeError, subprocess.SubprocessError) as error:
         text = "the C compiler %r cannot make the kernels (%s): using torch's own operators, which takes longer"
         logger.info(text, compiler[0], error)
@@ -146,14 +149,18 @@ class WinogradKernels(Kernels):
         self.winograd = winograd
 
     def __reduce__(self):
-        """A copy, maybe in another process, uses torch's operators: compiled code cannot be copied."""
-        return Kernels, ()
+        """A copy, maybe in another process, has the convolutions that are compiled there: compiled code is not copied.
+
+        It has no other kernels: what is trained already needs none.
+        """
+        return choose_convolutions, (torch.device("cpu"), torch.float32, True)
 
     def convolve(self, batches: Sequence[Tensor], weight: Tensor, bias: Tensor | None = None) -> list[Tensor]:
         """See `Kernels.convolve`."""
         if not self.winograd.suits(weight, batches[0].dtype):
             return super().convolve(batches, weight, bias)
-        return self.winograd.convolve(batches, self.winograd.filters(weight), bias, len(weight))
+        shift = None if bias is None else bias.detach().float().contiguous()
+        return self.winograd.convolve(batches, self.winograd.filters(weight), shift, len(weight))
 
     def convolve_backward(
         self, grads: Sequence[Tensor], inputs: Sequence[Tensor], weight: Tensor, wanted: tuple[bool, bool]
@@ -184,6 +191,8 @@ class NativeKernels(WinogradKernels):
 
     def render(self, plan: CanvasPlan, images: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """See `Kernels.render`."""
+        if images.shape[2:] != plan.image_size:
+            raise ValueError(f"images of {tuple(images.shape[2:])} px: the plan is for {plan.image_size}")
         colours = torch.cat([images, to_grayscale(images)], dim=-2).permute(0, 2, 3, 1).contiguous()
         colours = colours.to(statistics_dtype(dtype))
         return [
@@ -198,7 +207,7 @@ class NativeKernels(WinogradKernels):
         x = [channels_last(batch) for batch in batches]
         shape, sums = _shape(x), _room_for_sums(x)
         moments = torch.empty_like(sums[0])
-        self.call("moments", x[0].dtype, len(x), x, list(coverage.weights), *shape, coverage.total, sums, moments)
+        self.call("moments", x[0].dtype, len(x), x, _weights(coverage, x), *shape, coverage.total, sums, moments)
         mean, var = moments
         return mean, var
 
@@ -208,7 +217,7 @@ class NativeKernels(WinogradKernels):
             return super().norm_leaky(batches, norm)
         x = [channels_last(batch) for batch in batches]
         y = [torch.empty_like(batch) for batch in x]
-        self.call("activate", x[0].dtype, len(x), x, *_shape(x), *norm, LEAKY_SLOPE, y)
+        self.call("activate", x[0].dtype, len(x), x, *_shape(x), *_constants(norm, x[0].dtype), LEAKY_SLOPE, y)
         return y
 
     def norm_leaky_backward(
@@ -225,8 +234,8 @@ class NativeKernels(WinogradKernels):
         x, inputs = ([channels_last(batch) for batch in several] for several in (batches, grads))
         shape, sums = _shape(x), _room_for_sums(x)
         gradients = torch.empty_like(sums[0])
-        constants = coverage.total, *norm, LEAKY_SLOPE
-        weights = list(coverage.weights)
+        constants = coverage.total, *_constants(norm, x[0].dtype), LEAKY_SLOPE
+        weights = _weights(coverage, x)
         self.call("activate_backward", x[0].dtype, len(x), inputs, x, weights, *shape, *constants, sums, gradients)
         return NormGradients(inputs, *gradients)
 
@@ -268,6 +277,19 @@ class _Render(torch.autograd.Function):
 def _layout(sources: Tensor, shape: Sequence[int]) -> tuple[int, int, int, int]:
     """Numbers of canvases and their places, and of images and their pixels."""
     return *sources.shape, shape[0], shape[1] * shape[2]
+
+
+def _weights(coverage: Coverage, batches: Sequence[Tensor]) -> list[Tensor]:
+    """The counts of positions, checked against the batches."""
+    if [weights.numel() for weights in coverage.weights] != [batch[:, 0].numel() for batch in batches]:
+        raise ValueError("coverage: not of these batches")
+    return list(coverage.weights)
+
+
+def _constants(norm: Norm, dtype: torch.dtype) -> list[Any]:
+    """A norm as C reads it beside activations of a type: mean, variance, scale, shift, and eps."""
+    *values, eps = norm
+    return [*(value.detach().to(statistics_dtype(dtype)).contiguous() for value in values), eps]
 
 
 def _shape(batches: Sequence[Tensor]) -> tuple[list[int], int]:

@@ -7,8 +7,8 @@
    G'[(B' x D)'(A g C')]H; that of the input is a convolution of the padded gradient with the turned kernel. Tiles are
    worked on in blocks that stay in the caches.
 
-   All images are channels-last. Channels are filled up to whole vectors, with zeros. Sums over tiles come in parts, for
-   the caller to add up: so they do not depend on the threads. */
+   All images are channels-last. Channels are filled up to whole vectors, with zeros. Sums over tiles are made in parts,
+   which are added up in their order: so they do not depend on the threads. */
 
 #include <stdint.h>
 #include <stdlib.h>
@@ -19,9 +19,13 @@
 #define LANES 16
 #define MANY_ROWS 12
 #define FEW_ROWS 8
-#else
+#elif defined __AVX__
 #define LANES 8
 #define MANY_ROWS 6
+#define FEW_ROWS 4
+#else
+#define LANES 4
+#define MANY_ROWS 4
 #define FEW_ROWS 4
 #endif
 /* Outputs of a tile; inputs of a tile, which are also its places. */
@@ -93,9 +97,9 @@ INLINE Place place_of(const Grid *grid, int64_t tile) {
 /* Pointers to `high` times `wide` pixels, the first at row and column; to `nothing` outside of the images. */
 INLINE void find_pixels(const float *x, const Grid *grid, int64_t image, int64_t row, int64_t column, const int high,
                         const int wide, const float **pixels) {
-    const float *first = x + ((image * grid->height + row) * grid->width + column) * grid->channels;
     int reaches = row + high > grid->height || column + wide > grid->width;
     if (image < grid->images && row >= 0 && column >= 0 && !reaches) {
+        const float *first = x + ((image * grid->height + row) * grid->width + column) * grid->channels;
         UNROLL
         for (int i = 0; i < high * wide; i++) pixels[i] = first + (i / wide * grid->width + i % wide) * grid->channels;
         return;
@@ -357,7 +361,7 @@ void winograd_convolve(int64_t batches, const float *const *x, const int64_t *sh
     int64_t blocks = all_blocks(&all), depth = FILLED(inputs), filled = FILLED(outputs);
     #pragma omp parallel if (blocks > 1)
     {
-        float *a = aligned_alloc(64, BYTES(depth)), *c = aligned_alloc(64, BYTES(filled));
+        float *a = malloc(BYTES(depth)), *c = malloc(BYTES(filled));
         #pragma omp for schedule(static)
         for (int64_t number = 0; number < blocks; number++) {
             int64_t block = number, batch = batch_of(&all, &block);
@@ -379,7 +383,7 @@ static void sums_over_tiles(const Batches *all, const float *const *x, const flo
     int64_t blocks = all_blocks(all), depth = FILLED(inputs), filled = FILLED(outputs), step = depth * filled;
     #pragma omp parallel if (parts > 1)
     {
-        float *a = aligned_alloc(64, BYTES(depth)), *b = aligned_alloc(64, BYTES(filled));
+        float *a = malloc(BYTES(depth)), *b = malloc(BYTES(filled));
         #pragma omp for schedule(static)
         for (int64_t part = 0; part < parts; part++) {
             float *sum = sums + part * PLACES * step;
@@ -404,7 +408,7 @@ void winograd_filter_gradient(int64_t batches, const float *const *x, const int6
                               int64_t inputs, int64_t outputs, int64_t parts, float *to) {
     Batches all = {batches, shapes, -2};
     int64_t filled = FILLED(outputs), step = FILLED(inputs) * filled, plane = inputs * filled;
-    float *sums = aligned_alloc(64, parts * PLACES * step * sizeof(float));
+    float *sums = malloc(parts * PLACES * step * sizeof(float));
     sums_over_tiles(&all, x, g, inputs, outputs, parts, sums);
     for (int64_t at = 0; at < plane; at += LANES) {
         vector places[PLACES] = {0}, half[3 * WIDE], kernel[3];

@@ -19,21 +19,20 @@ _PIXELS = 1024  # of a part, at least
 
 
 def call(function: Any, *arguments: Any, real: type = ctypes.c_float) -> None:
-    """Call a function in C with tensors, as pointers to their values; integers; `real` numbers; and lists of these.
+    """Call a function in C with tensors, as pointers to their values; integers; `real` numbers; lists of the former.
 
     Tensors must be kept until it returns, and be laid out as the function expects.
     """
-    function.restype = None
-    function(*(_in_c(argument, real) for argument in arguments))
+    if function.argtypes is None:  # an argument is of one kind in all calls
+        function.restype, kinds = None, {int: ctypes.c_int64, float: real}
+        function.argtypes = [kinds.get(type(argument), ctypes.c_void_p) for argument in arguments]
+    function(*map(_in_c, arguments))
 
 
-def _in_c(argument: Any, real: type) -> Any:
+def _in_c(argument: Any) -> Any:
     if isinstance(argument, list):
-        values = [_in_c(one, real) for one in argument]
-        return (type(values[0]) * len(values))(*values)
-    if argument is None or isinstance(argument, Tensor):
-        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
-    return real(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
+        return (ctypes.c_int64 * len(argument))(*map(_in_c, argument))
+    return argument.data_ptr() if isinstance(argument, Tensor) else argument
 
 
 def channels_last(batch: Tensor) -> Tensor:
@@ -68,35 +67,44 @@ class Winograd:
         negative_slope: float = 1.0,
     ) -> list[Tensor]:
         """Convolve batches, surrounded by `pad` zeros, with `filters` of so many output channels; then LeakyReLU."""
-        x, growth = [channels_last(batch) for batch in batches], 2 * pad - 2
+        x, growth = _checked(batches), 2 * pad - 2
         shapes = [(len(one), outputs, one.shape[2] + growth, one.shape[3] + growth) for one in x]
-        y = [torch.empty(shape, memory_format=torch.channels_last) for shape in shapes]
+        y = [torch.empty(shape, dtype=torch.float32, memory_format=torch.channels_last) for shape in shapes]
         inputs = x[0].shape[1]
+        if filters.shape != (_PLACES, self._filled(inputs), self._filled(outputs)):
+            raise ValueError(f"filters of shape {tuple(filters.shape)}: not for {inputs} channels, or of another CPU")
         numbers = inputs, outputs, pad, negative_slope
         call(self._library.winograd_convolve, len(x), x, _sizes(x), filters, bias, *numbers, y)
         return y
 
     def filters(self, weight: Tensor, *, turned: bool = False) -> Tensor:
         """The filters `(24, C, C')` of a weight `(C', C, 3, 3)`; `turned`, of the convolution back from C' to C."""
-        weight = channels_last(weight.detach())
+        weight = channels_last(weight.detach().float())
         outputs, inputs = weight.shape[:2]
         filled = self._filled(inputs), self._filled(outputs)
-        to = torch.empty(_PLACES, *(reversed(filled) if turned else filled))
+        to = torch.empty(_PLACES, *(reversed(filled) if turned else filled), dtype=torch.float32)
         call(self._library.winograd_filters, weight, inputs, outputs, int(turned), to)
         return to
 
     def weight_gradient(self, grads: Sequence[Tensor], batches: Sequence[Tensor]) -> Tensor:
         """The gradient `(C', C, 3, 3)` of a weight, given those of the outputs for some inputs."""
-        x, g = ([channels_last(batch) for batch in several] for several in (batches, grads))
+        x, g = _checked(batches), _checked(grads)
         outputs, inputs = g[0].shape[1], x[0].shape[1]
         pixels = sum(one.numel() // inputs for one in x)
         parts = min(_PARTS, 1 + pixels // _PIXELS)
-        to = torch.empty(3, 3, inputs, self._filled(outputs))
+        to = torch.empty(3, 3, inputs, self._filled(outputs), dtype=torch.float32)
         call(self._library.winograd_filter_gradient, len(x), x, _sizes(x), g, inputs, outputs, parts, to)
         return to[..., :outputs].permute(3, 2, 0, 1)
 
     def _filled(self, channels: int) -> int:
         return -(-channels // self._lanes) * self._lanes
+
+
+def _checked(batches: Sequence[Tensor]) -> list[Tensor]:
+    """The batches as C reads them: a ValueError refuses other types than float32, and different numbers of channels."""
+    if any(batch.dtype != torch.float32 or batch.shape[1] != batches[0].shape[1] for batch in batches):
+        raise ValueError(f"batches of {[(batch.dtype, batch.shape[1]) for batch in batches]}: of one kind are needed")
+    return [channels_last(batch) for batch in batches]
 
 
 def _sizes(batches: Sequence[Tensor]) -> list[int]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from hta.config import AblationConfig, Config, RuntimeConfig, TrainingConfig, default_config
 from hta.data.benchmark import draw_images
 from hta.data.loaders import load_dataset
+from hta.errors import UserError
 from hta.evaluation.metrics import image_auroc
 from hta.evaluation.scorer import Scorer
 from hta.evaluation.scores import anomaly_scores
@@ -30,7 +31,7 @@ from hta.models.pyramid import Pyramid
 from hta.models.scales import image_pyramid
 from hta.models.storage import restore_scale, scale_tensors
 from hta.runs import TrainingSet, prepare
-from hta.runtime import Runtime, describe_machine, full_precision, own_process, set_up
+from hta.runtime import Runtime, describe_machine, own_process, set_up
 from hta.settings import Checked, option
 from hta.training.scale import ScaleTrainer
 
@@ -70,10 +71,14 @@ def run(options: ShotsOptions) -> Iterator[str]:
     if not options.data_root:
         yield from tables(results)
         return
+    if options.change == "two devices" and options.shots % 2:
+        raise UserError(f"--shots {options.shots}: two devices need an even number")
     change = options.change.replace(" ", "-")
     path = results / f"{options.pos_class}_{options.shots}shot_draw{options.draw}_{change}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"marks": {}}
     marks = [mark for mark in MARKS if mark <= options.niter]
+    if not marks:
+        raise UserError(f"--niter {options.niter}: the first measurement is after {MARKS[0]} iterations; give as many")
     if not set(map(str, marks)) - set(record["marks"]):
         yield f"{path} is complete"
         return
@@ -137,7 +142,6 @@ class TwoDevices(ScaleTrainer):
         return [torch.cat(pair, dim=1).flatten(0, 1) for pair in parts]
 
 
-@full_precision()
 def trained(
     cls: type[ScaleTrainer], training_set: TrainingSet, runtime: Runtime, marks: list[int]
 ) -> Iterator[tuple[int, dict[str, Scorer]]]:

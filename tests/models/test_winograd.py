@@ -1,15 +1,22 @@
 """Convolutions by Winograd's algorithm in C: against torch's in float64, for every way a block can be partly filled."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from hta.evaluation.scorer import ScaleVoter
 from hta.models.kernels import PLAIN_KERNELS
 from hta.models.native import choose_kernels
+from hta.models.networks import Discriminator
 from hta.models.winograd import Winograd
 
 NATIVE_KERNELS = choose_kernels(torch.device("cpu"), True)
 NEAR = dict(rtol=0, atol=1e-5)
+
+pytestmark = pytest.mark.skipif(NATIVE_KERNELS.winograd is None, reason="no C compiler")
 
 # Channels that fill vectors and registers in every way; images of less than a tile, of odd sizes, of many blocks.
 CHANNELS = [(16, 16), (20, 37), (32, 32), (32, 43), (32, 55), (64, 64), (128, 24)]
@@ -98,3 +105,39 @@ def test_leaky_relu_follows_if_asked_for(slope):
     for actual, batch in zip(found, batches, strict=True):
         expected = F.leaky_relu(F.conv2d(batch.double(), weight.double(), bias.double()), slope)
         torch.testing.assert_close(actual.double(), expected, **NEAR)
+
+
+def test_what_c_could_not_read_is_refused():
+    batches, _, weight, _ = problem(32, 32, SHAPES[2])
+    winograd = NATIVE_KERNELS.winograd
+    filters = winograd.filters(weight)
+    for wrong in ([batches[0], batches[1].double()], [batches[0], batches[1][:, :16]], [batches[0][:, :16]]):
+        with pytest.raises(ValueError, match=r"batches of|filters of"):
+            winograd.convolve(wrong, filters, None, 32)
+    with pytest.raises(ValueError, match="filters of"):
+        winograd.convolve(batches, filters, None, 64)
+    same = NATIVE_KERNELS.convolve(batches, weight.double())
+    assert all(map(torch.equal, same, NATIVE_KERNELS.convolve(batches, weight)))
+
+
+def test_what_is_not_a_number_reaches_every_output_that_sees_it():
+    batches, _, weight, bias = problem(32, 32, [(1, 12, 12)])
+    batches[0][0, 3, 6, 7] = torch.nan
+    (found,) = NATIVE_KERNELS.convolve(batches, weight, bias)
+    assert found[F.conv2d(batches[0], weight, bias).isnan()].isnan().all()
+
+
+@pytest.mark.parametrize("num_transforms", [4, 54])
+def test_a_frozen_discriminator_votes_alike_with_these_convolutions_also_as_a_copy(num_transforms):
+    network = Discriminator(32, num_transforms + 1, 3, 5)
+    images = torch.rand(3, 3, 25, 31, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    network.eval().requires_grad_(False)
+    voter = ScaleVoter(network, (25, 31), kernels=NATIVE_KERNELS)
+    votes = voter.votes(images)
+    torch.testing.assert_close(votes, ScaleVoter(network, (25, 31)).votes(images), rtol=0, atol=1e-4)
+    for copied in (copy.deepcopy(voter), pickle.loads(pickle.dumps(voter))):  # noqa: S301
+        assert torch.equal(copied.votes(images), votes)
