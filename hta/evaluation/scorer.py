@@ -87,15 +87,15 @@ class ScaleVoter:
         self._fused = has_fused_kernel(self._device, self._dtype)
         self.num_transforms = discriminator.num_classes - 1
         layers = [_fold(block) for block in discriminator.modules() if isinstance(block, ConvNormLeaky)]
-        # The rows of the first M classes, padded with zeros to a multiple of the channel block.
-        surplus = -self.num_transforms % _CHANNEL_BLOCK
+        # The rows of the first M classes, padded with zeros to a multiple of torch's channel block.
+        self._kernels, winograd = kernels, kernels.winograd
         weight, bias = (tail.state_dict()[name][: self.num_transforms] for name in ("weight", "bias"))
+        surplus = 0 if winograd and winograd.suits(weight, self._dtype) else -self.num_transforms % _CHANNEL_BLOCK
         layers.append((F.pad(weight, (0, 0, 0, 0, 0, 0, 0, surplus)), F.pad(bias, (0, surplus))))
         *self._hidden, self._tail = (
             (weight.to(self._dtype).contiguous(memory_format=torch.channels_last), bias.to(self._dtype))
             for weight, bias in layers
         )
-        self._kernels, winograd = kernels, kernels.winograd
         self._filters = [
             winograd.filters(weight) if winograd and winograd.suits(weight, self._dtype) else None
             for weight, _ in (*self._hidden, self._tail)
