@@ -2,6 +2,7 @@
 
 import errno
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 import hta
 import main_eval
 import main_train
+from hta import cli
 from hta.cli import command_line, run_command
 from hta.experiments import __main__ as experiments
 from hta.export import __main__ as export
@@ -200,3 +202,20 @@ def test_a_shell_takes_the_next_command_for_what_it_is():
         words = subprocess.run(["bash", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
         *_, last = words.decode("utf-8", "surrogateescape").rstrip("\0").split("\0")
         assert last.removeprefix("--input_name=") == name
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_threads_sleep_soon_unless_the_user_says_otherwise(monkeypatch, given, expected):
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    cli.announce_torch()  # too late: torch has been loaded
+    assert os.environ.get("GOMP_SPINCOUNT") == given.get("GOMP_SPINCOUNT")
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(cli, "_open_streams", lambda: None)
+    cli.announce_torch()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected

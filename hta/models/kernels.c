@@ -16,6 +16,7 @@
 #define PIECE 512
 
 #define VECTOR 32
+#define FEW 8 /* as many classes as rotations need fill a smaller one */
 #define PIVOT_ROWS 16
 /* Below this many values the threads cost more than they bring. */
 #define SERIAL 32768
@@ -252,7 +253,7 @@ void NAME(entropy)(const VALUE *restrict logits, const uint8_t *restrict hits, c
                    int64_t images, int64_t patches, int64_t rows, int64_t classes, VALUE *restrict grad,
                    STATISTIC *restrict sums) {
     /* Rows are worked on in whole vectors, filled up with logits that count for nothing: remainders cost far more. */
-    int64_t padded = (classes + VECTOR - 1) / VECTOR * VECTOR;
+    int64_t padded = classes <= FEW ? FEW : (classes + VECTOR - 1) / VECTOR * VECTOR;
     #pragma omp parallel for schedule(static) if (rows * classes > SERIAL)
     for (int64_t number = 0; number < pieces_of(rows); number++) {
         VALUE row[MOST_CHANNELS];
