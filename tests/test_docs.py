@@ -58,8 +58,8 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 def printed(package, arguments, results):
     """What a command of the experiments prints, by default of the `results`, or a study of its own results."""
-    command, folder = (main, results) if package == "experiments" else (studies.main, ROOT / "docs" / "scores")
     words = arguments.split()
+    command, folder = (main, results) if package == "experiments" else (studies.main, ROOT / "docs" / words[0])
     if "--results" not in words:
         words += ["--results", str(folder)]
     with contextlib.chdir(ROOT), contextlib.redirect_stdout(io.StringIO()) as out:
@@ -115,7 +115,7 @@ def test_readme_repeats_the_figures_of_the_summary():
     for data, ours, papers, runs in shown:
         classes, draws = re.fullmatch(r"(\d+) class(?:es)?, (\d) draws?", runs).groups()
         (line,) = [line for line in summary.splitlines() if f" {data}, " in line and "in data-set order" not in line
-                   and "preset fast" in line]  # fmt: skip
+                   and "preset fast" in line and ": Ours1 " not in line]  # fmt: skip  # Ours2 has 4 rotations
         assert f"| {classes} | {draws} | {ours} | {papers} |" in line
 
 
