@@ -142,7 +142,6 @@ def _try_to_load(libraries: list[str]) -> None:
 class WinogradKernels(Kernels):
     """Convolutions by Winograd's algorithm where it fits, otherwise torch's operators; see `Kernels`."""
 
-    description = "torch's own operators, convolutions in C"
     winograd: Winograd
 
     def __init__(self, winograd: Winograd):
