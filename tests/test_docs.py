@@ -153,7 +153,9 @@ def test_readme_is_short():
 
 def test_no_text_names_a_machine_or_a_working_paper():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
-    texts = [ROOT / name for name in listed if not name.endswith((".png", ".json", ".npz")) and name != "tests/test_docs.py"]
+    texts = [
+        ROOT / name for name in listed if not name.endswith((".png", ".json", ".npz")) and name != "tests/test_docs.py"
+    ]
     pattern = re.compile(r"/tmp\b|/work\b|/root\b|/home\b|\bSPEC\b|\bDESIGN\b")
     assert [(path.name, found) for path in texts or PAGES for found in pattern.findall(read(path))] == []
 
