@@ -1,9 +1,8 @@
 """The training operations: convolution, weighted batch norm, LeakyReLU and cross-entropy, with gradients.
 
 Those between the convolutions are limited by memory bandwidth and by the number of calls: they use few passes over the
-data.
-`Kernels` consists of torch operators and runs on any device; `hta.models.native` implements the same in C for CPUs,
-with a single pass each. The tests compare both with the formulas.
+data. `Kernels` consists of torch operators and runs on any device; `hta.models.native` implements the same in C for
+CPUs, with a single pass each. The tests compare both with the formulas.
 
 In training, batch norm must use the statistics of the windows: on a canvas, mean and variance are weighted by the
 number of windows that cover each position.
@@ -18,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hta.models.canvas import CanvasPlan
-from hta.models.winograd import Winograd
+from hta.models.winograd import Winograd, channels_last
 
 LEAKY_SLOPE = 0.2
 
@@ -64,11 +63,6 @@ class Norm(NamedTuple):
     gamma: Tensor
     beta: Tensor
     eps: float
-
-    def affine(self) -> tuple[Tensor, Tensor]:
-        """Return the factor and the offset of every channel, `(C,)` each: norm(x) = factor * x + offset."""
-        factor = self.gamma * torch.rsqrt(self.var + self.eps)
-        return factor, self.beta - factor * self.mean
 
 
 class NormGradients(NamedTuple):
@@ -122,7 +116,7 @@ class Kernels:
         kernel = weight.to(inputs[0].dtype)
         parts = [
             torch.ops.aten.convolution_backward(
-                grad.contiguous(memory_format=torch.channels_last), x, kernel, [len(weight)],
+                channels_last(grad), x, kernel, [len(weight)],
                 [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, needs_weight, needs_bias],
             )
             for grad, x in zip(grads, inputs, strict=True)

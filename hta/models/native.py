@@ -204,7 +204,8 @@ class NativeKernels(WinogradKernels):
         if batches[0].shape[1] > _MOST_CHANNELS:
             return super().moments(batches, coverage)
         x = [channels_last(batch) for batch in batches]
-        shape, sums = _shape(x), _room_for_sums(x)
+        shape = _shape(x)
+        sums = _room_for_sums(*shape, x[0].dtype)
         moments = torch.empty_like(sums[0])
         self.call("moments", x[0].dtype, len(x), x, _weights(coverage, x), *shape, coverage.total, sums, moments)
         mean, var = moments
@@ -231,7 +232,8 @@ class NativeKernels(WinogradKernels):
         if batches[0].shape[1] > _MOST_CHANNELS:
             return super().norm_leaky_backward(grads, batches, activations, coverage, norm)
         x, inputs = ([channels_last(batch) for batch in several] for several in (batches, grads))
-        shape, sums = _shape(x), _room_for_sums(x)
+        shape = _shape(x)
+        sums = _room_for_sums(*shape, x[0].dtype)
         gradients = torch.empty_like(sums[0])
         constants = coverage.total, *_constants(norm, x[0].dtype), LEAKY_SLOPE
         weights = _weights(coverage, x)
@@ -297,8 +299,7 @@ def _shape(batches: Sequence[Tensor]) -> tuple[list[int], int]:
     return [batch.numel() // channels for batch in batches], channels
 
 
-def _room_for_sums(batches: Sequence[Tensor]) -> Tensor:
-    """Two sums per channel for each piece of the batches."""
-    rows, channels = _shape(batches)
+def _room_for_sums(rows: Sequence[int], channels: int, dtype: torch.dtype) -> Tensor:
+    """Two sums per channel for each piece of batches of so many positions, of a type."""
     pieces = sum(-(-count // _PIECE) for count in rows)
-    return torch.empty(pieces, 2, channels, dtype=statistics_dtype(batches[0].dtype))
+    return torch.empty(pieces, 2, channels, dtype=statistics_dtype(dtype))

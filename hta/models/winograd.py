@@ -44,7 +44,7 @@ class Winograd:
     """Convolutions without padding of float32 channels-last batches; see `Kernels.convolve`.
 
     Args:
-        library: with the functions `NAMES`.
+        library: winograd.c, compiled.
     """
 
     def __init__(self, library: ctypes.CDLL):
