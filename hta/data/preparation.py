@@ -12,6 +12,10 @@ from hta.data.specs import BenchmarkSpec, Filter, Geometry
 
 def prepare_training_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
     """Prepare an image to train on, `(H, W, 3)` to `(size, size, 3)`, both float32 in [0, 1]."""
+    return _to_mean(_resampled_training_image(image, spec), spec)
+
+
+def _resampled_training_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
     if spec.geometry != "fit_then_squash":
         resampled = resample(image, spec.geometry, spec.size, spec.train_filter)
         return clahe(resampled) if spec.train_clahe else resampled
@@ -24,7 +28,15 @@ def prepare_training_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray
 
 def prepare_test_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
     """Prepare an image to score; the same shapes and ranges as `prepare_training_image`, never with CLAHE."""
-    return resample(image, spec.geometry, spec.size, spec.test_filter)
+    return _to_mean(resample(image, spec.geometry, spec.size, spec.test_filter), spec)
+
+
+def _to_mean(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
+    """Scale an image as a longer exposure would, up to white; a black one stays black."""
+    if not spec.mean_intensity:
+        return image
+    factor = spec.mean_intensity / max(float(image.mean()), np.finfo(np.float32).tiny)
+    return np.clip(image * np.float32(factor), 0, 1)
 
 
 def prepare_mask(mask: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:

@@ -45,7 +45,9 @@ _SET_ELSEWHERE = {
 }
 _OVERRIDES: Mapping[str, dict[str, type]] = {
     "--set": {f.name: c for c in (ModelConfig, TrainingConfig) for f in fields(c) if f.name not in _SET_ELSEWHERE},
-    "--prepare": dict.fromkeys(("geometry", "size", "train_filter", "test_filter", "train_clahe"), BenchmarkSpec),
+    "--prepare": dict.fromkeys(
+        ("geometry", "size", "train_filter", "test_filter", "train_clahe", "mean_intensity"), BenchmarkSpec
+    ),
 }
 
 

@@ -1,5 +1,7 @@
 """The protocol's preparation, against torchvision's transforms, and CLAHE, against its definition and OpenCV."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +57,21 @@ def test_preparation_follows_the_table(row):
     assert trained.dtype == tested.dtype == np.float32
     assert spec.num_transforms == num_transforms
     assert spec.is_gray == (row[0] in ("mnist", "fashionmnist"))
+
+
+def test_all_images_can_be_given_one_mean():
+    spec = replace(benchmark_spec("mvtec", 54), mean_intensity=0.25)
+    image = smooth((160, 128)).astype(np.float32) / 255
+    for prepare in (prepare_training_image, prepare_test_image):
+        plain = prepare(image, benchmark_spec("mvtec", 54))
+        bright, dark = prepare(image, spec), prepare(image / 2, replace(spec, train_clahe=False))
+        assert bright.dtype == np.float32
+        assert bright.mean() == pytest.approx(0.25, abs=1e-5)
+        assert dark.mean() == pytest.approx(0.25, abs=1e-5)
+        np.testing.assert_allclose(bright, plain * (0.25 / plain.mean()), atol=1e-6)
+    black = np.zeros((128, 128, 3), dtype=np.float32)
+    assert not prepare_test_image(black, spec).any()
+    assert prepare_test_image(image, replace(spec, mean_intensity=0.9)).max() == 1  # what would be brighter is white
 
 
 def test_a_small_image_of_paris_is_not_enlarged_before_clahe():
