@@ -108,26 +108,26 @@ def scores_to_markdown(pairs: pd.DataFrame) -> str:
 
 
 def recipes_to_markdown(runs: pd.DataFrame) -> str:
-    """The recipe "views" beside the paper's on the same images: one line per class where both were run.
+    """The recipe "views" beside the paper's on the same images: one line per class and change where both were run.
 
     Each cell has the mean over the draws, their standard deviation and number; the last column the median of the false
-    alarms of the recipe "views", in per cent.
+    alarms of the recipe "views", in per cent. The means are over the classes without a change.
     """
-    runs = runs[(runs["changes"] == "") & runs["variant"].isin(["ours", _VIEWS]) & runs["auroc"].notna()]
+    runs = runs[runs["variant"].isin(["ours", _VIEWS]) & runs["auroc"].notna()]
     runs = runs.assign(way=[_WAYS[run.variant, run.preset] for run in iterate(runs)])
-    place = ["title", "pos_class", "shots", "num_transforms", "test_limit", "draw", "data_sha256"]
+    place = ["title", "pos_class", "shots", "num_transforms", "changes", "test_limit", "draw", "data_sha256"]
     runs = runs.drop_duplicates([*place, "way"], keep="last")
     known = runs.groupby(place, dropna=False)["variant"].transform(lambda variants: {"ours", _VIEWS} <= set(variants))
     runs = runs[known.astype(bool)]
     ways, rows, means = sorted(set(runs["way"])), [], []
-    for (title, name, shots, transforms, _), of_class in runs.groupby(place[:5], sort=True, dropna=False):
+    for (title, name, shots, transforms, changes, _), of_class in runs.groupby(place[:6], sort=True, dropna=False):
         by_way = {way: same["auroc"].astype(float) for way, same in of_class.groupby("way")}
-        means.append({way: values.mean() for way, values in by_way.items()})
+        if not changes:
+            means.append({way: values.mean() for way, values in by_way.items()})
         cells = [_spread(by_way[way]) if way in by_way else "" for way in ways]
         alarms = 100 * of_class.loc[of_class["variant"] == _VIEWS, "false_alarms"].astype(float).median()
-        rows.append(
-            [f"{title} {name}, {shots} image{'s' * (shots > 1)}, M = {transforms}", *cells, to_number(alarms, ".0f")]
-        )
+        setup = f"{title} {name}, {shots} image{'s' * (shots > 1)}, M = {transforms}"
+        rows.append([", ".join(filter(None, [setup, changes])), *cells, to_number(alarms, ".0f")])
     complete = [of_class for of_class in means if len(of_class) == len(ways)]
     if complete:
         rows.append([f"mean of {len(complete)}", *(to_number(fmean(c[way] for c in complete)) for way in ways), ""])

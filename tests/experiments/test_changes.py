@@ -104,10 +104,14 @@ def test_recipes_are_compared_on_the_same_training_images(tmp_path, capsys):
             write_result(tmp_path, views, pos_class=name, draw=draw, data_sha256=f"{name}{draw}", variant="views")
     write_result(tmp_path, 0.99, pos_class="bag", draw=3, data_sha256="bag3")  # not by the recipe views
     write_result(tmp_path, 0.01, pos_class="bag", draw=1, data_sha256="bag1", num_transforms=54)  # another part
+    dark = dict(pos_class="bag", data_sha256="bag1", preparation=(("mean_intensity", 0.25),))
+    write_result(tmp_path, 0.3, **dark)
+    write_result(tmp_path, 0.2, variant="views", **dark)
     assert main(["recipes", "--results", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     ways = ["paper's recipe and score, 250 iterations, to 51 px", "views, nearest patches, to 51 px"]
     assert lines[0] == f"| normal class | {' | '.join(ways)} | false alarms |"
     assert lines[2].startswith("| FashionMNIST bag, 1 image, M = 42 | 55.0 ± 7.1 (2) | 80.0 ± 14.1 (2) |")
-    assert lines[3].startswith("| mean of 1 | 55.0 | 80.0 |")
+    assert lines[3].startswith("| FashionMNIST bag, 1 image, M = 42, mean_intensity=0.25 | 30.0 | 20.0 |")
+    assert lines[4].startswith("| mean of 1 | 55.0 | 80.0 |")
     assert "coat" not in "".join(lines)
