@@ -35,7 +35,7 @@ def _to_mean(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
     """Scale an image as a longer exposure would, up to white; a black one stays black."""
     if not spec.mean_intensity:
         return image
-    factor = spec.mean_intensity / max(float(image.mean()), np.finfo(np.float32).tiny)
+    factor = spec.mean_intensity / np.maximum(image.mean(), np.finfo(np.float32).tiny)
     return np.clip(image * np.float32(factor), 0, 1)
 
 
