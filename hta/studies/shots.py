@@ -1,9 +1,9 @@
 """Why do several training images help too little? python -m hta.studies shots --data_root DIR --pos_class t_shirt
 
-Trains the coarsest scale alone, on drawn images of a class of FashionMNIST, with constant learning rates. Every so many
-iterations it writes the training share, and the image AUROC on a stratified part of the test images, to a JSON file:
-with the statistics of the training images, and with running averages. An existing file is completed. Without
---data_root, the results are printed as tables.
+Trains one scale alone, by default the coarsest, on drawn images of a class of FashionMNIST, with constant learning
+rates. Every so many iterations it writes the training share, and the image AUROC on a stratified part of the test
+images, to a JSON file: with the statistics of the training images, and with running averages. An existing file is
+completed. Without --data_root, the results are printed as tables.
 """
 
 import json
@@ -45,7 +45,7 @@ MARKS = 100, 250, 500, 1000, 2000
 """Numbers of iterations after which a training is measured."""
 
 STATISTICS = "training_images", "running"
-_SIDE, _SETS = 25, "fashionmnist"
+_SETS = "fashionmnist"
 _NEVER = 10**6  # when the learning rates drop: so a short training is the beginning of a longer one
 _DIGITS = 4
 
@@ -58,6 +58,7 @@ class ShotsOptions(Checked):
     pos_class: str = option("t_shirt", "normal class")
     shots: int = option(10, "number of training images", low=1)
     draw: int = option(1, "number of their random draw, and random seed of the training", low=1)
+    size: int = option(25, "side of the images in pixels", low=11)
     change: str = option("nothing", "what is changed", choices=tuple(CHANGES))
     niter: int = option(MARKS[-1], "number of iterations", low=1)
     test_limit: int = option(1000, "number of test images", low=2)
@@ -74,7 +75,7 @@ def run(options: ShotsOptions) -> Iterator[str]:
     if options.change == "two devices" and options.shots % 2:
         raise UserError(f"--shots {options.shots}: two devices need an even number")
     change = options.change.replace(" ", "-")
-    path = results / f"{options.pos_class}_{options.shots}shot_draw{options.draw}_{change}.json"
+    path = results / f"{options.pos_class}_{options.shots}shot_draw{options.draw}_{options.size}px_{change}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"marks": {}}
     marks = [mark for mark in MARKS if mark <= options.niter]
     if not marks:
@@ -90,7 +91,7 @@ def run(options: ShotsOptions) -> Iterator[str]:
     training_set = prepare(selection.training_images(), selection.training_ids(), config)
     test = selection.test_samples(options.test_limit)
     labels = np.array([sample.label for sample in test])
-    fields = ("pos_class", "shots", "draw", "change", "test_limit")
+    fields = ("pos_class", "shots", "draw", "size", "change", "test_limit")
     record |= {name: getattr(options, name) for name in fields} | {"training_images": list(selection.training_ids())}
     record |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": describe_machine(runtime)}
     results.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,8 @@ def run(options: ShotsOptions) -> Iterator[str]:
 def _config(options: ShotsOptions) -> Config:
     rates = {"milestone_d": _NEVER, "milestone_g": _NEVER}
     changed = CHANGES[options.change] | {"niter": options.niter, "manualSeed": options.draw}
-    config = default_config(task="class", num_transforms=42, min_size=_SIDE, max_size=_SIDE, **rates, **changed)
+    sizes = {"min_size": options.size, "max_size": options.size}
+    config = default_config(task="class", num_transforms=42, **sizes, **rates, **changed)
     if options.change == "no generator":
         config = replace(config, model=AblationConfig(**asdict(config.model), objective="transformations_only"))
     return replace(config, runtime=RuntimeConfig(threads=options.threads))
@@ -173,7 +175,7 @@ def trained(
 def tables(results: Path) -> Iterator[str]:
     """One table in Markdown for each statistics: training share and AUROC in per cent after so many iterations."""
     records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))]
-    records.sort(key=lambda r: (r["shots"], list(CHANGES).index(r["change"]), r["pos_class"], r["draw"]))
+    records.sort(key=lambda r: (r["shots"], r["size"], list(CHANGES).index(r["change"]), r["pos_class"], r["draw"]))
     for statistics in STATISTICS:
         yield ""
         yield f"| batch_statistics={statistics} | {' | '.join(map(str, MARKS))} |"
@@ -182,7 +184,8 @@ def tables(results: Path) -> Iterator[str]:
             cells = [_cell(record["marks"].get(str(mark), {}).get(statistics)) for mark in MARKS]
             images = f"{record['shots']} image{'s' * (record['shots'] > 1)}"
             change = "" if record["change"] == "nothing" else f", {record['change']}"
-            yield f"| {record['pos_class']}, {images}, draw {record['draw']}{change} | {' | '.join(cells)} |"
+            place = f"{record['pos_class']}, {images}, draw {record['draw']}, {record['size']} px"
+            yield f"| {place}{change} | {' | '.join(cells)} |"
 
 
 def _cell(measured: dict[str, float] | None) -> str:

@@ -24,9 +24,7 @@ CLOSE = dict(rtol=0, atol=1e-5)
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    """Two marks, and a scale of a few pixels."""
     monkeypatch.setattr(shots, "MARKS", (1, 2))
-    monkeypatch.setattr(shots, "_SIDE", 13)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +36,7 @@ def data_root(tmp_path_factory):
 
 
 def study(data_root, folder, capsys, *more):
-    argv = ["shots", "--shots", "2", "--threads", "1", "--results", str(folder), *more]
+    argv = ["shots", "--shots", "2", "--size", "13", "--threads", "1", "--results", str(folder), *more]
     assert main([*argv, *(["--data_root", str(data_root)] if data_root else [])]) == 0
     return capsys.readouterr().out
 
@@ -47,10 +45,10 @@ def test_a_result_is_completed_by_a_longer_training_with_the_same_seed(data_root
     folder = tmp_path / "shots"
     assert "1 iterations" in study(data_root, folder, capsys, "--niter", "1")
     (path,) = folder.iterdir()
-    assert path.name == "t_shirt_2shot_draw1_nothing.json"
+    assert path.name == "t_shirt_2shot_draw1_13px_nothing.json"
     short = json.loads(path.read_text(encoding="utf-8"))
     assert list(short["marks"]) == ["1"]
-    fields = dict(pos_class="t_shirt", shots=2, draw=1, change="nothing", test_limit=1000)
+    fields = dict(pos_class="t_shirt", shots=2, draw=1, size=13, change="nothing", test_limit=1000)
     assert {name: short[name] for name in fields} == fields
     assert len(short["training_images"]) == 2
 
@@ -78,28 +76,28 @@ def test_without_data_the_results_are_printed(tmp_path, capsys):
             }
             for mark in known
         }
-        record = dict(pos_class="bag", shots=draw, draw=draw, change=change, marks=measured)
+        record = dict(pos_class="bag", shots=draw, draw=draw, size=25, change=change, marks=measured)
         (tmp_path / f"{draw}_{change}.json").write_text(json.dumps(record), encoding="utf-8")
     lines = study(None, tmp_path, capsys).splitlines()
     assert lines == [
         "",
         "| batch_statistics=training_images | 1 | 2 |",
         "| --- | ---: | ---: |",
-        "| bag, 1 image, draw 1 | 50.0 (0.250) | 75.0 (0.125) |",
-        "| bag, 1 image, draw 1, alpha=50 | 50.0 (0.250) |  |",
-        "| bag, 2 images, draw 2 |  |  |",
+        "| bag, 1 image, draw 1, 25 px | 50.0 (0.250) | 75.0 (0.125) |",
+        "| bag, 1 image, draw 1, 25 px, alpha=50 | 50.0 (0.250) |  |",
+        "| bag, 2 images, draw 2, 25 px |  |  |",
         "",
         "| batch_statistics=running | 1 | 2 |",
         "| --- | ---: | ---: |",
-        "| bag, 1 image, draw 1 | 25.0 (0.500) | 12.5 (0.750) |",
-        "| bag, 1 image, draw 1, alpha=50 | 25.0 (0.500) |  |",
-        "| bag, 2 images, draw 2 |  |  |",
+        "| bag, 1 image, draw 1, 25 px | 25.0 (0.500) | 12.5 (0.750) |",
+        "| bag, 1 image, draw 1, 25 px, alpha=50 | 25.0 (0.500) |  |",
+        "| bag, 2 images, draw 2, 25 px |  |  |",
     ]
 
 
 def votes(niter, marks):
     """The votes for four images after so many iterations, by what statistics the discriminator keeps."""
-    config = shots._config(ShotsOptions(niter=niter, draw=3))
+    config = shots._config(ShotsOptions(niter=niter, draw=3, size=13))
     training_set = prepare([picture(seed, 16, 16) / 255 for seed in range(2)], ["a", "b"], config)
     trained = shots.trained(ScaleTrainer, training_set, Runtime(CPU, torch.float32), marks)
     images = random_images((13, 13), 4, dtype=torch.float32)
@@ -119,7 +117,7 @@ def test_a_short_training_is_the_beginning_of_a_longer_one():
 def test_every_change_is_trained_and_named(data_root, tmp_path, capsys, change):
     study(data_root, tmp_path, capsys, "--niter", "1", "--change", change)
     (path,) = tmp_path.iterdir()
-    assert path.name == f"t_shirt_2shot_draw1_{change.replace(' ', '-')}.json"
+    assert path.name == f"t_shirt_2shot_draw1_13px_{change.replace(' ', '-')}.json"
     assert json.loads(path.read_text(encoding="utf-8"))["change"] == change
 
 
