@@ -1,4 +1,5 @@
-"""Rerun the paper's tables: python -m hta.experiments run|table N|summary|changes|recipes|classes|seeds|scores|plot"""
+"""Rerun the paper's tables: python -m hta.experiments run|table N|summary|plot, and compare what was run: gains|seeds|
+changes|scores|recipes|classes"""
 
 import sys
 from argparse import Namespace
@@ -16,7 +17,7 @@ from hta.cli import Parser, run_command
 from hta.config import RuntimeConfig
 from hta.data.loaders import load_dataset
 from hta.errors import RunError, UserError
-from hta.experiments import changes, classes, plan, seeds, tables
+from hta.experiments import changes, classes, gains, plan, seeds, tables
 from hta.experiments.results import FAILED_FOLDER, SHOT_TABLES, TABLES, default_folder, is_done, load_runs, make_folder
 from hta.experiments.runner import available_devices, run_missing
 from hta.files import write_atomically
@@ -42,6 +43,7 @@ def _command(argv: Sequence[str] | None) -> None:
         ("changes", _changes, "print the effect of changed settings"),
         ("recipes", _recipes, "print the recipe views beside the paper's"),
         ("classes", _classes, "print the score combined beside the paper's"),
+        ("gains", _gains, "print what more training images gain"),
         ("seeds", _seeds, "print what the seed and the image move"),
         ("scores", _scores, "print the effect of other scores"),
         ("plot", _plot, "draw the results next to the paper's"),
@@ -204,13 +206,18 @@ def _classes(options: Namespace) -> None:
     print(classes.classes_to_markdown(load_runs(options.results)))
 
 
+def _gains(options: Namespace) -> None:
+    """Print the AUROC by number of training images, and what more of them gain, beside the paper's."""
+    print(gains.gains_to_markdown(load_runs(options.results)))
+
+
 def _seeds(options: Namespace) -> None:
     """Print how far the AUROC moves with the seed of the training and with the image, and what several seeds gain."""
     print(seeds.seeds_to_markdown(options.results))
 
 
 def _scores(options: Namespace) -> None:
-    """Print by how much other scores made from the same votes move the AUROC of one-shot runs, over all classes."""
+    """Print by how much other scores made from the same votes move the AUROC, over all classes."""
     print(changes.scores_to_markdown(changes.compare_scores(load_runs(options.results))))
 
 

@@ -53,8 +53,8 @@ def compare_changes(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_scores(runs: pd.DataFrame) -> pd.DataFrame:
-    """Other ways from votes to a score, as in `compare_changes`, for each part of table 1 with several classes."""
-    scores = _other_scores(_plain_runs(runs[(runs["shots"] == 1) & (runs["task"] == "class")]))
+    """Other ways from votes to a score, as in `compare_changes`, for each part of tables 1 to 4 of several classes."""
+    scores = _other_scores(_plain_runs(runs[runs["task"] == "class"]))
     return scores[scores.groupby("setup")["pos_class"].transform("nunique") > 1]
 
 

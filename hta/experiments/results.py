@@ -45,7 +45,7 @@ _COLUMNS += ["training_seed"]
 _WAYS = ("mean", "minmax")
 _MAX_BYTES = 2**24
 _MEASURED = ["auroc", "minmax", "by_fraction", "by_scale", "false_alarms", "combined", "combined_alarms", "seconds"]
-_MEASURED += ["dtype"]
+_MEASURED += ["dtype", "shares"]
 _SCORES = ("scores", "labels", "names")
 _ROUNDING = 1e-4  # of an AUROC in per cent, of which six digits are kept
 
@@ -75,7 +75,8 @@ def load_runs(folder: Path) -> pd.DataFrame:
     normalised first; by_fraction ({fraction: {"mean", "minmax"}}) and by_scale (of each scale alone) in [0, 1]; all of
     them None where undefined; false_alarms: share of the normal test images, in [0, 1], that is rejected at the
     threshold from views of the training images, whose target is 5 %, or None; combined and combined_alarms: AUROC and
-    false alarms of the score "combined", or None; seconds of training and scoring; dtype.
+    false alarms of the score "combined", or None; seconds of training and scoring; dtype; shares: of
+    correct votes on the training images, scale by scale, in [0, 1], empty where there are no votes.
     """
     paths = sorted(path for path in folder.iterdir() if path.suffix == ".json") if folder.exists() else ()
     rows = [row for path in paths if (row := _read(path, _row, "a result of this version"))]
@@ -159,6 +160,9 @@ def _measured(record: dict[str, Any], spec: RunSpec) -> dict[str, Any]:
     for rate_of in (rate, combined_rate):
         _check_number("false_positive_rate", rate_of)
     _check_number("AUROC", combined)
+    shares = results.get("training_shares", [])
+    for share in shares:
+        _check_number("training share", share)
     for part in ("training", "scoring"):
         _check_number("seconds", run[f"seconds_{part}"], 1e9)
     if run["machine"]["dtype"] not in ("float32", "bfloat16"):
@@ -174,6 +178,7 @@ def _measured(record: dict[str, Any], spec: RunSpec) -> dict[str, Any]:
         "combined_alarms": combined_rate,
         "seconds": run["seconds_training"] + run["seconds_scoring"],
         "dtype": run["machine"]["dtype"],
+        "shares": shares,
     }
 
 

@@ -55,6 +55,7 @@ def write_result(folder, auroc, *, false_alarms=None, combined=None, dtype="bflo
             "auroc": values[f"{spec.main_fraction:g}"],
             "auroc_by_fraction": values,
             "auroc_by_scale": [main / 2, main],
+            "training_shares": [main / 4, main / 8],
         },
         "run": {"seconds_training": 3000.0, "seconds_scoring": 600.0, "machine": {"dtype": dtype}},
     }

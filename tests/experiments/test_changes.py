@@ -87,7 +87,7 @@ def test_ways_to_a_score_are_means_over_all_classes(tmp_path, capsys):
     for name, draw, auroc in (("bag", 1, 0.8), ("bag", 2, 0.6), ("coat", 1, 0.4)):
         write_result(tmp_path, auroc, pos_class=name, draw=draw)
     write_result(tmp_path, 0.7, settings=(("niter", 500),))
-    write_result(tmp_path, 0.9, shots=5)
+    write_result(tmp_path, 0.9, shots=5)  # of one class
     write_result(tmp_path, 0.9, title="Of one class", paper_dataset=None)
     assert main(["scores", "--results", str(tmp_path)]) == 0
     header, _, only = capsys.readouterr().out.strip().splitlines()
