@@ -32,7 +32,7 @@ def prepare_test_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
 
 
 def _to_mean(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
-    """Scale an image as a longer exposure would, up to white; a black one stays black."""
+    """Multiply an image so that its mean is `mean_intensity` (0: leave it), less what is cut off at white."""
     if not spec.mean_intensity:
         return image
     factor = spec.mean_intensity / np.maximum(image.mean(), np.finfo(np.float32).tiny)

@@ -31,7 +31,8 @@ class BenchmarkSpec:
         size: Side of a prepared image in pixels.
         train_filter, test_filter: Resampling of training and test images.
         train_clahe: Whether training images, and only they, go through CLAHE.
-        mean_intensity: If not 0, every image, training or test, is scaled to this mean in (0, 1); not of the protocol.
+        mean_intensity: If not 0, every image, training or test, is multiplied to have this mean, in (0, 1). (Not of the
+            protocol.)
         is_gray: Whether the images are gray (R = G = B).
         has_defects: Whether anomalies are defects of the class's own object, not images of other classes.
         aliases: Pairs of another spelling of a class and the paper's.

@@ -111,7 +111,8 @@ def recipes_to_markdown(runs: pd.DataFrame) -> str:
     """The recipe "views" beside the paper's on the same images: one line per class and change where both were run.
 
     Each cell has the mean over the draws, their standard deviation and number; the last column the median of the false
-    alarms of the recipe "views", in per cent. The means are over the classes without a change.
+    alarms of the recipe "views", in per cent. The last line has the means over the lines without a change, of
+    those with a figure in every column.
     """
     runs = runs[runs["variant"].isin(["ours", _VIEWS]) & runs["auroc"].notna()]
     runs = runs.assign(way=[_WAYS[run.variant, run.preset] for run in iterate(runs)])

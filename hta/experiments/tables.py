@@ -26,7 +26,7 @@ SETUP = ["title", "paper_dataset", "shots", "preset", "test_limit", "num_transfo
 NOT_RUN = "not run"
 _VERDICTS = _BELOW, _WITHIN, _ABOVE = ("below", "within one std", "above")
 _DEFECT_TABLES, _ABLATION, _FRACTIONS = (5, 7), 6, 7
-_PAPER_TRANSFORMS = {spec.table_name: spec.num_transforms for spec in SPECS.values()}
+PAPER_TRANSFORMS = {spec.table_name: spec.num_transforms for spec in SPECS.values()}
 _TITLES = ["One-shot", "Five-shot", "Ten-shot", "CIFAR10, 50 and 80 shots", "MVTec AD", "Ablation"]
 _TITLES += ["Defects, by the part of the patches that vote (per cent)"]
 _OVER_CLASSES = "(95 % interval over classes)"
@@ -77,7 +77,7 @@ def _runs_of_table(number: int, runs: pd.DataFrame) -> pd.DataFrame:
         column = of_number.where(column.notna() & (runs["paper_dataset"] == "mvtec"))
         runs = runs.assign(num_transforms=None)  # the column names it
     else:
-        paper = ROTATIONS if number == _FRACTIONS else runs["paper_dataset"].map(_PAPER_TRANSFORMS)
+        paper = ROTATIONS if number == _FRACTIONS else runs["paper_dataset"].map(PAPER_TRANSFORMS)
         runs = runs.assign(paper_dataset=runs["paper_dataset"].where(runs["num_transforms"] == paper, None))
     task = "defect" if number in _DEFECT_TABLES else "class"
     runs = with_setup(runs.assign(column=column)[(runs["task"] == task) & column.notna()])

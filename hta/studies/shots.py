@@ -1,9 +1,9 @@
-"""Why do several training images help too little? python -m hta.studies shots --data_root DIR --pos_class t_shirt
+"""What do more iterations bring with several training images? python -m hta.studies shots --data_root DIR
 
 Trains one scale alone, by default the coarsest, on drawn images of a class of FashionMNIST, with constant learning
 rates. Every so many iterations it writes the training share, and the image AUROC on a stratified part of the test
-images, to a JSON file: with the statistics of the training images, and with running averages. An existing file is
-completed. Without --data_root, the results are printed as tables.
+images, to a JSON file: with the statistics of the training images, and with running averages. A result with fewer
+iterations is made anew. Without --data_root, the results are printed as tables.
 """
 
 import json
@@ -77,6 +77,8 @@ def run(options: ShotsOptions) -> Iterator[str]:
     change = options.change.replace(" ", "-")
     path = results / f"{options.pos_class}_{options.shots}shot_draw{options.draw}_{options.size}px_{change}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"marks": {}}
+    if record.get("test_limit", options.test_limit) != options.test_limit:
+        raise UserError(f"--test_limit {options.test_limit}: {path} has {record['test_limit']}; give another --results")
     marks = [mark for mark in MARKS if mark <= options.niter]
     if not marks:
         raise UserError(f"--niter {options.niter}: the first measurement is after {MARKS[0]} iterations; give as many")

@@ -16,7 +16,7 @@ def papers(table, *classes):
     return sum(values[name] for name in classes) / len(classes)
 
 
-def test_gains_are_over_the_classes_that_were_run_with_one_image_too(tmp_path, capsys):
+def test_gains_are_over_the_classes_and_draws_that_were_run_with_one_image_too(tmp_path, capsys):
     for name, shots, draw, auroc in (
         ("bag", 1, 1, 0.4),
         ("bag", 1, 2, 0.6),
@@ -32,19 +32,26 @@ def test_gains_are_over_the_classes_that_were_run_with_one_image_too(tmp_path, c
     write_result(tmp_path, 0.1, pos_class="coat", shots=10, in_order=True)
     write_result(tmp_path, 0.1, pos_class="coat", shots=10, variant="e")  # not the method
     write_result(tmp_path, 0.1, title="Of one image", paper_dataset=None)
+    write_result(tmp_path, 0.3, num_transforms=4)
+    write_result(tmp_path, 0.2, num_transforms=4, shots=5)
     for shots in (1, 5):
         write_result(tmp_path, shots / 10, title="Unpublished", paper_dataset=None, test_limit=None, shots=shots)
     assert main(["gains", "--results", str(tmp_path)]) == 0
     title, _, *lines = capsys.readouterr().out.strip().splitlines()
     assert title.startswith("| data set | training images | classes | ours | paper | gain over one image |")
-    half = stats.t.ppf(0.975, 1) * math.sqrt(((30 - 20) ** 2 + (10 - 20) ** 2) / 2)  # of bag's 30 and coat's 10
+    half = stats.t.ppf(0.975, 1) * math.sqrt(((40 - 25) ** 2 + (10 - 25) ** 2) / 2)  # bag, draw 1: 40; coat: 10
     one, five = papers(1, "bag", "coat", "shirt"), papers(2, "bag", "coat", "dress")
     gains = papers(2, "bag", "coat") - papers(1, "bag", "coat"), papers(3, "bag") - papers(1, "bag")
     setup = "FashionMNIST, 42 transformations, preset fast, 1000 test images"
-    assert lines == [
+    rotations = "FashionMNIST, 4 transformations, preset fast, 1000 test images"
+    assert lines[:2] == [
+        f"| {rotations} | 1 | 1 | 30.0 |  |  |  | 0.075 | 0.037 |",
+        f"| {rotations} | 5 | 1 | 20.0 |  | -10.0 |  | 0.050 | 0.025 |",
+    ]
+    assert lines[2:] == [
         f"| {setup} | 1 | 3 | 50.0 | {one:.1f} |  |  | 0.125 | 0.062 |",
-        f"| {setup} | 5 | 3 | 80.0 | {five:.1f} | +20.0 ± {half:.1f} | {gains[0]:+.1f} | 0.200 | 0.100 |",
-        f"| {setup} | 10 | 1 | 60.0 | {papers(3, 'bag'):.1f} | +10.0 | {gains[1]:+.1f} | 0.150 | 0.075 |",
+        f"| {setup} | 5 | 3 | 80.0 | {five:.1f} | +25.0 ± {half:.1f} | {gains[0]:+.1f} | 0.200 | 0.100 |",
+        f"| {setup} | 10 | 1 | 60.0 | {papers(3, 'bag'):.1f} | +20.0 | {gains[1]:+.1f} | 0.150 | 0.075 |",
         "| Unpublished, 42 transformations, preset fast, whole test set | 1 | 1 | 10.0 |  |  |  | 0.025 | 0.013 |",
         "| Unpublished, 42 transformations, preset fast, whole test set | 5 | 1 | 50.0 |  | +40.0 |  | 0.125 | 0.062 |",
     ]
