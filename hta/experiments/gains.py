@@ -2,13 +2,13 @@
 
 import pandas as pd
 
-from hta.experiments.plan import paper_part
+from hta.experiments.plan import paper_values
+from hta.experiments.results import SHOT_TABLES
 from hta.experiments.tables import PAPER_TRANSFORMS, describe_setup, to_lines, to_number, with_interval
 
 _SETUP = ["title", "paper_dataset", "preset", "test_limit", "num_transforms"]
 _TITLES = ["data set", "training images", "classes", "ours", "paper", "gain over one image", "paper's gain"]
 _TITLES += ["training share, coarsest scale", "finest scale"]
-_TABLES = 1, 2, 3, 4
 _FIGURES = ["ours", "coarsest", "finest"]
 _NOTHING = pd.Series(dtype=float)
 
@@ -54,7 +54,7 @@ def _rows(runs: pd.DataFrame) -> list[list[str]]:
 
 def _printed(dataset: str, num_transforms: int) -> dict[int, pd.Series]:
     """The paper's figures of its method by number of training images and class; none for other transformations."""
-    values = pd.concat([paper_part(number) for number in _TABLES])
-    values = values[(values["column"] == "Ours") & (values["dataset"] == dataset)]
+    values = paper_values()
+    values = values[values["table"].isin(SHOT_TABLES) & (values["column"] == "Ours") & (values["dataset"] == dataset)]
     known = PAPER_TRANSFORMS.get(dataset) == num_transforms
     return {shots: of.set_index("pos_class")["paper"] for shots, of in values.groupby("shots")} if known else {}
