@@ -7,7 +7,7 @@ has a = -0.5; all filters widen when shrinking). CLAHE comes after the resamplin
 import numpy as np
 from PIL import Image
 
-from hta.data.specs import BenchmarkSpec, Filter, Geometry
+from hta.data.specs import BenchmarkSpec
 
 
 def prepare_training_image(image: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
@@ -44,7 +44,7 @@ def prepare_mask(mask: np.ndarray, spec: BenchmarkSpec) -> np.ndarray:
     return resample(mask, spec.geometry, spec.size, "nearest") > 0.5
 
 
-def resample(image: np.ndarray, geometry: Geometry, size: int, filter_name: Filter) -> np.ndarray:
+def resample(image: np.ndarray, geometry: str, size: int, filter_name: str) -> np.ndarray:
     """Resize an image `(H, W, 3)` or `(H, W)`, values in [0, 1], to size x size px, cropped or squashed; float32."""
     picture, resampling = _to_picture(image), Image.Resampling[filter_name.upper()]
     if geometry != "crop":

@@ -4,21 +4,43 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
 
 from hta.data.names import LABELS_RULE
 from hta.errors import UserError
 from hta.settings import Checked, option
 
-Geometry = Literal["squash", "fit_then_squash", "crop"]
-Filter = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+_FILTERS = ("nearest", "bilinear", "bicubic", "lanczos")
 
 ROTATIONS = 4
 """The number of transformations for which images with defects have a preparation of their own, without CLAHE."""
 
 
 @dataclass(frozen=True)
-class BenchmarkSpec:
+class Preparation(Checked):
+    """How the images of a data set are prepared (paper, section 4); `--prepare` changes it.
+
+    Attributes:
+        geometry: "squash" (to a square, whatever the aspect ratio), "crop" (shorter side to `size`, then the centre) or
+            "fit_then_squash" (training images shrink to fit `size`, aspect kept, before they are squashed).
+    """
+
+    geometry: str = option(
+        "squash", "from the image's shape to a square", choices=("squash", "fit_then_squash", "crop")
+    )
+    size: int = option(128, "side of a prepared image", low=11, high=4096, unit="px")
+    train_filter: str = option("bicubic", "resampling of training images", choices=_FILTERS)
+    test_filter: str = option("bicubic", "resampling of test images", choices=_FILTERS)
+    train_clahe: bool = option(True, "whether training images, and only they, go through CLAHE")
+    mean_intensity: float = option(
+        0.0,
+        "if not 0, every image, training or test, is multiplied to have this mean (not of the protocol)",
+        low=0,
+        below=1,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkSpec(Preparation):
     """One row of the protocol's table.
 
     Attributes:
@@ -26,13 +48,6 @@ class BenchmarkSpec:
         title: The name for people, which says so where only a part of the data set is present.
         table_name: The data set's name in the file of the paper's values.
         classes: Class names in label order, in the paper's spelling.
-        geometry: "squash" (to a square, whatever the aspect ratio), "crop" (shorter side to `size`, then the centre) or
-            "fit_then_squash" (training images shrink to fit `size`, aspect kept, before they are squashed).
-        size: Side of a prepared image in pixels.
-        train_filter, test_filter: Resampling of training and test images.
-        train_clahe: Whether training images, and only they, go through CLAHE.
-        mean_intensity: If not 0, every image, training or test, is multiplied to have this mean, in (0, 1). (Not of the
-            protocol.)
         is_gray: Whether the images are gray (R = G = B).
         has_defects: Whether anomalies are defects of the class's own object, not images of other classes.
         aliases: Pairs of another spelling of a class and the paper's.
@@ -42,12 +57,6 @@ class BenchmarkSpec:
     title: str
     table_name: str
     classes: tuple[str, ...]
-    geometry: Geometry = "squash"
-    size: int = 128
-    train_filter: Filter = "bicubic"
-    test_filter: Filter = "bicubic"
-    train_clahe: bool = True
-    mean_intensity: float = 0.0
     num_transforms: int = 54
     is_gray: bool = False
     has_defects: bool = False
@@ -126,7 +135,7 @@ MVTEC = BenchmarkSpec(
 
 # Any other data set, as a tree with one folder per class or of one object's defects; the tree gives title and classes.
 DEFECTS = replace(MVTEC, name="defects", title="defects", table_name="defects", classes=())
-FOLDER = BenchmarkSpec("folder", "folder", "folder", classes=())
+FOLDER = BenchmarkSpec(name="folder", title="folder", table_name="folder", classes=())
 FOLDER_GRAY = replace(MNIST, name="folder", title="folder", table_name="folder", classes=(), aliases=())
 
 SPECS: Mapping[str, BenchmarkSpec] = MappingProxyType(

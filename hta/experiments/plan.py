@@ -20,7 +20,7 @@ from hta.config import AblationConfig, Config, ModelConfig, TrainingConfig, defa
 from hta.data.benchmark import Selection, draw_images
 from hta.data.loaders import Benchmark, load_dataset
 from hta.data.sample import Sample
-from hta.data.specs import MVTEC, ROTATIONS, BenchmarkSpec, benchmark_spec, default_task
+from hta.data.specs import MVTEC, ROTATIONS, Preparation, benchmark_spec, default_task
 from hta.errors import UserError
 from hta.evaluation.nearest import NEAREST_VERSION
 from hta.evaluation.scores import default_fraction
@@ -45,9 +45,7 @@ _SET_ELSEWHERE = {
 }
 _OVERRIDES: Mapping[str, dict[str, type]] = {
     "--set": {f.name: c for c in (ModelConfig, TrainingConfig) for f in fields(c) if f.name not in _SET_ELSEWHERE},
-    "--prepare": dict.fromkeys(
-        ("geometry", "size", "train_filter", "test_filter", "train_clahe", "mean_intensity"), BenchmarkSpec
-    ),
+    "--prepare": {f.name: Preparation for f in fields(Preparation)},
 }
 
 
@@ -135,7 +133,7 @@ class RunSpec:
     seed: int = 0  # of draws and test images; with the draw, of the training, unless the settings have its own
     precision: str = "auto"  # as requested; "auto" depends on the machine
     settings: Pairs = ()  # overridden settings of model and training
-    preparation: Pairs = ()  # overridden preparation of the images (fields of `BenchmarkSpec`)
+    preparation: Pairs = ()  # overridden preparation of the images (fields of `Preparation`)
     in_order: bool = False  # training images in data-set order, as in the released code, instead of drawn ones
     paper_dataset: str | None = None  # whose rows of the paper are shown beside it; not part of the key
 
