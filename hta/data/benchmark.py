@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from hta.data.loaders import Benchmark, load_dataset
+from hta.data.names import NORMAL_FOLDER
 from hta.data.preparation import prepare_training_image
 from hta.data.sample import Sample
 from hta.data.specs import BenchmarkSpec, DatasetOptions, required_options
@@ -77,7 +78,9 @@ class Selection:
 
     def _labelled(self, sample: Sample) -> Sample:
         spec = self.benchmark.spec
-        if self.pos_class in sample.classes and sample.defect is None:
+        if spec.has_defects:
+            return replace(sample, spec=spec)
+        if self.pos_class in sample.classes:
             return replace(sample, label=0, spec=spec)
         return replace(sample, label=1, defect=_stratum(sample, spec), spec=spec)
 
@@ -143,7 +146,7 @@ def select(
 def _stratum(sample: Sample, spec: BenchmarkSpec) -> str:
     """Return the group of a test image whose share a part of the test set keeps: kind of defect, or class."""
     if spec.has_defects:
-        return sample.defect or "good"
+        return sample.defect or ("" if sample.label else NORMAL_FOLDER)
     return sample.classes[0] if sample.classes else "none"
 
 

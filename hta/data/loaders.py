@@ -201,6 +201,9 @@ def _object_samples(folder: Path, name: str, prefix: str = "") -> tuple[list[Sam
     paths = [path for place in subfolders(folder / TRAIN_FOLDER) if is_normal(place.name) for path in images_in(place)]
     train = [Sample(path, prefix + path.relative_to(folder).as_posix(), classes=(name,)) for path in paths]
     found = find_test_images(folder) if train else []
+    for sample in found:
+        if sample.label is None:
+            sample.read_mask()  # which tells the label, and cannot be read
     if not any(sample.label == 0 for sample in found):
         place = folder / (TEST_FOLDER if train else TRAIN_FOLDER) / NORMAL_FOLDER
         raise UserError(f"--data_root: no image in {place}; add normal images, or unpack the data set again")

@@ -228,6 +228,24 @@ def test_a_folder_of_another_form_is_an_error(tmp_path, lost, message):
             load_dataset(dataset, root)
 
 
+@pytest.mark.parametrize("inner", ["", "all"])
+def test_masks_tell_good_from_defective_where_no_folder_does(tmp_path, inner):
+    folder = mvtec_class(tmp_path, "wood")
+    for part in ("test", "ground_truth"):
+        shutil.rmtree(folder / part)
+    for number in range(6):
+        mask = np.zeros((40, 40), np.uint8)
+        mask[5:9, 5:9] = 255 * (number % 2)
+        save(folder / "test" / inner / f"{number}.png", picture(number, 40, 40))
+        save(last := folder / "masks" / inner / f"{number}.png", mask)
+    chosen = selection(load_dataset("defects", folder), "wood")
+    assert [(sample.label, sample.defect) for sample in chosen.test_samples()] == [(0, None), (1, None)] * 3
+    assert [sample.label for sample in chosen.test_samples(test_limit=2)] in ([0, 1], [1, 0])
+    last.write_bytes(b"")
+    with pytest.raises(UserError, match=r"masks.*5\.png"):
+        load_dataset("defects", folder)
+
+
 def test_images_without_a_mask_are_no_error(tmp_path):
     folder = mvtec_class(tmp_path, "screw")
     (folder / "test" / "unnamed").mkdir()
