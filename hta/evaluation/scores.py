@@ -83,7 +83,8 @@ def anomaly_scores(shares: np.ndarray, aggregate: str = "mean", views: np.ndarra
     Args:
         shares: `(N, S)` vote shares of N images at S scales.
         aggregate: "mean" takes one minus the shares: a score depends on its image alone. "minmax" first maps each scale
-            to [0, 1] over the N images; a scale on which all are equal carries no information and becomes 0.
+            to [0, 1] over the N images; a scale on which all are equal carries no information and becomes 0. Images
+            without any vote, as those with a fault, are left out of the range and score 1.
             "calibrated" counts standard deviations below the mean of normal images; it needs no test set either.
         views: `(V, S)` vote shares of normal images, for "calibrated"; a scale on which they do not vary counts 0.
 
@@ -101,8 +102,10 @@ def anomaly_scores(shares: np.ndarray, aggregate: str = "mean", views: np.ndarra
         std = normal.std(dim=0)
         return ((normal.mean(dim=0) - values) / torch.where(std > 0, std, torch.inf)).mean(dim=1).numpy()
     if aggregate == "minmax":
-        low, high = values.amin(dim=0), values.amax(dim=0)
-        values = (values - low) / torch.where(high > low, high - low, 1.0)
+        has_votes = values.any(dim=1, keepdim=True)
+        low = torch.where(has_votes, values, values.amax(dim=0)).amin(dim=0)
+        high = values.amax(dim=0)
+        values = ((values - low) / torch.where(high > low, high - low, 1.0)).clamp(min=0)
     return (1 - values.mean(dim=1)).numpy()
 
 

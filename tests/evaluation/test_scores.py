@@ -93,6 +93,13 @@ def test_aggregates_by_hand(aggregate, expected):
         np.testing.assert_allclose(anomaly_scores(SHARES[1:2], aggregate, views), expected[1:2], rtol=0, atol=1e-12)
 
 
+def test_an_image_without_votes_does_not_change_the_minmax_scores_of_others():
+    nothing = np.zeros((1, SHARES.shape[1]))
+    found = anomaly_scores(np.concatenate([SHARES, nothing]), "minmax")
+    np.testing.assert_array_equal(found, [*anomaly_scores(SHARES, "minmax"), 1])
+    np.testing.assert_array_equal(anomaly_scores(np.concatenate([nothing, nothing]), "minmax"), [1, 1])
+
+
 @pytest.mark.parametrize(("aggregate", "images"), [("minmax", 1), ("minmax", 0), ("median", 3)])
 def test_what_cannot_be_aggregated_is_refused(aggregate, images):
     with pytest.raises(UserError, match=f"--aggregate {aggregate}"):
