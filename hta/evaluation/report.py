@@ -92,8 +92,9 @@ def write_report(folder: Path, document: dict[str, Any], results: Sequence[Image
     decision, model, dataset = document["decision"], document["model"], document.get("dataset")
     scored = f"{dataset['name']}, normal class {dataset['pos_class']}" if dataset else document["test_dir"]
     scored_name = scored if dataset else PurePath(scored).name or scored
-    network = {name: model["config"]["model"][name] for name in ("num_layer", "ker_size")}
-    network["num_layer"] -= document["scoring"]["score"] == "nearest"  # which looks at the layer before the last
+    network = ModelConfig(**{name: model["config"]["model"][name] for name in ("num_layer", "ker_size")})
+    # The score "nearest" looks at the layer before the last.
+    unseen = network.ker_size - 1 if document["scoring"]["score"] == "nearest" else 0
     script = resources.files(__package__).joinpath("report.js").read_text(encoding="utf-8")
     quantities, deciding = quantities_of(document)
     histogram, roc = _charts(results, deciding, quantities[deciding])
@@ -110,7 +111,7 @@ def write_report(folder: Path, document: dict[str, Any], results: Sequence[Image
         map_quantity=quantities["peak"],
         histogram=histogram,
         roc=roc,
-        field=ModelConfig(**network).receptive_field,
+        field=network.receptive_field - unseen,
         stops=list(zip(*ColourScale(0, 1).colours(np.linspace(0, 1, _STOPS)), strict=True)),
         rows=[_row(result, quantities) for result in results],
         deciding=deciding,

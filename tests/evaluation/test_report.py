@@ -144,6 +144,9 @@ MODEL = {
 }
 
 
+SCORING = {"fraction_defect": 0.05, "score": "paper", "aggregate": "mean", "batch_size": 16, "task": "defect"}
+
+
 def write(folder, found, threshold, **changes):
     """The report of some results, with a document as in metrics.json, and the rows in it."""
     items, scores = [result.item for result in found], np.array([result.score for result in found])
@@ -162,7 +165,7 @@ def write(folder, found, threshold, **changes):
         "test_dir": "parts & more",
         "labels_csv": None,
         "skipped": {LATIN_1: f"{LATIN_1}: truncated"},
-        "scoring": {"fraction_defect": 0.05, "score": "paper", "aggregate": "mean", "batch_size": 16, "task": "defect"},
+        "scoring": SCORING,
         "model": MODEL,
         "machine": {"device": "cpu", "dtype": "float32", "threads": 1},
         "versions": {"hta": "0.1.0", "torch": "2.0"},
@@ -333,6 +336,11 @@ def test_names_are_text_the_least_defect_is_in_pixels_of_the_image_and_colours_a
     # 256 / 51 = 5.02; 11 px there are 55.2 px; at the coarsest scale 256 / 25 * 11 = 112.6
     for said in ("5.0 x 5.0 px", "10.0 px", "11 x 11 px", "55 px of the image", "113 px at the coarsest"):
         assert said in page.replace("\xa0", " ").replace("\xd7", "x")
+    thin = MODEL | {"config": MODEL["config"] | {"model": MODEL["config"]["model"] | {"num_layer": 2, "ker_size": 5}}}
+    for score, side in (("paper", 9), ("nearest", 5)):
+        page, _ = page_of(tmp_path, [None], [0.1], model=thin, scoring=SCORING | {"score": score})
+        assert f"{side} x {side} px" in page.replace("\xa0", " ").replace("\xd7", "x")
+    page, _ = page_of(tmp_path, [None], [0.1])
     stops = re.findall(r"rgb\([\d ]+/ [\d.]{5}\)", page)
     assert (stops[0], stops[10], len(stops)) == ("rgb(87 16 110 / 0.000)", "rgb(252 255 164 / 0.750)", 22)
     assert stops[5].endswith("/ 0.562)")  # 3/4 of 1 - (1 - 1/2) ** 2
