@@ -198,6 +198,12 @@ class ScoringConfig(Checked):
         None, "reject images whose anomaly score is higher than this, instead of calibrating a threshold"
     )
 
+    @parameters_named()
+    def __post_init__(self):
+        super().__post_init__()
+        if self.score not in (None, "paper") and self.aggregate != "mean":
+            raise UserError(f"--aggregate {self.aggregate}: combines votes, for --score paper; leave one of them out")
+
 
 @dataclass(frozen=True)
 class WatchConfig(Checked):

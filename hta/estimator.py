@@ -17,7 +17,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from hta.config import Config, ModelConfig, RuntimeConfig, ScoringConfig, TrainingConfig
 from hta.errors import UserError, parameters_named
-from hta.evaluation.thresholds import decide
+from hta.evaluation.calibration import NUM_VIEWS
+from hta.evaluation.thresholds import CALIBRATED, GOOD_IMAGES, check_enough, decide
+from hta.images import to_array
 from hta.model import ImageLike, as_list, load
 from hta.runs import train
 
@@ -80,12 +82,17 @@ class HTADetector(BaseEstimator, _Settings):
             InputError: an unsuitable image or setting.
             hta.errors.RunError: a loss is not finite.
         """
-        images, scoring = _images_of(X), self._part(ScoringConfig)
+        images, scoring = [_reread(image) for image in _images_of(X)], self._part(ScoringConfig)
         if scoring.aggregate == "minmax":
             raise UserError("aggregate minmax: makes scores depend on the other images; give mean or calibrated")
         config = Config(self._part(ModelConfig), self._part(TrainingConfig), self._part(RuntimeConfig))
+        others = None if good_images is None else [to_array(image) for image in as_list(good_images)]
+        if others is not None:
+            check_enough(len(others), scoring.target_fpr, GOOD_IMAGES)
+        elif scoring.threshold is None:
+            check_enough(NUM_VIEWS, scoring.target_fpr, CALIBRATED)
         model = train(images, config)
-        good = None if good_images is None else model.score_good(as_list(good_images), scoring, with_maps=False)
+        good = None if others is None else model.score_good(others, scoring, with_maps=False)
         self._limits, self._runtime = model.threshold(scoring, with_maps=False, good=good), config.runtime
         self.model_, self._scoring, self.threshold_ = model, scoring, self._limits.limit
         self.decision_scores_, self.labels_ = self._judge(images)
@@ -161,3 +168,8 @@ def _images_of(X: Any) -> list[ImageLike]:
     if len(images) != count:
         raise UserError(f"X: has {count} entries, but {len(images)} images; {_FORMS}")
     return images
+
+
+def _reread(image: ImageLike) -> ImageLike:
+    """An image that can be read more than once: the pixels of an open file."""
+    return to_array(image) if hasattr(image, "read") else image

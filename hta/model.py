@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from hta.config import RuntimeConfig, ScoringConfig
-from hta.data.folders import images_in
+from hta.data.folders import images_of_folder
 from hta.errors import UserError, parameters_named
 from hta.evaluation import thresholds
 from hta.evaluation.calibration import Calibration, calibrate, kept_calibration, save_calibration
@@ -135,11 +135,11 @@ class Model:
         record = replace(self.record, training_shares=self.traced_shares())
         own = self if self.task == self.record.config.model.task else replace(self, task="")
         calibration = own.calibration(scoring)
-        with place.created(record, self.training_images, replace=foreign_files if overwrite else None):
+        replaced = foreign_files if overwrite else None
+        with place.completed(record, self.training_images, replace=replaced) as fresh:
             for n, scale in enumerate(self.pyramid.scales):
-                place.save_scale(n, scale)
-            save_calibration(place, calibration)
-            place.finish()
+                fresh.save_scale(n, scale)
+            save_calibration(fresh, calibration)
 
     @cached_property
     def frame_check(self) -> FrameCheck:
@@ -152,19 +152,10 @@ class Model:
         return NearestMaps(self.scorer.features, self.pyramid.plan, self.training_images)
 
     def score_name(self, scoring: ScoringConfig) -> str:
-        """The score that `scoring` asks for, by default that for the task and the recipe of the training.
-
-        Raises:
-            UserError: an aggregate of vote shares is asked for with a score that is not made of them.
-        """
+        """The score that `scoring` asks for, by default that for the task and the recipe of the training."""
         is_plain, of_views = scoring.aggregate == "mean", self.record.config.training.recipe == "views"
         of_task = "combined" if self.task == "class" else "nearest" if of_views else "paper"
-        score = scoring.score or (of_task if is_plain else "paper")
-        if score != "paper" and not is_plain:
-            raise UserError(
-                f"--aggregate {scoring.aggregate}: combines votes, for --score paper; leave one of them out"
-            )
-        return score
+        return scoring.score or (of_task if is_plain else "paper")
 
     @property
     def saved_folder(self) -> RunFolder:
@@ -446,7 +437,7 @@ def as_list(images: ImageLike | Iterable[ImageLike]) -> list[ImageLike]:
         if isinstance(image, np.ndarray | Tensor):
             several += unstack(image)
         elif isinstance(image, paths) and (folder := Path(os.fsdecode(image))).is_dir():
-            several += [path for path in images_in(folder) if path.is_file()]
+            several += images_of_folder(folder)
         else:
             several.append(image)  # type: ignore[arg-type]
     if not several:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import io
 import os
 import pickle
 import pickletools
@@ -90,8 +91,21 @@ def test_good_images_make_the_threshold():
     fitted = hta.HTADetector(**SETTINGS, recipe="paper").fit(NORMAL, good_images=good)
     assert fitted.threshold_ == fitted.decision_function(good).max()
     assert fitted.threshold_ != hta.HTADetector(**SETTINGS, recipe="paper").fit(NORMAL).threshold_
-    with pytest.raises(ValueError, match=r"^good_images: 3 good images, but target_fpr 0\.05 needs at least 19"):
-        fitted.fit(NORMAL, good_images=good[:3])
+
+
+@pytest.mark.parametrize(
+    ("settings", "good_images", "message"),
+    [
+        ({}, [picture(2)] * 3, r"^good_images: 3 good images, but target_fpr 0\.05 needs at least 19"),
+        ({}, [], "^images: none given"),
+        ({}, ["nope.png"] * 19, r"^nope\.png: "),
+        ({"target_fpr": 1e-4}, None, "target_fpr 0.0001: 200 views .*, or good_images with 9999"),
+        ({"score": "nearest", "aggregate": "calibrated"}, None, "aggregate calibrated: combines votes"),
+    ],
+)
+def test_what_makes_no_threshold_is_refused_before_the_training(settings, good_images, message):
+    with pytest.raises(ValueError, match=message):  # not the error of the device, which the training would give
+        hta.HTADetector(**SETTINGS | {"device": "cuda:99"} | settings).fit(NORMAL, good_images=good_images)
 
 
 def test_a_seed_gives_the_same_scores_and_another_one_others(detector):
@@ -117,7 +131,9 @@ def test_every_form_of_images_scores_alike(detector, tmp_path):
     assert detector.predict(gray).tolist() == detector.predict(gray[..., None]).tolist()
     sizes = [picture(2), picture(3, 40, 30), picture(4, 11, 64)]
     assert detector.decision_function(sizes).tolist() == [detector.decision_function([x])[0] for x in sizes]
-    assert hta.HTADetector(**SETTINGS).fit(paths[:1]).predict(paths[:1]).tolist() == [0]
+    files = [io.BytesIO(path.read_bytes()) for path in paths[:1]]
+    for X in (paths[:1], files):
+        assert hta.HTADetector(**SETTINGS).fit(X).predict(paths[:1]).tolist() == [0]
 
 
 def test_one_stack_of_four_gray_images_is_four_images(detector):
@@ -171,8 +187,6 @@ def test_its_parameters_are_all_settings_with_their_defaults():
         ({"niter": 0}, "niter 0: must be 1 <= value"),
         ({"min_size": 30, "max_size": 20}, "min_size 30 is above max_size 20"),
         ({"aggregate": "minmax"}, "aggregate minmax: makes scores depend on the other images"),
-        ({"target_fpr": 1e-4}, "target_fpr 0.0001: 200 views .*, or good_images with 9999"),
-        ({"score": "nearest", "aggregate": "calibrated"}, "aggregate calibrated: combines votes"),
         ({"device": "cuda:99"}, "device cuda:99"),
     ],
 )

@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import sys
 import time
 import weakref
 from concurrent.futures import ProcessPoolExecutor
@@ -30,6 +31,9 @@ from hta.models.scales import plan_of
 from hta.models.storage import RunFolder
 from hta.training.progress import Progress
 from tests.helpers import picture, save, snapshot
+
+if sys.platform != "win32":
+    import resource
 
 RUNTIME = {"threads": 1, "precision": "float32", "not_cuda": True}
 CONFIG = {"min_size": 14, "max_size": 22, "nfc": 4, "niter": 3, **RUNTIME}
@@ -93,11 +97,12 @@ def test_one_or_several_images_in_every_container(model, tmp_path):
     for number, array in enumerate(pixels):
         Image.fromarray(array).save(tmp_path / f"{number}.png")
     (tmp_path / "notes.txt").write_text("not an image")
+    Image.new("L", (24, 20)).save(tmp_path / "3_mask.png")
     tensors = torch.from_numpy(np.stack(pixels))
     opaque = np.full((4, 20, 24, 1), 255, np.uint8)
     containers = [
         *(tmp_path, str(tmp_path), os.fsencode(tmp_path), [tmp_path / "0.png", *pixels[1:]], (p for p in pixels)),
-        *(map(os.fsencode, sorted(tmp_path.glob("*.png"))), np.array([str(p) for p in sorted(tmp_path.glob("*.png"))])),
+        *(map(os.fsencode, sorted(tmp_path.glob("?.png"))), np.array([str(p) for p in sorted(tmp_path.glob("?.png"))])),
         *(np.stack(pixels), np.stack(pixels) / 255, np.concatenate([np.stack(pixels), opaque], axis=3)),
         *(tensors, tensors.movedim(-1, 1), (tensors.movedim(-1, 1) / 255).requires_grad_(), [tensors[:1], tensors[1:]]),
         [
@@ -369,6 +374,22 @@ def test_a_model_is_saved_over_another_only_if_asked_and_never_over_other_files(
     before = snapshot(tmp_path)
     with pytest.raises(UserError, match=r"thesis\.txt"):
         model.save(tmp_path / "wall", overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits of file sizes")
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_model_that_cannot_be_written_whole_leaves_what_there_was(model, tmp_path, overwrite):
+    if overwrite:
+        model.save(tmp_path / "wall")
+    before = snapshot(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # bytes
+    try:
+        with pytest.raises(HtaError, match=r"cannot be written \(File too large"):
+            model.save(tmp_path / "wall", overwrite=overwrite)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert snapshot(tmp_path) == before
 
 

@@ -54,7 +54,7 @@ def find_training_images(names: Sequence[str], input_dir: Path, num_images: int 
     if folders and len(paths) > 1:
         raise UserError(f"--input_name: the folder {folders[0]} among other names; give one folder, or files only")
     if folders:
-        paths = _images_of_folder(folders[0], num_images)
+        paths = images_of_folder(folders[0], num_images)
     elif num_images not in (None, len(paths)):
         raise UserError(f"--num_images: {num_images} asked, {len(paths)} files named; leave it out, or give a folder")
     seen: set[str] = set()
@@ -109,11 +109,15 @@ def subfolders(folder: Path) -> list[Path]:
     return [path for path in _entries(folder) if path.is_dir() and not path.name.startswith(".")]
 
 
-def _images_of_folder(folder: Path, num_images: int | None) -> list[Path]:
-    """List the image files directly in a folder, sorted by name and capped."""
+def images_of_folder(folder: Path, num_images: int | None = None) -> list[Path]:
+    """List the image files directly in a folder, without masks of others, sorted by name and capped.
+
+    Raises:
+        UserError: there is none, or fewer than `num_images`.
+    """
     files = [path for path in _entries(folder) if path.is_file() and not path.name.startswith(".")]
     paths = _images_and_masks([path for path in files if is_image_name(path.name)], folder, [], ())[0]
-    if paths and (note := _left_out(f"--input_name {folder}", sorted({*files} - {*paths}))):
+    if paths and (note := _left_out(str(folder), sorted({*files} - {*paths}))):
         logger.info("%s", note)
     if not paths:
         raise UserError(f"{folder}: holds no image file ({_SUFFIXES}); give the folder that holds the images")

@@ -151,15 +151,25 @@ class RunFolder:
             images: `(N, 3, h, w)` float32 in [-1, 1], the training images at the working size.
             replace: replace an existing run in which this finds nothing, unless another process trains it (UserError).
         """
+        with ExitStack() as new_lock:
+            with self.completed(record, images, replace=replace) as fresh:
+                new_lock.enter_context(self.locked(fresh.path))
+                fresh.save_checkpoint({}, scale=0, iteration=0)
+            yield
+
+    @contextmanager
+    def completed(self, record: RunRecord, images: Tensor, *, replace: Foreign | None = None) -> Iterator["RunFolder"]:
+        """The folder of a run, to be filled in the block: it appears here at its end, or not at all.
+
+        The arguments are those of `created`.
+        """
         # Decided only once: a run that another process creates from now on is not replaced.
         replaced = replace if self.exists else None
-        with ExitStack() as new_lock:
-            with self.locked() if replaced else nullcontext(), new_folder(self.path, replace=replaced) as fresh:
-                new_lock.enter_context(self.locked(fresh))
-                RunFolder(fresh).write_record(record)
-                save_tensors(fresh / IMAGES_FILE, {"images": images})
-                RunFolder(fresh).save_checkpoint({}, scale=0, iteration=0)
-            yield
+        with self.locked() if replaced else nullcontext(), new_folder(self.path, replace=replaced) as path:
+            fresh = RunFolder(path)
+            fresh.write_record(record)
+            save_tensors(path / IMAGES_FILE, {"images": images})
+            yield fresh
 
     @contextmanager
     def locked(self, folder: Path | None = None) -> Iterator[None]:
