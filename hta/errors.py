@@ -5,7 +5,7 @@ options as they are typed, `--niter`; where none was typed, `parameters_named` m
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -45,6 +45,16 @@ def options_typed() -> Iterator[None]:
         yield
     finally:
         _options_typed.reset(token)
+
+
+@contextmanager
+def options_renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let the errors of a block name options of this command, `names`, instead of those of the scripts."""
+    try:
+        yield
+    except HtaError as error:
+        error.args = (_OPTION.sub(lambda option: f"--{names.get(option[1], option[1])}", str(error)),)
+        raise
 
 
 @contextmanager

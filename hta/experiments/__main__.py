@@ -2,8 +2,8 @@
 changes|scores|recipes|classes"""
 
 import sys
-from argparse import Namespace
-from collections.abc import Sequence
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from itertools import cycle
 from pathlib import Path
@@ -16,7 +16,7 @@ announce_torch()  # before the imports that need it
 from hta.cli import Parser, run_command
 from hta.config import RuntimeConfig
 from hta.data.loaders import load_dataset
-from hta.errors import RunError, UserError
+from hta.errors import RunError, UserError, options_renamed
 from hta.experiments import changes, classes, gains, plan, seeds, tables
 from hta.experiments.results import FAILED_FOLDER, SHOT_TABLES, TABLES, default_folder, is_done, load_runs, make_folder
 from hta.experiments.runner import available_devices, run_missing
@@ -26,6 +26,9 @@ from hta.runtime import available_cores
 _RUN_USAGE = """%(prog)s --datasets NAME ... [--classes C ...]
          [--shots N ...] [--draws K ...] [--variants V ...] [--jobs N] ...
        %(prog)s --tables N ... [--datasets NAME ...] ..."""
+
+_OF_SCRIPTS = {"num_images": "shots", "pos_class": "classes", "dataset": "datasets", "index_download": "draws"}
+"""Options of the two scripts, by the names that they have here."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,7 +78,7 @@ def _add_run_options(run: Parser) -> None:
     text += "laid out like MVTec AD)"
     what("--datasets", **several, metavar="NAME", help=text)
     what("--classes", **several, metavar="NAME", help="classes to take as normal, one after the other; by default all")
-    what("--shots", **several, type=_count, metavar="N", help="numbers of training images (default 1)")
+    what("--shots", **several, type=_whole(1), metavar="N", help="numbers of training images (default 1)")
     text = "draws of the training images, as numbers or ranges such as 1-3 (default 1)"
     what("--draws", nargs="+", default=["1"], metavar="K", help=text)
     what("--in_order", **flag, help="draw k is not random, but the k-th image (or the k-th N images) of the class")
@@ -86,9 +89,9 @@ def _add_run_options(run: Parser) -> None:
     text = "number of transformations; by default the paper's for the data set"
     what("--num_transforms", type=int, choices=plan.NUM_TRANSFORMS, help=text)
     what("--fractions", **several, type=_fraction, metavar="F", help="fractions of the patches that vote, from 0 to 1")
-    what("--test_limit", type=_count, metavar="N", help="only N test images, each class in proportion (default all)")
+    what("--test_limit", type=_whole(2), metavar="N", help="only N test images, each class in proportion (default all)")
     text = "random seed of draws and test images, and, with the number of the draw added, of the training (default 0)"
-    what("--seed", type=int, default=0, help=text)
+    what("--seed", type=_whole(0), default=0, help=text)
     text = "changed settings of model and training, such as niter=500; manualSeed=3 is the seed of the training alone"
     what("--set", **several, metavar="NAME=VALUE", help=text)
     what("--prepare", **several, metavar="NAME=VALUE", help="changed preparation of images, such as train_clahe=false")
@@ -98,7 +101,7 @@ def _add_run_options(run: Parser) -> None:
     data("--dataset_title", metavar="TEXT", help="name to give the data set in tables")
     data("--paper_dataset", metavar="NAME", help="compare with the paper's rows of this data set, such as cifar10")
     how = run.add_argument_group("how to run it").add_argument
-    how("--jobs", type=_count, default=1, help="number of runs at a time on this machine (default 1)")
+    how("--jobs", type=_whole(1), default=1, help="number of runs at a time on this machine (default 1)")
     how("--threads", type=int, default=0, help="CPU threads of each run; by default the cores divided by the jobs")
     how("--device", **several, metavar="D", help="devices that share the runs; by default all CUDA devices")
     how("--not_cuda", **flag, help="run on the CPU even if there is a GPU")
@@ -111,16 +114,24 @@ def _add_run_options(run: Parser) -> None:
     how("--dry_run", **flag, help="only list the runs and whether they are done")
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
+def _whole(low: int) -> Callable[[str], int]:
+    """A reader of whole numbers from `low` on that fit into 31 bits, as seeds must."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or not low <= int(text) < 2**31:
+            raise ArgumentTypeError(f"{text!r}: must be a whole number, {low} or more")
+        return int(text)
+
+    return read
 
 
 def _fraction(text: str) -> float:
-    if not 0 < float(text) <= 1:
-        raise ValueError
-    return float(text)
+    try:
+        if 0 < float(text) <= 1:
+            return float(text)
+    except ValueError:
+        pass
+    raise ArgumentTypeError(f"{text!r}: must be 0 < value <= 1")
 
 
 def _run(options: Namespace) -> None:
@@ -130,7 +141,8 @@ def _run(options: Namespace) -> None:
     if options.download:  # once and here, so that all workers find it
         for name, num_transforms in dict.fromkeys((name, r.num_transforms) for r in requests for name in r.datasets):
             load_dataset(name, options.data_root, num_transforms=num_transforms, download=True)
-    runs = plan.plan_runs(requests)
+    with options_renamed(_OF_SCRIPTS):
+        runs = plan.plan_runs(requests)
     if options.part is not None:  # every N-th run, starting at the I-th
         number, _, count = options.part.partition("/")
         if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):

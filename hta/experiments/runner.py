@@ -67,6 +67,9 @@ def run_missing(
     """
     missing = {spec: config for spec, config in runs.items() if not is_done(folder, spec)}
     logger.info("%d runs, %d of them done, %d to do", len(runs), len(runs) - len(missing), len(missing))
+    if keep_scores and (bare := sum(not (folder / f"{s.name}.npz").exists() for s in runs.keys() - missing.keys())):
+        text = "the scores of %d runs that are done were not kept; to make them again, move their results away"
+        logger.warning(text, bare)
     if not missing:
         return 0
     total, failures, start = len(missing), 0, time.perf_counter()

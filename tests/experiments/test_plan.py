@@ -64,8 +64,12 @@ def test_stored_results_have_the_keys_and_names_of_their_runs():
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (("--classes", "wasp"), "--pos_class wasp"),
-        (("--shots", "9"), "--num_images 9"),
+        (("--classes", "wasp"), "--classes wasp"),
+        (("--shots", "9"), "--shots 9"),
+        (("--shots", "0"), "--shots: '0': must be a whole number, 1 or more"),
+        (("--draws", "9", "--in_order"), "--draws 9: with --shots 1 choose 1 to"),
+        (("--seed", "-1"), "--seed: '-1': must be a whole number, 0 or more"),
+        (("--fractions", "2"), "--fractions: '2': must be 0 < value <= 1"),
         (("--draws", "3-1"), "--draws 3-1"),
         (("--part", "3/2"), "--part 3/2"),
         (("--prepare", "sise=3"), "--prepare sise=3"),
@@ -78,7 +82,7 @@ def test_stored_results_have_the_keys_and_names_of_their_runs():
         (("--set", "num_transforms=42"), "--set num_transforms=42: not a setting to override; give --num_transforms"),
         (("--set", "niter=3", "task=defect"), "give another of --datasets"),
         (("--set", "manualSeed=-1"), "--manualSeed -1"),
-        (("--test_limit", "0"), "--test_limit"),
+        (("--test_limit", "1"), "--test_limit: '1': must be a whole number, 2 or more"),
         (("--paper_dataset", "cifar"), "--paper_dataset cifar: not in the paper's tables; give one of"),
         (("--tables", "1", "--shots", "5"), "--shots: contradicts --tables"),
         (("--tables", "5"), "--datasets folder: in none of these --tables, which have mvtec"),

@@ -1,6 +1,7 @@
 """Real, tiny runs through the runner: nothing twice, nothing lost, nothing stale."""
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -35,6 +36,16 @@ def here(tree, tmp_path_factory):
     results = tmp_path_factory.mktemp("here")
     assert main(run_arguments(tree, results, *ONE_THREAD, "--keep_scores")) == 0
     return results
+
+
+def test_scores_that_were_not_kept_are_said(here, tree, tmp_path, caplog):
+    results = shutil.copytree(here, tmp_path / "results")
+    next(results.glob("*.npz")).unlink()
+    with caplog.at_level(logging.WARNING):
+        assert main(run_arguments(tree, results, *ONE_THREAD)) == 0
+        assert not caplog.messages
+        assert main(run_arguments(tree, results, *ONE_THREAD, "--keep_scores")) == 0
+    assert "the scores of 1 runs that are done were not kept" in caplog.text
 
 
 def stamps(results):
