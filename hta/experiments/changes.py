@@ -82,16 +82,19 @@ def _other_scores(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_markdown(pairs: pd.DataFrame) -> str:
-    """One table per setup: the plain AUROC of every class and draw, and by how much each change moves it."""
+    """One table per setup: the plain AUROC of every class and draw, and by how much each change moves it.
+
+    Pairs of a change in one precision and in two have lines of their own.
+    """
     lines = []
-    for _, moved in pairs.groupby("setup"):
+    titles = [f"{pair.change} ({pair.mixed})" if pair.mixed else pair.change for pair in iterate(pairs)]
+    for _, moved in pairs.assign(change=titles).groupby("setup"):
         differences = moved.pivot(index="change", columns=["pos_class", "draw"], values="difference")
         plain = moved.groupby(["pos_class", "draw"])["plain"].first()
         rows = [["nothing", *map(to_number, plain), ""]]
-        for change, same in moved.groupby("change", sort=False):
-            values, mixed = differences.loc[change], "; ".join(sorted(set(same["mixed"]) - {""}))
-            title = f"{change} ({mixed})" if mixed else str(change)
-            rows.append([title, *(to_number(value, "+.1f") for value in values), with_interval(values)])
+        for change in moved["change"].unique():
+            values = differences.loc[change]
+            rows.append([str(change), *(to_number(value, "+.1f") for value in values), with_interval(values)])
         titles = ["changed", *(f"{name}, draw {draw}" for name, draw in plain.index), "mean difference"]
         lines += [f"**{moved['label'].iloc[0]}**", "", *to_lines(titles, rows), ""]
     return "\n".join(lines).rstrip() + "\n"

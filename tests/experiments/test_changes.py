@@ -77,10 +77,13 @@ def test_runs_of_two_precisions_are_told(tmp_path, capsys):
     write_result(tmp_path, 0.8)
     write_result(tmp_path, 0.7, settings=(("niter", 500),), dtype="float32")
     write_result(tmp_path, 0.75, settings=(("min_size", 26),))
+    write_result(tmp_path, 0.6, draw=2)
+    write_result(tmp_path, 0.61, draw=2, settings=(("niter", 500),))
     assert main(["changes", "--results", str(tmp_path)]) == 0
     text = capsys.readouterr().out
-    assert "| niter=500 (float32 beside bfloat16) | -10.0 | -10.0 |" in text
-    assert "| min_size=26 | -5.0 | -5.0 |" in text
+    assert "| niter=500 (float32 beside bfloat16) | -10.0 |  | -10.0 |" in text
+    assert "| niter=500 |  | +1.0 | +1.0 |" in text
+    assert "| min_size=26 | -5.0 |  | -5.0 |" in text
 
 
 def test_ways_to_a_score_are_means_over_all_classes(tmp_path, capsys):
